@@ -1,0 +1,151 @@
+from baton.api.common.v1 import samples_pb2 as _samples_pb2
+from baton.api.common.v1 import weights_pb2 as _weights_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLICA_STATE_UNSPECIFIED: _ClassVar[ReplicaState]
+    REPLICA_STATE_HEALTHY: _ClassVar[ReplicaState]
+    REPLICA_STATE_UPDATING: _ClassVar[ReplicaState]
+    REPLICA_STATE_STALE: _ClassVar[ReplicaState]
+REPLICA_STATE_UNSPECIFIED: ReplicaState
+REPLICA_STATE_HEALTHY: ReplicaState
+REPLICA_STATE_UPDATING: ReplicaState
+REPLICA_STATE_STALE: ReplicaState
+
+class ChatMessage(_message.Message):
+    __slots__ = ("role", "content")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    content: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+
+class Chat(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
+
+class Prompt(_message.Message):
+    __slots__ = ("group_id", "token_ids", "text", "chat")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    group_id: str
+    token_ids: bytes
+    text: str
+    chat: Chat
+    def __init__(self, group_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "ignore_eos", "seed")
+    N_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    ignore_eos: bool
+    seed: int
+    def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., ignore_eos: bool = ..., seed: _Optional[int] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("episode_id", "prompts", "sampling", "exact_version", "min_version")
+    EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    EXACT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    episode_id: int
+    prompts: _containers.RepeatedCompositeFieldContainer[Prompt]
+    sampling: SamplingParams
+    exact_version: int
+    min_version: int
+    def __init__(self, episode_id: _Optional[int] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., exact_version: _Optional[int] = ..., min_version: _Optional[int] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("samples", "texts")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    samples: _samples_pb2.SampleBatch
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    state: ReplicaState
+    policy_version: int
+    weights_digest: str
+    model: str
+    max_model_len: int
+    workers: int
+    running_requests: int
+    generated_tokens: int
+    state_reason: str
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ...) -> None: ...
+
+class UpdateWeightsRequest(_message.Message):
+    __slots__ = ("policy_version", "group", "first_rank", "timeout_s")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    FIRST_RANK_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    group: _weights_pb2.WeightGroup
+    first_rank: int
+    timeout_s: float
+    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class UpdateWeightsResponse(_message.Message):
+    __slots__ = ("weights_digest", "bytes", "phases")
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    weights_digest: str
+    bytes: int
+    phases: _weights_pb2.PhaseSeconds
+    def __init__(self, weights_digest: _Optional[str] = ..., bytes: _Optional[int] = ..., phases: _Optional[_Union[_weights_pb2.PhaseSeconds, _Mapping]] = ...) -> None: ...
+
+class CommitWeightsRequest(_message.Message):
+    __slots__ = ("policy_version", "weights_digest")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    weights_digest: str
+    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ...) -> None: ...
+
+class CommitWeightsResponse(_message.Message):
+    __slots__ = ("policy_version", "pause_s")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_S_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    pause_s: float
+    def __init__(self, policy_version: _Optional[int] = ..., pause_s: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,157 @@
+from baton.api.common.v1 import samples_pb2 as _samples_pb2
+from baton.api.common.v1 import weights_pb2 as _weights_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TrainStepRequest(_message.Message):
+    __slots__ = ("run_id", "episode_id", "pass_index", "step_index", "buffer_address", "expected_digests")
+    class ExpectedDigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    STEP_INDEX_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    episode_id: int
+    pass_index: int
+    step_index: int
+    buffer_address: str
+    expected_digests: _containers.ScalarMap[int, str]
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., pass_index: _Optional[int] = ..., step_index: _Optional[int] = ..., buffer_address: _Optional[str] = ..., expected_digests: _Optional[_Mapping[int, str]] = ...) -> None: ...
+
+class TrainStepResponse(_message.Message):
+    __slots__ = ("global_step", "metrics", "samples", "response_tokens", "computed_tokens")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    GLOBAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    global_step: int
+    metrics: _containers.ScalarMap[str, float]
+    samples: int
+    response_tokens: int
+    computed_tokens: int
+    def __init__(self, global_step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., samples: _Optional[int] = ..., response_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
+
+class ComputeLogprobsRequest(_message.Message):
+    __slots__ = ("samples",)
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    samples: _samples_pb2.SampleBatch
+    def __init__(self, samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ...) -> None: ...
+
+class ComputeLogprobsResponse(_message.Message):
+    __slots__ = ("logprobs",)
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: _samples_pb2.Ragged
+    def __init__(self, logprobs: _Optional[_Union[_samples_pb2.Ragged, _Mapping]] = ...) -> None: ...
+
+class OpenWeightGroupRequest(_message.Message):
+    __slots__ = ("receivers",)
+    RECEIVERS_FIELD_NUMBER: _ClassVar[int]
+    receivers: int
+    def __init__(self, receivers: _Optional[int] = ...) -> None: ...
+
+class OpenWeightGroupResponse(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: _weights_pb2.WeightGroup
+    def __init__(self, group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ...) -> None: ...
+
+class PublishWeightsRequest(_message.Message):
+    __slots__ = ("group_id", "policy_version", "timeout_s")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    group_id: str
+    policy_version: int
+    timeout_s: float
+    def __init__(self, group_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class PublishWeightsResponse(_message.Message):
+    __slots__ = ("weights_digest", "bytes", "phases")
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    weights_digest: str
+    bytes: int
+    phases: _weights_pb2.PhaseSeconds
+    def __init__(self, weights_digest: _Optional[str] = ..., bytes: _Optional[int] = ..., phases: _Optional[_Union[_weights_pb2.PhaseSeconds, _Mapping]] = ...) -> None: ...
+
+class SaveCheckpointRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class SaveCheckpointResponse(_message.Message):
+    __slots__ = ("path", "bytes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    bytes: int
+    def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class LoadCheckpointRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class LoadCheckpointResponse(_message.Message):
+    __slots__ = ("global_step",)
+    GLOBAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    global_step: int
+    def __init__(self, global_step: _Optional[int] = ...) -> None: ...
+
+class ExportModelRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class ExportModelResponse(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("model", "global_step", "parameters", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_sequence_tokens")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DATA_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    global_step: int
+    parameters: int
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    max_sequence_tokens: int
+    def __init__(self, model: _Optional[str] = ..., global_step: _Optional[int] = ..., parameters: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., max_sequence_tokens: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,75 @@
+"""One way to open a channel and one way to call over it: deadlines always, retries where repeating is safe."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from baton.errors import from_rpc_error
+
+_RETRY = {  # gRPC allows five attempts; with a ready-wait in between they span a restart of the service
+    "maxAttempts": 5,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class ServiceClient:
+    """Base of the typed clients: an async channel to one service.
+
+    Idempotent calls (named in `RETRIED`) are sent again when the service is UNAVAILABLE, up to five times; every call
+    waits for the service to be reachable, within its deadline.
+    """
+
+    SERVICE: str
+    STUB: Callable[[grpc.aio.Channel], Any]
+    RETRIED: tuple[str, ...] = ()
+
+    def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
+        """`address` is host:port; `timeout_s` is the deadline of calls that are given none of their own."""
+        self.address = address
+        self.timeout_s = timeout_s
+        methods = [{"service": self.SERVICE, "method": name} for name in self.RETRIED]
+        config = {"methodConfig": [{"name": methods, "retryPolicy": _RETRY}]} if methods else {}
+        options = [*_KEEPALIVE, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 1)]
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._stub = type(self).STUB(self._channel)
+
+    async def close(self) -> None:
+        """Ends the channel; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    def _name(self, method: str) -> str:
+        return f"{self.SERVICE.rsplit('.', 1)[-1]}.{method}"
+
+    async def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
+        timeout = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._name(method), self.address, timeout) from None
+
+    async def _stream(
+        self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None
+    ) -> AsyncIterator[Any]:
+        timeout = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            async for response in getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=True):
+                yield response
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._name(method), self.address, timeout) from None

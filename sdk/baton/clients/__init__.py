@@ -1,0 +1,9 @@
+"""Typed async clients, one per service. `blocking(client)` gives the same methods without `await`."""
+
+from baton.clients.blocking import blocking
+from baton.clients.buffer import BufferClient
+from baton.clients.coordinator import CoordinatorClient
+from baton.clients.rollout import RolloutClient
+from baton.clients.trainer import TrainerClient
+
+__all__ = ["BufferClient", "CoordinatorClient", "RolloutClient", "TrainerClient", "blocking"]

@@ -1,0 +1,100 @@
+"""Client of one rollout replica."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from baton.api.common.v1 import weights_pb2
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
+from baton.channel import ServiceClient
+from baton.samples import Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to answer: exactly one of `token_ids`, `text` or `chat` (a list of {"role", "content"})."""
+
+    group_id: str
+    token_ids: Sequence[int] | None = None
+    text: str | None = None
+    chat: Sequence[dict[str, str]] | None = None
+
+    def to_proto(self) -> pb.Prompt:
+        """The wire form."""
+        message = pb.Prompt(group_id=self.group_id)
+        if self.token_ids is not None:
+            message.token_ids = np.asarray(self.token_ids, "<i4").tobytes()
+        if self.text is not None:
+            message.text = self.text
+        if self.chat is not None:
+            message.chat.messages.extend(pb.ChatMessage(**turn) for turn in self.chat)
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Overrides of the run file's sampling options; None keeps the run file's value."""
+
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    ignore_eos: bool | None = None
+    seed: int | None = None
+
+    def to_proto(self) -> pb.SamplingParams:
+        """The wire form."""
+        return pb.SamplingParams(**{name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One or more finished groups: samples without rewards, and the responses' texts."""
+
+    samples: Samples
+    texts: list[str]
+
+
+class RolloutClient(ServiceClient):
+    """Generates with one replica and moves it to new weights. Errors: see `baton.errors`."""
+
+    SERVICE = "baton.api.rollout.v1.RolloutService"
+    STUB = RolloutServiceStub
+    RETRIED = ("GetStatus", "CommitWeights")
+
+    async def generate(
+        self, prompts: Sequence[Prompt], *, sampling: SamplingParams | None = None, episode_id: int = 0,
+        exact_version: int | None = None, min_version: int | None = None, timeout_s: float = 600.0,
+    ) -> AsyncIterator[Generation]:  # fmt: skip
+        """Yields each group when its last response is done.
+
+        Raises StalePolicyError if the replica does not serve the version asked for, InvalidRequestError if a prompt is
+        longer than the model's context.
+        """
+        request = pb.GenerateRequest(
+            episode_id=episode_id, prompts=[prompt.to_proto() for prompt in prompts],
+            sampling=(sampling or SamplingParams()).to_proto(), exact_version=exact_version, min_version=min_version,
+        )  # fmt: skip
+        async for message in self._stream("Generate", request, timeout_s):
+            yield Generation(Samples.from_proto(message.samples), list(message.texts))
+
+    async def get_status(self) -> pb.GetStatusResponse:
+        """What the replica serves now."""
+        return await self._call("GetStatus", pb.GetStatusRequest())
+
+    async def update_weights(
+        self, policy_version: int, group: weights_pb2.WeightGroup, *, first_rank: int, timeout_s: float
+    ) -> pb.UpdateWeightsResponse:
+        """Receives new weights; see `baton.weights.publish`, which calls both sides."""
+        request = pb.UpdateWeightsRequest(
+            policy_version=policy_version, group=group, first_rank=first_rank, timeout_s=timeout_s
+        )
+        return await self._call("UpdateWeights", request, timeout_s + 5)
+
+    async def commit_weights(self, policy_version: int, weights_digest: str) -> pb.CommitWeightsResponse:
+        """Serves the received version, if the digest is the one that arrived."""
+        request = pb.CommitWeightsRequest(policy_version=policy_version, weights_digest=weights_digest)
+        return await self._call("CommitWeights", request)

@@ -1,0 +1,69 @@
+"""Client of the trainer service."""
+
+from collections.abc import AsyncIterator, Mapping
+
+import numpy as np
+
+from baton.api.common.v1 import weights_pb2
+from baton.api.trainer.v1 import trainer_pb2 as pb
+from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from baton.channel import ServiceClient
+from baton.samples import Ragged, Samples
+
+
+class TrainerClient(ServiceClient):
+    """Steps, publishes, saves and exports the trainer's model. Errors: see `baton.errors`."""
+
+    SERVICE = "baton.api.trainer.v1.TrainerService"
+    STUB = TrainerServiceStub
+    RETRIED = ("GetStatus", "TrainStep", "LoadCheckpoint", "ExportModel")
+
+    async def train_step(
+        self, run_id: str, episode_id: int, *, pass_index: int, step_index: int, buffer_address: str,
+        expected_digests: Mapping[int, str] | None = None, timeout_s: float = 1800.0,
+    ) -> pb.TrainStepResponse:  # fmt: skip
+        """Takes one optimizer step on one leased global batch."""
+        request = pb.TrainStepRequest(
+            run_id=run_id, episode_id=episode_id, pass_index=pass_index, step_index=step_index,
+            buffer_address=buffer_address, expected_digests=dict(expected_digests or {}),
+        )  # fmt: skip
+        return await self._call("TrainStep", request, timeout_s)
+
+    async def compute_logprobs(self, samples: Samples, *, timeout_s: float = 600.0) -> Ragged:
+        """Log-probabilities of every response token, by the model as it is now: one row per sample."""
+
+        async def requests() -> AsyncIterator[pb.ComputeLogprobsRequest]:
+            for part in samples.split():
+                yield pb.ComputeLogprobsRequest(samples=part.to_proto())
+
+        values, lengths = [], []
+        async for answer in self._stream("ComputeLogprobs", requests(), timeout_s):
+            values.append(np.frombuffer(answer.logprobs.values, "<f4"))
+            lengths.append(np.frombuffer(answer.logprobs.lengths, "<u4"))
+        return Ragged(np.concatenate(values), np.concatenate(lengths))
+
+    async def open_weight_group(self, receivers: int) -> weights_pb2.WeightGroup:
+        """Starts rendezvous for `receivers` receiving ranks."""
+        answer = await self._call("OpenWeightGroup", pb.OpenWeightGroupRequest(receivers=receivers))
+        return answer.group
+
+    async def publish_weights(self, group_id: str, policy_version: int, *, timeout_s: float) -> pb.PublishWeightsResponse:
+        """Broadcasts the current weights; see `baton.weights.publish`, which calls both sides."""
+        request = pb.PublishWeightsRequest(group_id=group_id, policy_version=policy_version, timeout_s=timeout_s)
+        return await self._call("PublishWeights", request, timeout_s + 5)
+
+    async def save_checkpoint(self, directory: str, *, timeout_s: float = 1800.0) -> pb.SaveCheckpointResponse:
+        """Writes a checkpoint into a new folder of `directory`."""
+        return await self._call("SaveCheckpoint", pb.SaveCheckpointRequest(directory=directory), timeout_s)
+
+    async def load_checkpoint(self, path: str, *, timeout_s: float = 1800.0) -> int:
+        """Restores a checkpoint. Returns its global step."""
+        return (await self._call("LoadCheckpoint", pb.LoadCheckpointRequest(path=path), timeout_s)).global_step
+
+    async def export_model(self, directory: str, *, timeout_s: float = 1800.0) -> int:
+        """Writes a Hugging Face directory. Returns its weights' size in bytes."""
+        return (await self._call("ExportModel", pb.ExportModelRequest(directory=directory), timeout_s)).bytes
+
+    async def get_status(self) -> pb.GetStatusResponse:
+        """What the trainer holds."""
+        return await self._call("GetStatus", pb.GetStatusRequest())

@@ -1,0 +1,190 @@
+"""`runtime` and `runtime_env`: the episode loop, its batches, relay, and where the run keeps its files."""
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from baton.config.base import Count, PositiveInt, Section
+
+
+def _lower(value: Any) -> Any:
+    """Lets an enumerated option be written in any case, as `FIXED` for `fixed`."""
+    return value.lower() if isinstance(value, str) else value
+
+
+class RuntimeConfig(Section):
+    """The episode loop: how many samples an episode has and how they become optimizer steps."""
+
+    num_episode: Count = 5000
+    """Episodes in the run; one episode is a rollout and the training on it. 0 runs none."""
+
+    sample_per_episode: PositiveInt = 1000
+    """Prompts (repeats included) that enter one episode. Under `fixed`, also its number of training samples."""
+
+    num_inference_per_prompt: PositiveInt = 1
+    """How often each prompt is repeated inside `sample_per_episode`; the repeats of one prompt form a group."""
+
+    num_training_epoch: PositiveInt = 1
+    """Passes over the episode's samples; they are reshuffled before every pass but the first."""
+
+    generation_batch_size: PositiveInt = 2
+    """Prompts in one generation request, for every model that does not set its own."""
+
+    train_micro_batch_size: PositiveInt = 2
+    """Samples in one forward and backward pass of one data-parallel rank."""
+
+    train_global_batch_size: PositiveInt | None = None
+    """Samples in one optimizer step over all data-parallel ranks. null: the micro-batch size."""
+
+    tail: Literal["wrap", "mask"] = "wrap"
+    """How an episode's last step is filled: `wrap` trains samples from the episode's start again, `mask` gives
+    those repeats zero loss weight."""
+
+    drop_last: bool = False
+    """Leave out the prompts at the end of the data set that do not fill a whole batch, on every pass over it."""
+
+    stream_data_loader_type: Annotated[Literal["fixed", "dynamic"], BeforeValidator(_lower)] = "fixed"
+    """`fixed`: an episode yields exactly `sample_per_episode` samples. `dynamic`: as many as the flow produces."""
+
+    max_relay_episode: int = 0
+    """Finished episodes that are kept for relay, the oldest evicted first. 0: relay is off. Negative: keep all."""
+
+    relay_episode_offset: Count = 0
+    """First episode (counted from 0) that is stored and relayed."""
+
+    relay_sample_fn: str | None = None
+    """What picks the training samples from the kept episodes: a built-in name (`concat`, `last`) or
+    `module:callable`. null: the one given to `engine.set_relay_sample_fn`."""
+
+    save_episode_interval: Count | None = None
+    """Episodes between two checkpoints. 0 or null: none are written."""
+
+    eval_episode_interval: Count = 0
+    """Episodes between two evaluations. 0: never."""
+
+    log_interval: PositiveInt = 1
+    """Optimizer steps between two log lines."""
+
+    data_path: str | None = None
+    """JSON Lines file with the prompts, relative to the working directory; used if `prompts` is left out."""
+
+    enable_resume_training: bool = True
+    """Continue from the newest data checkpoint when `data_checkpoint_path` holds one."""
+
+    data_checkpoint_path: str | None = None
+    """Directory of the data checkpoints, which hold the loop's position. null: neither written nor read."""
+
+    max_data_ckpt_nums: PositiveInt | None = None
+    """Data checkpoints to keep, the newest first. null: all."""
+
+    load_data_checkpoint_iteration: Count | None = None
+    """Optimizer step whose data checkpoint is resumed. null: the latest."""
+
+    consumed_samples: Count = 0
+    """Prompts to skip at the start; a resumed run sets it by itself."""
+
+    exp_name: str = "baton"
+    """Name of the experiment; a directory of this name is made in `output_dir` unless its path already has it."""
+
+    output_dir: str = "runs"
+    """Directory of everything the run writes, relative to the working directory."""
+
+    seed: Count = 42
+    """Seed of every random choice in the run."""
+
+    coalesced_buffer_mb: PositiveInt = 100
+    """Size of one bucket of a weight broadcast, in MiB."""
+
+    # The options below are accepted so that existing run files load; `inert.py` says why each does nothing.
+
+    max_iteration_per_sample: PositiveInt = 1
+    """Inert. Turns of a tree search per sample."""
+
+    colocation: list[str] = Field(default_factory=list)
+    """Inert. Comma-separated lists of models that share devices."""
+
+    debug: bool = False
+    """Inert. Extra checks of the old engine."""
+
+    nsys: bool = False
+    """Inert. Marks ranges for Nsight Systems."""
+
+    profiler_dir: str | None = None
+    """Inert. Directory of profiler traces."""
+
+    coalesce_param: bool = True
+    """Inert. Flatten parameters before they are sent."""
+
+    concurrent_comm: bool = True
+    """Inert. Synchronise parameters from several threads."""
+
+    concurrent_setup: bool = False
+    """Inert. Set up all models at the same time."""
+
+    param_sync_comm_type: Annotated[Literal["broadcast", "p2p"], BeforeValidator(_lower)] = "broadcast"
+    """Inert. How parameters travel to the rollout."""
+
+    param_sync_max_workers: int | None = None
+    """Inert. Threads that synchronise parameters."""
+
+    routed_expert_regrouping_comm_type: Annotated[
+        Literal["alltoall", "allgather"], BeforeValidator(_lower)
+    ] = "alltoall"
+    """Inert. How the shards of experts are regrouped before they are sent."""
+
+    bucket_size_mb_in_memory_manager: int = 1024
+    """Inert. Bucket of the colocation memory manager, in MiB."""
+
+    free_sync_collective_group: bool = False
+    """Inert. Destroy communication groups after every synchronisation."""
+
+    cpu_schedule_strategy: Literal["PACK", "SPREAD"] = "SPREAD"
+    """Inert. Placement of models without a GPU."""
+
+    validate_param_sync: bool = False
+    """Inert. Compare parameters on both sides after a synchronisation."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples in one optimizer step over all data-parallel ranks."""
+        return self.train_global_batch_size or self.train_micro_batch_size
+
+    @property
+    def relay_enabled(self) -> bool:
+        """Whether any episode is ever relayed."""
+        return self.max_relay_episode != 0
+
+    @property
+    def relay_limit(self) -> int | None:
+        """Finished episodes that relay keeps; None keeps all, 0 means that relay is off."""
+        return None if self.max_relay_episode < 0 else self.max_relay_episode
+
+    def relays(self, episode_id: int) -> bool:
+        """Whether episode `episode_id` (counted from 0) is stored and trained through relay."""
+        return self.relay_enabled and episode_id >= self.relay_episode_offset
+
+    @property
+    def run_dir(self) -> str:
+        """Directory of this run: `output_dir`, with `exp_name` below it unless the path already names it."""
+        path = PurePath(self.output_dir)
+        return str(path if self.exp_name in path.parts else path / self.exp_name)
+
+
+class RuntimeEnvConfig(Section):
+    """What the old engine shipped to its cluster. Services run from an installed package, so all of it is inert."""
+
+    pip: list[str] = Field(default_factory=list)
+    """Inert. Packages to install on every node."""
+
+    py_modules: list[str] = Field(default_factory=list)
+    """Inert. Python modules to copy to every node."""
+
+    working_dir: str | None = None
+    """Inert. Directory to copy to every node."""
+
+    platform: str = ""
+    """Inert. Name of the launcher."""
+
+    excludes: list[str] = Field(default_factory=list)
+    """Inert. Files left out of the copy."""

@@ -1,0 +1,97 @@
+"""`services`, `store` and `deadlines`: where the processes listen, what they keep, how long they wait."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from baton.config.base import Port, PositiveInt, Seconds, Section
+
+Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$")]
+
+
+class ServicesConfig(Section):
+    """Addresses of the services. One that has an address here runs elsewhere; the others are started by the run."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address that the started services listen on. 0.0.0.0 opens them to other machines."""
+
+    buffer_port: Port = 0
+    """Port of the buffer. 0: any free one."""
+
+    coordinator_port: Port = 0
+    """gRPC port of the coordinator. 0: any free one."""
+
+    rest_port: Port = 0
+    """HTTP port of the coordinator's status pages. 0: any free one."""
+
+    trainer_port: Port = 0
+    """Port of the trainer. 0: any free one."""
+
+    rollout_port: Port = 0
+    """Port of rollout replica 0; replica i takes rollout_port + i. 0: any free ones."""
+
+    buffer_address: Address | None = None
+    """host:port of a buffer that runs already. null: start one."""
+
+    coordinator_address: Address | None = None
+    """host:port of a coordinator that runs already. null: start one."""
+
+    trainer_address: Address | None = None
+    """host:port of a trainer that runs already. null: start one."""
+
+    rollout_addresses: list[Address] = Field(default_factory=list)
+    """host:port of each rollout replica that runs already, in the order of their ids. Empty: start them."""
+
+
+class StoreConfig(Section):
+    """The Redis-protocol server behind the buffer, and the rules of the data in it."""
+
+    url: Annotated[str, Field(pattern=r"^(rediss?|unix)://")] | None = None
+    """redis://, rediss:// or unix:// address of a server that runs already. null: start a local one."""
+
+    port: Port = 0
+    """Port of the started server. 0: any free one."""
+
+    data_dir: str | None = None
+    """Directory of the started server's files. null: `store` in the run's directory."""
+
+    appendfsync: Literal["everysec", "always", "no"] = "everysec"
+    """When the started server forces its log to disk. Every choice survives the death of a process; `everysec` may
+    lose one second to a power failure, `no` more, `always` nothing, at a price per write."""
+
+    lease_timeout_s: Seconds = 600.0
+    """Seconds without a sign of life after which a leased sample may be leased again."""
+
+    ack_on: Literal["step", "checkpoint"] = "step"
+    """When a trained sample counts as done: after its optimizer step, or after the next checkpoint."""
+
+    relay_max_bytes: PositiveInt = 2**30
+    """Bytes that all relayed episodes together may take in the store."""
+
+    relay_when_full: Literal["error", "evict"] = "error"
+    """What happens beyond `relay_max_bytes`: the run stops, or the oldest episode is evicted."""
+
+
+class DeadlinesConfig(Section):
+    """The longest wait for each kind of work, in seconds. A wait that exceeds it is an error, never a hang."""
+
+    generate_s: Seconds = 600.0
+    """One generation request."""
+
+    reward_s: Seconds = 120.0
+    """Scoring of one batch of samples, by functions or by a model."""
+
+    train_step_s: Seconds = 1800.0
+    """One optimizer step."""
+
+    publish_s: Seconds = 300.0
+    """One transfer of the weights to all rollout replicas; a replica that misses it is taken out until it catches up."""
+
+    checkpoint_s: Seconds = 1800.0
+    """One checkpoint, written or read."""
+
+    startup_s: Seconds = 600.0
+    """From the start of a service until it is ready."""
+
+    buffer_s: Seconds = 60.0
+    """One call to the buffer."""

@@ -1,0 +1,97 @@
+"""`prompts` and `rewards`: what the policy is asked, and what its answers are worth."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from baton.config.base import Count, Fraction, PositiveInt, Seconds, Section
+
+REWARD_FUNCTION_PATTERN = r"^[A-Za-z_]\w*((\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?$"
+
+
+def _check_template(text: str) -> str:
+    if "{prompt}" not in text:
+        raise ValueError("must contain {prompt}, which stands for the prompt; add {prompt} where it belongs")
+    return text
+
+
+class _Prompts(Section):
+    shuffle: bool = False
+    """Visit the prompts in a random order, a new one on every pass over the data set."""
+
+    seed: Count | None = None
+    """Seed of the order and of generated data. null: `runtime.seed`."""
+
+    system_prompt: str | None = None
+    """System message put before every prompt. null: none."""
+
+    template: Annotated[str, AfterValidator(_check_template)] | None = None
+    """Text of the user message, in which {prompt} stands for the prompt. null: the prompt alone."""
+
+
+class ReasoningGymPrompts(_Prompts):
+    """Procedurally generated tasks, which come with verifiers."""
+
+    source: Literal["reasoning_gym"]
+    """Where the prompts come from."""
+
+    task: str
+    """Name of the task, as `chain_sum`."""
+
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the task, passed on as they are."""
+
+    size: PositiveInt = 10000
+    """Number of prompts to generate."""
+
+
+class JsonlPrompts(_Prompts):
+    """Prompts from a JSON Lines file, one object a line; the object's other keys travel with the sample."""
+
+    source: Literal["jsonl"]
+    """Where the prompts come from."""
+
+    path: str
+    """The file, relative to the working directory."""
+
+    prompt_key: str = "prompt"
+    """Key that holds the prompt: a string, or a list of chat messages."""
+
+
+class AppPrompts(_Prompts):
+    """Prompts that the user's Python program hands to the engine."""
+
+    source: Literal["app"]
+    """Where the prompts come from."""
+
+
+PromptConfig = Annotated[ReasoningGymPrompts | JsonlPrompts | AppPrompts, Field(discriminator="source")]
+
+
+class RewardFunctionConfig(Section):
+    """One reward function and its weight in the sum."""
+
+    function: Annotated[str, Field(pattern=REWARD_FUNCTION_PATTERN)]
+    """A built-in name, as `verifier` or `digits_only`, or `module:callable`."""
+
+    weight: float = 1.0
+    """Factor of this function's value in a sample's reward; may be negative."""
+
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of every call."""
+
+    timeout_s: Seconds = 10.0
+    """Time limit of one call, in seconds; a call that exceeds it yields no value."""
+
+
+class RewardsConfig(Section):
+    """The reward functions, which run in worker processes of the coordinator."""
+
+    functions: list[RewardFunctionConfig] = Field(default_factory=list)
+    """The functions whose weighted values add up to a sample's reward. Empty: the engine's flow gives rewards."""
+
+    max_error_rate: Fraction = 0.0
+    """Share of an episode's calls that may fail or time out before the run stops. 0: the first failure stops it."""
+
+    workers: PositiveInt = 1
+    """Worker processes."""

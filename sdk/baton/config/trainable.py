@@ -1,0 +1,88 @@
+"""`models.ppo_policy` and `models.ppo_value` (trained), `reference`, `value` and `reward` (forward only)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from baton.config.base import Count, NonNegativeFloat, PositiveFloat, PositiveInt
+from baton.config.roles import RoleConfig
+
+AdamBeta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _data_parallel(data: dict[str, Any]) -> int:
+    if not data["num_gpu"]:
+        return 1
+    return max(1, data["num_gpu"] // (data["tensor_model_parallel_size"] * data["pipeline_model_parallel_size"]))
+
+
+class TrainableConfig(RoleConfig):
+    """A model that is trained by Megatron-Core, and its optimizer. It has one replica; copies share its batches."""
+
+    trainable: Literal[True] = True
+    """Always true for this role."""
+
+    num_replica: Literal[1] = 1
+    """Always 1: `data_parallel_size` says how many copies share a batch."""
+
+    data_parallel_size: PositiveInt = Field(default_factory=_data_parallel)
+    """Copies of the model that share each batch. Left out: what `num_gpu` allows, else 1."""
+
+    lr: PositiveFloat = 1e-6
+    """Learning rate after the warm-up."""
+
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of the decay, and its lower limit."""
+
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate from `lr` to `min_lr`. `constant`: it stays at `lr`."""
+
+    lr_warmup_iters: Count = 0
+    """Optimizer steps in which the learning rate rises from 0 to `lr`."""
+
+    lr_decay_iters: PositiveInt | None = None
+    """Optimizer steps until `min_lr` is reached, the warm-up included. null: all of the run's."""
+
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay. 0: none."""
+
+    adam_beta1: AdamBeta = 0.9
+    """Decay of Adam's running mean of the gradient."""
+
+    adam_beta2: AdamBeta = 0.999
+    """Decay of Adam's running mean of the squared gradient."""
+
+    adam_eps: PositiveFloat = 1e-8
+    """Term that keeps Adam's denominator above zero."""
+
+    clip_grad: NonNegativeFloat = 1.0
+    """Upper limit on the gradient's global norm. 0: no limit."""
+
+    use_distributed_optimizer: bool = False
+    """Divide the optimizer's state over the data-parallel copies."""
+
+    recompute_granularity: Literal["selective", "full"] | None = None
+    """Activations that the backward pass computes again instead of keeping: the attention's, or all. null: none."""
+
+    sequence_parallel: bool = False
+    """Divide the parts between tensor-parallel layers along the sequence."""
+
+    share_prefix: bool = True
+    """Compute the prompt that a group's samples have in common once."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the trainer: tensor x pipeline x data-parallel size."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.data_parallel_size
+
+
+class ForwardConfig(RoleConfig):
+    """A model that is only evaluated: `reference`, `value` or `reward`."""
+
+    trainable: Literal[False] = False
+    """Always false for this role."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the model over all its replicas."""
+        return self.gpus_per_replica * self.num_replica

@@ -1,0 +1,217 @@
+"""Samples as columns of numpy arrays: what a flow makes, the buffer keeps and the trainer learns from.
+
+The wire form is `baton.api.common.v1.SampleBatch`; `to_proto` and `from_proto` are the only places that know both.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Any, Self
+
+import numpy as np
+
+from baton.api.common.v1 import samples_pb2 as pb
+
+MESSAGE_BYTES = 3 * 1024 * 1024
+"""Payload put into one message, safely below gRPC's default limit of 4 MiB."""
+
+
+class FinishReason(IntEnum):
+    """Why a response ended."""
+
+    STOP = pb.FINISH_REASON_STOP
+    """End token or stop string."""
+    LENGTH = pb.FINISH_REASON_LENGTH
+    """Token limit."""
+    ABORT = pb.FINISH_REASON_ABORT
+    """Cut off from outside."""
+
+
+class RewardStatus(IntEnum):
+    """Whether a reward may enter an advantage."""
+
+    UNSPECIFIED = pb.REWARD_STATUS_UNSPECIFIED
+    """Not scored."""
+    VALUE = pb.REWARD_STATUS_VALUE
+    """Scored: the only one that trains."""
+    ABSTAIN = pb.REWARD_STATUS_ABSTAIN
+    """The function declined."""
+    ERROR = pb.REWARD_STATUS_ERROR
+    """The function raised or returned no finite number."""
+    TIMEOUT = pb.REWARD_STATUS_TIMEOUT
+    """The function ran over its time limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """One variable-length array per sample, concatenated: `values` [sum of lengths], `lengths` [size]."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], dtype: type) -> Self:
+        """Builds a column from one sequence per sample."""
+        lengths = np.fromiter((len(row) for row in rows), np.uint32, len(rows))
+        values = np.concatenate([np.asarray(row, dtype) for row in rows]) if len(rows) else np.empty(0, dtype)
+        return cls(values, lengths)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Start of each row in `values`, and the end of the last: [size + 1]."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths, dtype=np.int64)])
+
+    def rows(self) -> list[np.ndarray]:
+        """Views of the rows."""
+        offsets = self.offsets
+        return [self.values[offsets[i] : offsets[i + 1]] for i in range(len(self.lengths))]
+
+    def take(self, indices: np.ndarray) -> Self:
+        """The column of the chosen rows, in that order."""
+        if len(indices) and np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
+            offsets = self.offsets[indices[0] : indices[-1] + 2]
+            return replace(self, values=self.values[offsets[0] : offsets[-1]], lengths=self.lengths[indices])
+        rows = self.rows()
+        chosen = [rows[i] for i in indices]
+        return replace(self, values=np.concatenate(chosen) if chosen else self.values[:0], lengths=self.lengths[indices])
+
+
+def _ragged(dtype: type) -> Any:
+    return field(default=None, metadata={"kind": "ragged", "dtype": np.dtype(dtype)})
+
+
+def _scalar(dtype: type) -> Any:
+    return field(default=None, metadata={"kind": "scalar", "dtype": np.dtype(dtype)})
+
+
+def _text() -> Any:
+    return field(default=None, metadata={"kind": "text"})
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Many samples; every column has one row per sample, or is None (absent). Columns are described in samples.proto."""
+
+    sample_ids: list[str]
+    group_ids: list[str] | None = _text()
+    episode_ids: np.ndarray | None = _scalar(np.int64)
+    prompt_ids: Ragged | None = _ragged(np.int32)
+    response_ids: Ragged | None = _ragged(np.int32)
+    rollout_logprobs: Ragged | None = _ragged(np.float32)
+    reference_logprobs: Ragged | None = _ragged(np.float32)
+    loss_mask: Ragged | None = _ragged(np.uint8)
+    rewards: np.ndarray | None = _scalar(np.float32)
+    reward_status: np.ndarray | None = _scalar(np.uint8)
+    group_reward_mean: np.ndarray | None = _scalar(np.float32)
+    group_reward_std: np.ndarray | None = _scalar(np.float32)
+    group_sizes: np.ndarray | None = _scalar(np.int32)
+    finish_reasons: np.ndarray | None = _scalar(np.uint8)
+    policy_version_min: np.ndarray | None = _scalar(np.int64)
+    policy_version_max: np.ndarray | None = _scalar(np.int64)
+    weights_digests: list[str] | None = _text()
+    temperatures: np.ndarray | None = _scalar(np.float32)
+    metadata: list[str] | None = _text()
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The chosen samples, in that order; repeats are allowed."""
+        index = np.asarray(indices, dtype=np.int64)
+        columns: dict[str, Any] = {"sample_ids": [self.sample_ids[i] for i in index]}
+        for name, kind, _ in _COLUMNS:
+            column = getattr(self, name)
+            if column is None:
+                continue
+            if kind == "ragged":
+                columns[name] = column.take(index)
+            else:
+                columns[name] = [column[i] for i in index] if kind == "text" else column[index]
+        return type(self)(**columns)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """All samples of all parts. A column that any part lacks is an error unless all lack it."""
+        columns: dict[str, Any] = {"sample_ids": [i for part in parts for i in part.sample_ids]}
+        for name, kind, _ in _COLUMNS:
+            values = [getattr(part, name) for part in parts]
+            present = [value for value in values if value is not None]
+            if len(present) not in (0, len(values)):
+                raise ValueError(f"samples.{name} is present in some parts only; make it in all of them or in none")
+            if not present:
+                continue
+            if kind == "ragged":
+                columns[name] = Ragged(np.concatenate([r.values for r in present]), np.concatenate([r.lengths for r in present]))
+            elif kind == "text":
+                columns[name] = [row for value in present for row in value]
+            else:
+                columns[name] = np.concatenate(present)
+        return cls(**columns)
+
+    def token_counts(self) -> np.ndarray:
+        """Prompt + response tokens of each sample: [size]."""
+        return self.prompt_ids.lengths.astype(np.int64) + self.response_ids.lengths
+
+    def split(self, message_bytes: int = MESSAGE_BYTES) -> Iterator[Self]:
+        """Yields consecutive parts that each fit one message (a single larger sample travels alone)."""
+        ragged = [c for name, kind, _ in _COLUMNS if kind == "ragged" and (c := getattr(self, name)) is not None]
+        sizes = np.full(len(self), 256, np.int64)  # ids, scalars, digests and framing
+        for column in ragged:
+            sizes += column.lengths.astype(np.int64) * column.values.itemsize
+        for texts in (self.metadata or [], self.sample_ids):
+            sizes[: len(texts)] += [len(text) for text in texts]
+        start, total = 0, 0
+        for i, size in enumerate(sizes):
+            if i > start and total + size > message_bytes:
+                yield self.take(range(start, i))
+                start, total = i, 0
+            total += size
+        if start < len(self):
+            yield self if start == 0 else self.take(range(start, len(self)))
+
+    def to_proto(self) -> pb.SampleBatch:
+        """The wire form. The caller splits first: see `split`."""
+        message = pb.SampleBatch(size=len(self), sample_ids=self.sample_ids)
+        for name, kind, dtype in _COLUMNS:
+            column = getattr(self, name)
+            if column is None:
+                continue
+            if kind == "ragged":
+                values = np.ascontiguousarray(column.values, dtype).tobytes()
+                getattr(message, name).CopyFrom(pb.Ragged(values=values, lengths=column.lengths.astype("<u4").tobytes()))
+            elif kind == "text":
+                getattr(message, name).extend(column)
+            else:
+                setattr(message, name, np.ascontiguousarray(column, dtype).tobytes())
+        return message
+
+    @classmethod
+    def from_proto(cls, message: pb.SampleBatch) -> Self:
+        """Reads the wire form without copying the arrays. Raises ValueError if a column has another number of rows."""
+        columns: dict[str, Any] = {"sample_ids": list(message.sample_ids)}
+        for name, kind, dtype in _COLUMNS:
+            raw = getattr(message, name)
+            if kind == "ragged":
+                if not raw.lengths:
+                    continue
+                columns[name] = Ragged(np.frombuffer(raw.values, dtype), np.frombuffer(raw.lengths, "<u4"))
+                rows, total = len(columns[name].lengths), int(columns[name].lengths.sum())
+                if total != len(columns[name].values):
+                    raise ValueError(f"samples.{name} announces {total} elements but holds {len(columns[name].values)}")
+            elif raw:
+                columns[name] = list(raw) if kind == "text" else np.frombuffer(raw, dtype)
+                rows = len(columns[name])
+            else:
+                continue
+            if rows != message.size:
+                raise ValueError(f"samples.{name} has {rows} rows, but the batch has {message.size}")
+        if len(message.sample_ids) != message.size:
+            raise ValueError(f"samples.sample_ids has {len(message.sample_ids)} rows, but the batch has {message.size}")
+        return cls(**columns)
+
+
+_COLUMNS = [
+    (f.name, f.metadata["kind"], f.metadata["dtype"].newbyteorder("<") if "dtype" in f.metadata else None)
+    for f in fields(Samples)
+    if f.metadata
+]

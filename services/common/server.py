@@ -1,0 +1,98 @@
+"""The server kit: every service starts, reports health, maps errors and drains the same way."""
+
+import argparse
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common.interceptors import ErrorInterceptor
+
+DRAIN_S = 5.0
+"""How long calls in flight may go on after SIGTERM."""
+
+log = logging.getLogger(__name__)
+
+
+def service_arguments(description: str) -> argparse.ArgumentParser:
+    """The options that every service takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run-file", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one option of the run file")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="host:port of the gRPC server; port 0 takes a free one")
+    parser.add_argument("--ready-file", type=Path, help="written once the service answers: {address, pid}")
+    return parser
+
+
+def configure_logging(service: str) -> None:
+    """One line a message on stderr, with the service's name."""
+    logging.basicConfig(
+        level=os.environ.get("BATON_LOG_LEVEL", "INFO"),
+        format=f"%(asctime)s %(levelname).1s {service} %(name)s: %(message)s",
+        force=True,
+    )
+
+
+def end_with_parent() -> None:
+    """Asks the kernel to send SIGTERM to this process when the one that started it dies, however it dies (Linux)."""
+    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def write_ready_file(path: Path, facts: dict[str, object]) -> None:
+    """Writes `facts` so that a reader sees all of it or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(facts))
+    partial.replace(path)
+
+
+class Server:
+    """A grpc.aio server with health, reflection, error mapping, and a drain on SIGTERM or SIGINT."""
+
+    def __init__(self, service: str, listen: str) -> None:
+        """`service` is the full name of the gRPC service; `listen` is host:port. Raises SystemExit if the port is taken."""
+        self.service = service
+        self.stopping = asyncio.Event()
+        # so_reuseport off: a second server on the same port must fail, not share it
+        self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        host, _, port = listen.rpartition(":")
+        try:
+            bound = self.grpc.add_insecure_port(listen)
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            raise SystemExit(
+                f"cannot listen on {listen}: port {port} is taken, or {host} is not an address of this machine. "
+                "End what uses it, or set another port in the run file's services section (0 takes a free one)."
+            )
+        self.address = f"{host}:{bound}"
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        reflection.enable_server_reflection([service, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
+
+    async def run(self, ready_file: Path | None = None, on_stop: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Serves until SIGTERM or SIGINT, then finishes calls in flight (DRAIN_S at most) and calls `on_stop`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        await self.grpc.start()
+        for name in ("", self.service):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if ready_file:
+            write_ready_file(ready_file, {"address": self.address, "pid": os.getpid()})
+        log.info("serving %s at %s", self.service, self.address)
+        await self.stopping.wait()
+        await self._health.enter_graceful_shutdown()
+        if on_stop:
+            await on_stop()
+        await self.grpc.stop(DRAIN_S)
+        log.info("stopped")
