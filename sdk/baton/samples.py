@@ -158,8 +158,8 @@ class Samples:
         sizes = np.full(len(self), 256, np.int64)  # ids, scalars, digests and framing
         for column in ragged:
             sizes += column.lengths.astype(np.int64) * column.values.itemsize
-        for texts in (self.metadata or [], self.sample_ids):
-            sizes[: len(texts)] += [len(text) for text in texts]
+        for texts in filter(None, (self.metadata, self.sample_ids)):
+            sizes += np.fromiter((len(text) for text in texts), np.int64, len(self))
         start, total = 0, 0
         for i, size in enumerate(sizes):
             if i > start and total + size > message_bytes:

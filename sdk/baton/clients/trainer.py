@@ -1,6 +1,6 @@
 """Client of the trainer service."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,13 +31,9 @@ class TrainerClient(ServiceClient):
 
     async def compute_logprobs(self, samples: Samples, *, timeout_s: float = 600.0) -> Ragged:
         """Log-probabilities of every response token, by the model as it is now: one row per sample."""
-
-        async def requests() -> AsyncIterator[pb.ComputeLogprobsRequest]:
-            for part in samples.split():
-                yield pb.ComputeLogprobsRequest(samples=part.to_proto())
-
+        requests = [pb.ComputeLogprobsRequest(samples=part.to_proto()) for part in samples.split()]
         values, lengths = [], []
-        async for answer in self._stream("ComputeLogprobs", requests(), timeout_s):
+        async for answer in self._stream("ComputeLogprobs", requests, timeout_s):
             values.append(np.frombuffer(answer.logprobs.values, "<f4"))
             lengths.append(np.frombuffer(answer.logprobs.lengths, "<u4"))
         return Ragged(np.concatenate(values), np.concatenate(lengths))

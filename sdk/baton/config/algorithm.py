@@ -8,7 +8,8 @@ from baton.config.base import NonNegativeFloat, PositiveFloat, Section
 
 
 class GrpoConfig(Section):
-    """Group relative policy optimisation: PPO's clipped loss with advantages relative to the prompt's own group."""
+    """Group relative policy optimisation: PPO's clipped loss with advantages relative to the prompt's own
+    group."""
 
     name: Literal["grpo"] = "grpo"
     """Which algorithm this section configures."""
@@ -20,27 +21,30 @@ class GrpoConfig(Section):
     """The probability ratio is clipped from above at 1 + clip_ratio_high."""
 
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound on the loss of a token with a negative advantage, in multiples of that advantage. null: no bound."""
+    """Bound on the loss of a token with a negative advantage, in multiples of that advantage. null: no
+    bound."""
 
     std_normalization: bool = True
     """Divide a group's advantages by the standard deviation of its rewards."""
 
     loss_normalization: Literal["token", "sequence"] = "token"
-    """`token`: the mean over all response tokens of the step. `sequence`: the mean over samples of each one's mean."""
+    """`token`: the mean over all response tokens of the step. `sequence`: the mean over samples of each one's
+    mean."""
 
     kl_coef: NonNegativeFloat = 0.0
-    """Weight of the divergence from the reference model in the loss. 0: none, and no reference model is needed."""
+    """Weight of the divergence from the reference model in the loss. 0: none, and no reference model is
+    needed."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimate of the divergence: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, where r is the
-    reference's probability of the token over the policy's."""
+    """Per-token estimate of the divergence: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, where r is
+    the reference's probability of the token over the policy's."""
 
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus. 0: none."""
 
     tis_cap: PositiveFloat | None = 2.0
-    """Cap of the importance weight that corrects a token for the difference between the policy that sampled it
-    and the trainer's. null: no correction."""
+    """Cap of the importance weight that corrects a token for the difference between the policy that sampled
+    it and the trainer's. null: no correction."""
 
 
 # With a second algorithm this becomes Annotated[GrpoConfig | OtherConfig, Field(discriminator="name")].

@@ -15,5 +15,5 @@ class BatchGenerationConfig(Section):
     """What `ranking` counts. `words` counts Chinese characters and blank-separated words."""
 
     min_prompt_length: Count = 0
-    """Upper limit, in tokens, on the part of the prompts that a static batch processes at once at its start; the
-    rest follows token by token, with the same result and less memory. 0: no limit."""
+    """Upper limit, in tokens, on the part of the prompts that a static batch processes at once at its start;
+    the rest follows token by token, with the same result and less memory. 0: no limit."""

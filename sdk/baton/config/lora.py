@@ -23,8 +23,10 @@ def _check_layers(text: str) -> str:
     names = _split(text)
     unknown = [name for name in names if name not in LORA_LAYERS]
     if unknown or not names:
-        raise ValueError(f"must be a comma-separated choice of {', '.join(LORA_LAYERS)}; "
-                         f"{'remove ' + ', '.join(unknown) if unknown else 'name at least one'}")
+        raise ValueError(
+            f"must be a comma-separated choice of {', '.join(LORA_LAYERS)}; "
+            f"{'remove ' + ', '.join(unknown) if unknown else 'name at least one'}"
+        )
     return text
 
 

@@ -18,8 +18,8 @@ class PolicyConfig(SamplingConfig):
     """What generates: vLLM, or static batches on Megatron-Core."""
 
     max_num_batched_tokens: PositiveInt | None = None
-    """Upper limit on the tokens of one engine step; a good start is batch size * (seq_length - prompt length).
-    null: the engine decides."""
+    """Upper limit on the tokens of one engine step; a good start is batch size * (seq_length - prompt
+    length). null: the engine decides."""
 
     max_num_seqs: PositiveInt | None = None
     """Upper limit on the sequences of one engine step. null: the engine decides."""
@@ -43,7 +43,8 @@ class PolicyConfig(SamplingConfig):
     """Add a replica's id to its seed. false: all replicas draw the same random numbers."""
 
     vllm_load_format: Literal["auto", "safetensors", "pt", "gguf", "dummy"] = "auto"
-    """Format of the weights that the engine starts from. `dummy`: random ones, until the trainer sends its own."""
+    """Format of the weights that the engine starts from. `dummy`: random ones, until the trainer sends its
+    own."""
 
     quantization: str | None = None
     """Quantisation method of the engine. null: what the model's files say."""

@@ -28,14 +28,17 @@ class RoleConfig(Section):
     """A model in one of its roles: what it is, where it runs, and over how many processes it is spread."""
 
     model: str | None = None
-    """Hugging Face directory, hub id, or the built-in name `smollm2-135m-instruct`. null: the model of the role
-    that this one belongs to; for `policy` the directory in `tokenizer`, else the built-in."""
+    """Hugging Face directory, hub id, or the built-in name `smollm2-135m-instruct`. null: the model of the
+    role that this one belongs to; for `policy` the directory in `tokenizer`, else the built-in."""
 
     tokenizer: str | None = None
     """Directory or hub id of the tokenizer. null: the model's own."""
 
     load: str | None = None
     """Directory of a checkpoint that Baton wrote, to start from. null: start from the weights of `model`."""
+
+    trainable: bool = False
+    """Whether this role is trained."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the weights and of the arithmetic."""
@@ -44,7 +47,8 @@ class RoleConfig(Section):
     """Where the model runs. `auto`: on a GPU if there is one."""
 
     model_config_file: str = ""
-    """YAML file with more options of this section, relative to the run file; the section's own win. Empty: none."""
+    """YAML file with more options of this section, relative to the run file; the section's own win. Empty:
+    none."""
 
     num_gpu: Count = 0
     """GPUs of the model over all replicas. 0: as many as its sizes and replicas need, or none on a CPU."""
@@ -68,7 +72,8 @@ class RoleConfig(Section):
     """Prompts in one request. 0 or less: `runtime.generation_batch_size`."""
 
     sync_frequency: Count = 1
-    """Episodes between two transfers of the trainer's weights to this model. 0: never, not even at the start."""
+    """Episodes between two transfers of the trainer's weights to this model. 0: never, not even at the
+    start."""
 
     adaptive_parallel_strategy_on_checkpoint: bool = True
     """Load a checkpoint that was written under other parallel sizes. false: a difference is an error."""

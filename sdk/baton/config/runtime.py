@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from baton.config.base import Count, PositiveInt, Section
+from baton.config.base import Count, FunctionName, PositiveInt, Section
 
 
 def _lower(value: Any) -> Any:
@@ -20,10 +20,12 @@ class RuntimeConfig(Section):
     """Episodes in the run; one episode is a rollout and the training on it. 0 runs none."""
 
     sample_per_episode: PositiveInt = 1000
-    """Prompts (repeats included) that enter one episode. Under `fixed`, also its number of training samples."""
+    """Prompts (repeats included) that enter one episode. Under `fixed`, also its number of training
+    samples."""
 
     num_inference_per_prompt: PositiveInt = 1
-    """How often each prompt is repeated inside `sample_per_episode`; the repeats of one prompt form a group."""
+    """How often each prompt is repeated inside `sample_per_episode`; the repeats of one prompt form a
+    group."""
 
     num_training_epoch: PositiveInt = 1
     """Passes over the episode's samples; they are reshuffled before every pass but the first."""
@@ -38,22 +40,25 @@ class RuntimeConfig(Section):
     """Samples in one optimizer step over all data-parallel ranks. null: the micro-batch size."""
 
     tail: Literal["wrap", "mask"] = "wrap"
-    """How an episode's last step is filled: `wrap` trains samples from the episode's start again, `mask` gives
-    those repeats zero loss weight."""
+    """How an episode's last step is filled: `wrap` trains samples from the episode's start again, `mask`
+    gives those repeats zero loss weight."""
 
     drop_last: bool = False
-    """Leave out the prompts at the end of the data set that do not fill a whole batch, on every pass over it."""
+    """Leave out the prompts at the end of the data set that do not fill a whole batch, on every pass over
+    it."""
 
     stream_data_loader_type: Annotated[Literal["fixed", "dynamic"], BeforeValidator(_lower)] = "fixed"
-    """`fixed`: an episode yields exactly `sample_per_episode` samples. `dynamic`: as many as the flow produces."""
+    """`fixed`: an episode yields exactly `sample_per_episode` samples. `dynamic`: as many as the flow
+    produces."""
 
     max_relay_episode: int = 0
-    """Finished episodes that are kept for relay, the oldest evicted first. 0: relay is off. Negative: keep all."""
+    """Finished episodes that are kept for relay, the oldest evicted first. 0: relay is off. Negative: keep
+    all."""
 
     relay_episode_offset: Count = 0
     """First episode (counted from 0) that is stored and relayed."""
 
-    relay_sample_fn: str | None = None
+    relay_sample_fn: FunctionName | None = None
     """What picks the training samples from the kept episodes: a built-in name (`concat`, `last`) or
     `module:callable`. null: the one given to `engine.set_relay_sample_fn`."""
 
@@ -85,7 +90,8 @@ class RuntimeConfig(Section):
     """Prompts to skip at the start; a resumed run sets it by itself."""
 
     exp_name: str = "baton"
-    """Name of the experiment; a directory of this name is made in `output_dir` unless its path already has it."""
+    """Name of the experiment; a directory of this name is made in `output_dir` unless its path already has
+    it."""
 
     output_dir: str = "runs"
     """Directory of everything the run writes, relative to the working directory."""
@@ -172,7 +178,8 @@ class RuntimeConfig(Section):
 
 
 class RuntimeEnvConfig(Section):
-    """What the old engine shipped to its cluster. Services run from an installed package, so all of it is inert."""
+    """What the old engine shipped to its cluster. Services run from an installed package, so all of it is
+    inert."""
 
     pip: list[str] = Field(default_factory=list)
     """Inert. Packages to install on every node."""

@@ -4,13 +4,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baton.config.base import Port, PositiveInt, Seconds, Section
+from baton.config.base import Port, PositiveInt, Seconds, Section, matching
 
-Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$")]
+Address = Annotated[
+    str,
+    matching(
+        r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}",
+        "must be host:port",
+        "write it like 10.0.0.1:50051 or [::1]:50051",
+    ),
+]
+StoreUrl = Annotated[
+    str,
+    matching(
+        r"(rediss?|unix)://.+",
+        "must be the address of a Redis-protocol server",
+        "write it like redis://10.0.0.1:6379/0",
+    ),
+]
 
 
 class ServicesConfig(Section):
-    """Addresses of the services. One that has an address here runs elsewhere; the others are started by the run."""
+    """Addresses of the services. One that has an address here runs elsewhere; the others are started by the
+    run."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address that the started services listen on. 0.0.0.0 opens them to other machines."""
@@ -46,7 +62,7 @@ class ServicesConfig(Section):
 class StoreConfig(Section):
     """The Redis-protocol server behind the buffer, and the rules of the data in it."""
 
-    url: Annotated[str, Field(pattern=r"^(rediss?|unix)://")] | None = None
+    url: StoreUrl | None = None
     """redis://, rediss:// or unix:// address of a server that runs already. null: start a local one."""
 
     port: Port = 0
@@ -56,8 +72,8 @@ class StoreConfig(Section):
     """Directory of the started server's files. null: `store` in the run's directory."""
 
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
-    """When the started server forces its log to disk. Every choice survives the death of a process; `everysec` may
-    lose one second to a power failure, `no` more, `always` nothing, at a price per write."""
+    """When the started server forces its log to disk. Every choice survives the death of a process;
+    `everysec` may lose one second to a power failure, `no` more, `always` nothing, at a price per write."""
 
     lease_timeout_s: Seconds = 600.0
     """Seconds without a sign of life after which a leased sample may be leased again."""
@@ -73,7 +89,8 @@ class StoreConfig(Section):
 
 
 class DeadlinesConfig(Section):
-    """The longest wait for each kind of work, in seconds. A wait that exceeds it is an error, never a hang."""
+    """The longest wait for each kind of work, in seconds. A wait that exceeds it is an error, never a
+    hang."""
 
     generate_s: Seconds = 600.0
     """One generation request."""
@@ -85,7 +102,8 @@ class DeadlinesConfig(Section):
     """One optimizer step."""
 
     publish_s: Seconds = 300.0
-    """One transfer of the weights to all rollout replicas; a replica that misses it is taken out until it catches up."""
+    """One transfer of the weights to all rollout replicas; a replica that misses it is taken out until it
+    catches up."""
 
     checkpoint_s: Seconds = 1800.0
     """One checkpoint, written or read."""

@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from baton.config.base import Count, Fraction, PositiveInt, Seconds, Section
-
-REWARD_FUNCTION_PATTERN = r"^[A-Za-z_]\w*((\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?$"
+from baton.config.base import Count, Fraction, FunctionName, PositiveInt, Seconds, Section
 
 
 def _check_template(text: str) -> str:
@@ -71,7 +69,7 @@ PromptConfig = Annotated[ReasoningGymPrompts | JsonlPrompts | AppPrompts, Field(
 class RewardFunctionConfig(Section):
     """One reward function and its weight in the sum."""
 
-    function: Annotated[str, Field(pattern=REWARD_FUNCTION_PATTERN)]
+    function: FunctionName
     """A built-in name, as `verifier` or `digits_only`, or `module:callable`."""
 
     weight: float = 1.0
@@ -88,10 +86,12 @@ class RewardsConfig(Section):
     """The reward functions, which run in worker processes of the coordinator."""
 
     functions: list[RewardFunctionConfig] = Field(default_factory=list)
-    """The functions whose weighted values add up to a sample's reward. Empty: the engine's flow gives rewards."""
+    """The functions whose weighted values add up to a sample's reward. Empty: the engine's flow gives
+    rewards."""
 
     max_error_rate: Fraction = 0.0
-    """Share of an episode's calls that may fail or time out before the run stops. 0: the first failure stops it."""
+    """Share of an episode's calls that may fail or time out before the run stops. 0: the first failure stops
+    it."""
 
     workers: PositiveInt = 1
     """Worker processes."""

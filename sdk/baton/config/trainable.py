@@ -13,11 +13,14 @@ AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 def _data_parallel(data: dict[str, Any]) -> int:
     if not data["num_gpu"]:
         return 1
-    return max(1, data["num_gpu"] // (data["tensor_model_parallel_size"] * data["pipeline_model_parallel_size"]))
+    return max(
+        1, data["num_gpu"] // (data["tensor_model_parallel_size"] * data["pipeline_model_parallel_size"])
+    )
 
 
 class TrainableConfig(RoleConfig):
-    """A model that is trained by Megatron-Core, and its optimizer. It has one replica; copies share its batches."""
+    """A model that is trained by Megatron-Core, and its optimizer. It has one replica; copies share its
+    batches."""
 
     trainable: Literal[True] = True
     """Always true for this role."""
@@ -62,7 +65,8 @@ class TrainableConfig(RoleConfig):
     """Divide the optimizer's state over the data-parallel copies."""
 
     recompute_granularity: Literal["selective", "full"] | None = None
-    """Activations that the backward pass computes again instead of keeping: the attention's, or all. null: none."""
+    """Activations that the backward pass computes again instead of keeping: the attention's, or all. null:
+    none."""
 
     sequence_parallel: bool = False
     """Divide the parts between tensor-parallel layers along the sequence."""

@@ -1,0 +1,1 @@
+"""One file per algorithm: pure tensors in, a loss and sums to report out."""

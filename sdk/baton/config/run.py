@@ -1,0 +1,151 @@
+"""RunConfig: the whole run file, validated, with the values that follow from several sections."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from baton.config.algorithm import AlgorithmConfig
+from baton.config.base import Section
+from baton.config.inert import INERT_OPTIONS
+from baton.config.models import ModelsConfig
+from baton.config.problems import BrokenRules, config_error, from_validation
+from baton.config.roles import BUILTIN_MODEL
+from baton.config.rules import broken_rules, broken_start_rules
+from baton.config.runtime import RuntimeConfig, RuntimeEnvConfig
+from baton.config.services import DeadlinesConfig, ServicesConfig, StoreConfig
+from baton.config.task import AppPrompts, JsonlPrompts, PromptConfig, RewardsConfig
+
+# Role -> the roles whose model it has when it names none, the nearest first.
+_MODEL_OF = {
+    "ppo_policy": ("policy",),
+    "reference": ("policy",),
+    "value": ("ppo_value", "policy"),
+    "ppo_value": ("value", "policy"),
+    "reward": ("policy",),
+}
+
+
+def _default_prompts(data: dict[str, Any]) -> PromptConfig:
+    """The prompts of a run file without `prompts`: those in `runtime.data_path`, else the user's
+    program's."""
+    path = data["runtime"].data_path
+    return AppPrompts(source="app") if path is None else JsonlPrompts(source="jsonl", path=path)
+
+
+class RunConfig(Section):
+    """One run: what is trained on what, by which services. Immutable; every rule holds for every instance."""
+
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    """The episode loop, its batches, relay, and where the run keeps its files."""
+
+    models: ModelsConfig
+    """The models by role."""
+
+    runtime_env: RuntimeEnvConfig = Field(default_factory=RuntimeEnvConfig)
+    """Accepted for older run files; nothing in it has an effect."""
+
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    """How rewards become a loss."""
+
+    prompts: PromptConfig = Field(default_factory=_default_prompts)
+    """What the policy is asked. Left out: the file `runtime.data_path`, else the user's program gives
+    prompts."""
+
+    rewards: RewardsConfig = Field(default_factory=RewardsConfig)
+    """What answers are worth."""
+
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    """The server behind the buffer, and the rules of the data in it."""
+
+    services: ServicesConfig = Field(default_factory=ServicesConfig)
+    """Addresses of the services."""
+
+    deadlines: DeadlinesConfig = Field(default_factory=DeadlinesConfig)
+    """The longest wait for each kind of work."""
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        if problems := broken_rules(self):
+            raise BrokenRules(problems)
+        return self
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any], source: str = "") -> Self:
+        """The run that `data`, shaped like a run file, describes; `source` names it in messages.
+
+        Raises ConfigError with one line for each problem. Placeholders, includes and model files are the
+        loader's.
+        """
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise config_error(from_validation(error, cls), source) from error
+
+    def to_yaml(self) -> str:
+        """A run file, complete in itself, that loads as this run; options left at their defaults are left
+        out."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
+    @property
+    def prompts_per_episode(self) -> int:
+        """Different prompts in one episode, each repeated `num_inference_per_prompt` times."""
+        return self.runtime.sample_per_episode // self.runtime.num_inference_per_prompt
+
+    @property
+    def group_size(self) -> int:
+        """Responses to one prompt in one episode."""
+        return self.runtime.num_inference_per_prompt * self.models.policy.n
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run, if every episode makes `sample_per_episode` * n samples."""
+        runtime = self.runtime
+        steps = -(-runtime.sample_per_episode * self.models.policy.n // runtime.global_batch_size)
+        return runtime.num_episode * runtime.num_training_epoch * steps
+
+    def model_name(self, role: str) -> str:
+        """Directory, hub id or built-in name of the model of `role`, which need not name one itself."""
+        roles = self.models.roles()
+        for name in (role, *_MODEL_OF.get(role, ())):
+            if name in roles and (model := roles[name].model) is not None:
+                return model
+        return self.models.policy.tokenizer or BUILTIN_MODEL
+
+    def generation_batch_size(self, role: str) -> int:
+        """Prompts in one request to `role`; never more than an episode gives each of its replicas."""
+        model = self.models.roles()[role]
+        size = (
+            model.generation_batch_size
+            if model.generation_batch_size > 0
+            else self.runtime.generation_batch_size
+        )
+        return max(1, min(size, self.runtime.sample_per_episode // model.num_replica))
+
+    def engine_seed(self, replica: int) -> int:
+        """Seed of rollout replica `replica`."""
+        policy = self.models.policy
+        seed = self.runtime.seed if policy.seed is None else policy.seed
+        return seed + replica if policy.apply_replica_id_to_seed else seed
+
+    def inert_options(self) -> dict[str, str]:
+        """The options that were set but do nothing: dotted path -> reason."""
+        sections: dict[str, Section] = {"runtime": self.runtime, "runtime_env": self.runtime_env}
+        sections |= {f"models.{name}": role for name, role in self.models.roles().items()}
+        found: dict[str, str] = {}
+        for prefix, section in sections.items():
+            anywhere = "models.*" if prefix.startswith("models.") else prefix
+            for name in type(section).model_fields:
+                reason = INERT_OPTIONS.get(f"{prefix}.{name}") or INERT_OPTIONS.get(f"{anywhere}.{name}")
+                if reason and name in section.model_fields_set:
+                    found[f"{prefix}.{name}"] = reason
+        return found
+
+    def require_startable(self, *, has_relay_sample_fn: bool = False) -> None:
+        """Raises ConfigError if the run could load but not train: what only matters once it starts.
+
+        `has_relay_sample_fn` says that the user's program gave the engine a relay function.
+        """
+        if problems := broken_start_rules(self, has_relay_sample_fn):
+            raise config_error(problems)

@@ -1,0 +1,49 @@
+"""Starts one rollout replica: `python -m services.rollout --run-file RUN.yaml`."""
+
+import asyncio
+import logging
+from argparse import Namespace
+
+from services.common.server import Server, configure_logging, service_arguments
+
+SERVICE = "baton.api.rollout.v1.RolloutService"
+
+
+async def serve(options: Namespace) -> None:
+    """Loads the engine, then answers until SIGTERM."""
+    from baton.api.rollout.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
+    from baton.config import load_run
+    from services.common.model_store import resolve_model
+    from services.rollout.environment import prepare_environment
+
+    run = load_run(options.run_file, options.set)
+    policy = run.models.policy
+    server = Server(SERVICE, options.listen)  # before the engine: a taken port is known at once
+    name = run.model_name("policy")
+    directory = resolve_model(name)
+    prepare_environment(policy)
+
+    from services.rollout.engine import VllmEngine
+    from services.rollout.service import Replica
+    from services.rollout.servicer import RolloutServicer
+
+    engine = VllmEngine(policy, directory, run.engine_seed(options.replica))
+    logging.getLogger("vllm").setLevel(logging.WARNING)
+    add_RolloutServiceServicer_to_server(RolloutServicer(Replica(engine, policy, name)), server.grpc)
+    try:
+        await server.run(options.ready_file)
+    finally:
+        engine.shutdown()
+
+
+def main() -> None:
+    """Command line."""
+    parser = service_arguments("One rollout replica: vLLM behind gRPC.")
+    parser.add_argument("--replica", type=int, default=0, help="number of this replica, from 0")
+    options = parser.parse_args()
+    configure_logging(f"rollout-{options.replica}")
+    asyncio.run(serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""What vLLM reads from the environment; set before it is imported."""
+
+import os
+
+from baton.config.policy import PolicyConfig
+
+
+def prepare_environment(config: PolicyConfig) -> None:
+    """Sizes the CPU's key-value cache and keeps vLLM from reporting usage. Values already set win."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))

@@ -1,0 +1,42 @@
+"""The run file's sampling options, overridden per request, as vLLM's SamplingParams."""
+
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.config.policy import PolicyConfig
+from baton.errors import InvalidRequestError
+
+
+def sampling_params(config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int) -> SamplingParams:
+    """Returns what to sample one prompt of `prompt_tokens` with, in a model of `context` tokens.
+
+    Raises InvalidRequestError, naming the group and both lengths, if the prompt leaves no room for a response.
+    """
+    given = {field.name: value for field, value in overrides.ListFields()}
+    room = context - prompt_tokens
+    if room < 1:
+        raise InvalidRequestError(
+            f"prompt {group_id} has {prompt_tokens} tokens, which leaves no room in a context of {context}; "
+            "shorten the prompt, or raise models.policy.seq_length if the model allows it"
+        )
+    limit = given.get("max_new_tokens", config.response_limit)
+    try:
+        return SamplingParams(
+            n=given.get("n", config.n),
+            temperature=given.get("temperature", config.effective_temperature),
+            top_p=given.get("top_p", config.top_p),
+            top_k=given.get("top_k", config.top_k),
+            presence_penalty=config.presence_penalty,
+            frequency_penalty=config.frequency_penalty,
+            repetition_penalty=config.repetition_penalty,
+            ignore_eos=given.get("ignore_eos", config.ignore_eos),
+            seed=given.get("seed"),
+            stop=list(config.stop_tokens) or None,
+            max_tokens=min(limit, room) if limit else room,
+            logprobs=0,  # the sampled token's own
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    except ValueError as error:
+        raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error

@@ -1,0 +1,126 @@
+"""What one replica does: renders prompts, generates under a version, and moves to new weights."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from baton.api.common.v1 import weights_pb2
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.config.policy import PolicyConfig
+from baton.errors import BatonError, DeadlineError, InvalidRequestError, ServiceFaultError
+from baton.samples import Samples
+from services.rollout.engine import VllmEngine, to_samples
+from services.rollout.sampling import sampling_params
+from services.rollout.versions import VersionGate
+
+
+class Replica:
+    """One engine and its version."""
+
+    def __init__(self, engine: VllmEngine, config: PolicyConfig, model: str) -> None:
+        self.model = model
+        self.engine = engine
+        self.gate = VersionGate()
+        self.running = 0
+        self.generated_tokens = 0
+        self._config = config
+
+    def _tokens(self, prompt: pb.Prompt) -> list[int]:
+        match prompt.WhichOneof("input"):
+            case "token_ids":
+                return np.frombuffer(prompt.token_ids, "<i4").tolist()
+            case "text":
+                return self.engine.tokenizer.encode(prompt.text)
+            case "chat":
+                turns = [{"role": turn.role, "content": turn.content} for turn in prompt.chat.messages]
+                rendered = self.engine.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                return self.engine.tokenizer.encode(rendered, add_special_tokens=False)
+        raise InvalidRequestError(f"prompt {prompt.group_id} has no input; set token_ids, text or chat")
+
+    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[tuple[Samples, list[str]]]:
+        """Yields each group when its last response is done."""
+        self.gate.admit(
+            request.exact_version if request.HasField("exact_version") else None,
+            request.min_version if request.HasField("min_version") else None,
+        )
+        work = []
+        for prompt in request.prompts:
+            tokens = self._tokens(prompt)
+            params = sampling_params(
+                self._config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len
+            )
+            work.append((prompt.group_id, tokens, params))
+        tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
+        try:
+            for task in asyncio.as_completed(tasks):
+                yield await task
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: object) -> tuple[Samples, list[str]]:
+        version, digest = self.gate.version, self.gate.digest
+        self.running += params.n
+        try:
+            output = await self.engine.generate(f"{group_id}-{uuid.uuid4().hex[:8]}", tokens, params)
+        except ValueError as error:
+            raise InvalidRequestError(f"prompt {group_id}: {error}") from error
+        finally:
+            self.running -= params.n
+        self.generated_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        samples = to_samples(output, group_id, episode_id, version, digest, params.temperature)
+        return samples, [completion.text for completion in output.outputs]
+
+    async def update_weights(
+        self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float
+    ) -> pb.UpdateWeightsResponse:
+        """Receives `version`. On any failure the replica is STALE: it serves nothing until a whole update is committed."""
+        self.gate.begin(version)
+        try:
+            async with asyncio.timeout(timeout_s):
+                reports = await self.engine.update_weights(
+                    group.SerializeToString(), group.group_id, first_rank, timeout_s
+                )
+        except TimeoutError:
+            self.gate.fail(version, f"not all weights arrived within {timeout_s:g} s")
+            raise DeadlineError(self.gate.reason) from None
+        except BatonError as error:
+            self.gate.fail(version, str(error))
+            raise
+        except Exception as error:
+            self.gate.fail(version, str(error))
+            raise ServiceFaultError(self.gate.reason) from error
+        digests = {report["digest"] for report in reports}
+        if len(digests) > 1:
+            self.gate.fail(version, f"its workers hold different weights: {sorted(digests)}")
+            raise ServiceFaultError(self.gate.reason)
+        self.gate.arrived(version, digests.pop())
+        slowest = {phase: max(report["seconds"][phase] for report in reports) for phase in ("wire", "load", "digest")}
+        return pb.UpdateWeightsResponse(
+            weights_digest=reports[0]["digest"],
+            bytes=reports[0]["bytes"],
+            phases=weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in slowest.items()}),
+        )
+
+    async def commit_weights(self, version: int, digest: str) -> pb.CommitWeightsResponse:
+        """Serves what arrived."""
+        if (version, digest) != (self.gate.version, self.gate.digest):
+            await self.engine.resume()
+        pause_s = self.gate.commit(version, digest)
+        return pb.CommitWeightsResponse(policy_version=version, pause_s=pause_s)
+
+    def status(self) -> pb.GetStatusResponse:
+        """A snapshot."""
+        return pb.GetStatusResponse(
+            state=self.gate.state,
+            policy_version=self.gate.version,
+            weights_digest=self.gate.digest,
+            model=self.model,
+            max_model_len=self.engine.max_model_len,
+            workers=self.engine.workers,
+            running_requests=self.running,
+            generated_tokens=self.generated_tokens,
+            state_reason=self.gate.reason,
+        )

@@ -1,0 +1,57 @@
+"""Which policy version a replica serves, and whether a request may have it."""
+
+import time
+from dataclasses import dataclass
+
+from baton.errors import DigestMismatchError, NotReadyError, StalePolicyError
+from baton.api.rollout.v1 import rollout_pb2 as pb
+
+
+@dataclass(slots=True)
+class VersionGate:
+    """HEALTHY -> UPDATING (begin) -> HEALTHY (commit), or -> STALE (fail) until a whole update is committed."""
+
+    version: int = 0
+    digest: str = ""
+    state: int = pb.REPLICA_STATE_HEALTHY
+    reason: str = ""
+    _pending: tuple[int, str] | None = None
+    _paused_at: float = 0.0
+
+    def admit(self, exact: int | None, minimum: int | None) -> None:
+        """Raises NotReadyError while nothing is served, StalePolicyError if another version is asked for."""
+        if self.state != pb.REPLICA_STATE_HEALTHY:
+            raise NotReadyError(f"this replica serves nothing now: {self.reason}")
+        if exact is not None and exact != self.version:
+            raise StalePolicyError(f"version {exact} was asked for, but this replica serves version {self.version}")
+        if minimum is not None and self.version < minimum:
+            raise StalePolicyError(f"version {minimum} or newer was asked for, but this replica serves {self.version}")
+
+    def begin(self, version: int) -> None:
+        """An update to `version` starts; nothing is served from now on."""
+        if version <= self.version:
+            raise NotReadyError(f"version {version} cannot follow version {self.version}, which is served already")
+        self.state, self.reason = pb.REPLICA_STATE_UPDATING, f"version {version} is arriving"
+        self._pending, self._paused_at = None, time.perf_counter()
+
+    def arrived(self, version: int, digest: str) -> None:
+        """All of `version` is in the engine; it waits for its commit."""
+        self._pending = (version, digest)
+        self.reason = f"version {version} has arrived and waits for its commit"
+
+    def fail(self, version: int, cause: str) -> None:
+        """The update broke off; the engine may hold a mixture."""
+        self.state, self.reason = pb.REPLICA_STATE_STALE, f"the update to version {version} failed: {cause}"
+
+    def commit(self, version: int, digest: str) -> float:
+        """Serves `version`, if `digest` is what arrived. Returns the seconds without service. Idempotent."""
+        if (version, digest) == (self.version, self.digest):
+            return 0.0
+        if self._pending is None or self._pending[0] != version:
+            raise NotReadyError(f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})")
+        if self._pending[1] != digest:
+            self.fail(version, "its digest is not the sender's")
+            raise DigestMismatchError(f"version {version} arrived with digest {self._pending[1]}, the sender's is {digest}")
+        self.version, self.digest = version, digest
+        self.state, self.reason, self._pending = pb.REPLICA_STATE_HEALTHY, "", None
+        return time.perf_counter() - self._paused_at

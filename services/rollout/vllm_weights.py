@@ -1,0 +1,91 @@
+"""The receiving end of a weight update, inside vLLM's worker processes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from baton.api.common.v1 import weights_pb2
+from services.common.weight_sync.digest import WeightsDigest
+from services.common.weight_sync.group import BroadcastGroup
+from services.common.weight_sync.plan import Bucket, plan_buckets
+from services.common.weight_sync.transfer import receive
+
+
+@dataclass
+class GroupInfo(WeightTransferInitInfo):
+    """Which group to join: a serialized WeightGroup, and this replica's first rank in it."""
+
+    group: bytes
+    first_rank: int
+    timeout_s: float
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """An update carries nothing of its own: the plan was made when the group was joined."""
+
+
+class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
+    """Receives every sender's buckets and loads them into this worker's model."""
+
+    init_info_cls = GroupInfo
+    update_info_cls = UpdateInfo
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._senders: list[tuple[BroadcastGroup, list[Bucket]]] = []
+        self.report: dict[str, Any] = {}
+
+    def init_transfer_engine(self, init_info: GroupInfo) -> None:
+        """Joins one broadcast group per sender, while the senders do."""
+        group = weights_pb2.WeightGroup.FromString(init_info.group)
+        rank = init_info.first_rank + self.parallel_config.rank
+        self._senders = [
+            (
+                BroadcastGroup.join(
+                    sender.store_host, sender.store_port, rank=rank, size=group.receivers + 1, backend=group.backend,
+                    group_id=group.group_id, timeout_s=init_info.timeout_s,
+                ),
+                plan_buckets(sender.tensors, group.bucket_bytes),
+            )
+            for sender in group.senders
+        ]  # fmt: skip
+
+    def start_weight_update(self) -> None:
+        """Brings every layer back to the layout of a checkpoint."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Receives everything once and keeps a report of it: digest, bytes, seconds per phase."""
+        digest, seconds, count = WeightsDigest(), {}, 0
+        for group, buckets in self._senders:
+            transfer = receive(group, buckets, self.model.load_weights, self.device)
+            digest.merge(transfer.digest.hexdigest())
+            seconds = {phase: seconds.get(phase, 0.0) + spent for phase, spent in transfer.seconds.items()}
+            count += transfer.bytes
+        self.report = {"digest": digest.hexdigest(), "bytes": count, "seconds": seconds}
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class does, which would synchronise an accelerator that a CPU worker lacks."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def finish_weight_update(self) -> None:
+        """Runs what layers do after loading, and puts their tensors back where compiled code expects them."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Leaves the groups."""
+        self._senders = []
+
+
+class WeightReports:
+    """Mixed into vLLM's worker class (`worker_extension_cls`): answers what the last update brought."""
+
+    def baton_weight_report(self) -> dict[str, Any]:
+        """Digest, bytes and seconds per phase of the last update."""
+        return self.weight_transfer_engine.report

@@ -1,0 +1,126 @@
+"""The policy: Megatron-Core's GPT over packed rows, returning log-probabilities of response tokens only."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from services.trainer.megatron.attention import PackedAttention, PackedLayout
+from services.trainer.megatron.family import ModelShape
+from services.trainer.megatron.logprobs import vocab_parallel_logprobs
+from services.trainer.packing import PackedBatch
+
+
+class TokenScores(NamedTuple):
+    """Per response token [N], float32: log-probability (with gradient) and entropy (without)."""
+
+    logprobs_N: torch.Tensor
+    entropies_N: torch.Tensor
+
+
+class PolicyModel(GPTModel):
+    """A GPT whose forward takes a PackedBatch. Stages before the last return hidden states [T, 1, hidden]."""
+
+    def __init__(self, config: TransformerConfig, shape: ModelShape) -> None:
+        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+        spec.submodules.self_attention.submodules.core_attention = PackedAttention
+        tensor = config.tensor_model_parallel_size
+        super().__init__(
+            config=config,
+            transformer_layer_spec=spec,
+            vocab_size=shape.padded_vocab(tensor),
+            max_sequence_length=shape.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=shape.rope_base,
+        )
+        self.shape = shape
+        self.register_buffer("inverse_frequencies", _inverse_frequencies(shape), persistent=False)
+
+    @property
+    def first_layer(self) -> int:
+        """Number of this stage's first layer in the whole model."""
+        return self.decoder.layers[0].layer_number - 1
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor | TokenScores:
+        """Hidden states, or on the last stage the scores of the batch's response tokens."""
+        hidden = None
+        if self.pre_process:
+            hidden = self.embedding(input_ids=batch.tokens_T[None], position_ids=batch.positions_T[None])
+        angles = batch.positions_T[:, None].float() * self.inverse_frequencies
+        hidden = self.decoder(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=torch.cat([angles, angles], dim=-1)[:, None, None, :],
+            packed_seq_params=PackedLayout.of(batch),
+        )
+        return self._scores(hidden, batch) if self.post_process else hidden
+
+    def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
+        chosen = hidden[:, 0].index_select(0, batch.target_rows_N)[:, None]
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits_NV = self.output_layer(chosen, weight=weight)[0][:, 0].float() / batch.temperatures_N[:, None]
+        first_id = parallel_state.get_tensor_model_parallel_rank() * logits_NV.shape[1]
+        if (padding := first_id + logits_NV.shape[1] - self.shape.vocab_size) > 0:
+            logits_NV[:, -padding:] = -torch.inf
+        group = parallel_state.get_tensor_model_parallel_group() if self.config.tensor_model_parallel_size > 1 else None
+        return TokenScores(*vocab_parallel_logprobs(logits_NV, batch.target_ids_N, first_id=first_id, group=group))
+
+
+def _inverse_frequencies(shape: ModelShape) -> torch.Tensor:
+    """Rotary frequencies [head_dim / 2], float32, with Llama 3's scaling if the model has it."""
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
+    frequencies = 1.0 / (shape.rope_base**exponents)
+    if not (scaling := shape.rope_scaling):
+        return frequencies
+    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, stretched by `factor`; 1: fast, left alone
+    return frequencies * (smooth + (1 - smooth) / factor)
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def transformer_config(shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, **options: Any) -> TransformerConfig:
+    """Megatron's config of a Hugging Face decoder."""
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn_size,
+        layernorm_epsilon=shape.norm_eps,
+        normalization="RMSNorm",
+        qk_layernorm=shape.qk_norm,
+        add_qkv_bias=shape.qkv_bias,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        variable_seq_lengths=True,  # rows have any length
+        moe_token_dispatcher_type="alltoall",  # no experts here, but Megatron checks it against the line above
+        use_cpu_initialization=False,
+        init_method=_leave,  # the weights are loaded; Megatron still has to mark which parameters are sharded
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
+        **options,
+    )

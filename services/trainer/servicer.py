@@ -1,0 +1,69 @@
+"""The trainer service's RPCs, on rank 0: decode, run the command on every rank, encode."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from baton.api.trainer.v1 import trainer_pb2 as pb
+from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
+from services.trainer.megatron.checkpoint import size_of
+from services.trainer.ranks import Ranks
+from services.trainer.trainer import Trainer, combine_groups, combine_logprobs, combine_publications, combine_steps
+
+Context = grpc.aio.ServicerContext
+
+
+class TrainerServicer(TrainerServiceServicer):
+    """See trainer.proto. Method names are gRPC's."""
+
+    def __init__(self, trainer: Trainer, ranks: Ranks, model: str, parameters: int) -> None:
+        self._trainer = trainer
+        self._ranks = ranks
+        self._model = model
+        self._parameters = parameters
+
+    async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:  # noqa: N802
+        return combine_steps(await self._ranks.execute("TrainStep", request.SerializeToString()))
+
+    async def ComputeLogprobs(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ComputeLogprobsRequest], context: Context
+    ) -> AsyncIterator[pb.ComputeLogprobsResponse]:
+        async for request in request_iterator:
+            parts = await self._ranks.execute("ComputeLogprobs", request.samples.SerializeToString())
+            lengths = np.frombuffer(request.samples.response_ids.lengths, "<u4")
+            yield pb.ComputeLogprobsResponse(logprobs=combine_logprobs(parts, lengths))
+
+    async def OpenWeightGroup(self, request: pb.OpenWeightGroupRequest, context: Context) -> pb.OpenWeightGroupResponse:  # noqa: N802
+        group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))
+        await self._ranks.execute("AdoptWeightGroup", group.group_id.encode())
+        return pb.OpenWeightGroupResponse(group=group)
+
+    async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:  # noqa: N802
+        return combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
+
+    async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:  # noqa: N802
+        parts = await self._ranks.execute("SaveCheckpoint", request.directory.encode())
+        path = parts[0].decode()
+        return pb.SaveCheckpointResponse(path=path, bytes=size_of(Path(path)))
+
+    async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:  # noqa: N802
+        await self._ranks.execute("LoadCheckpoint", request.path.encode())
+        return pb.LoadCheckpointResponse(global_step=self._trainer.global_step)
+
+    async def ExportModel(self, request: pb.ExportModelRequest, context: Context) -> pb.ExportModelResponse:  # noqa: N802
+        parts = await self._ranks.execute("ExportModel", request.directory.encode())
+        return pb.ExportModelResponse(bytes=sum(int(part) for part in parts))
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
+        layout = self._trainer.engine.layout
+        return pb.GetStatusResponse(
+            model=self._model,
+            global_step=self._trainer.global_step,
+            parameters=self._parameters,
+            tensor_parallel_size=layout.tensor_size,
+            pipeline_parallel_size=layout.pipeline_size,
+            data_parallel_size=layout.data_size,
+            max_sequence_tokens=self._trainer.engine.shape.max_positions,
+        )

@@ -1,0 +1,126 @@
+"""One optimizer step: lease -> pack -> forward and backward -> update. Runs on every rank.
+
+    buffer ──Lease──▶ micro-batches of this data-parallel rank ──▶ packed rows ──▶ pipeline ──▶ gradients ──▶ update
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from baton.clients.buffer import MicroBatch
+from baton.config.algorithm import GrpoConfig
+from baton.errors import DigestMismatchError, InvalidRequestError
+from baton.samples import RewardStatus, Samples
+from services.trainer.algorithms.grpo import group_advantages, grpo_loss
+from services.trainer.algorithms.losses import TokenBatch, token_weights
+from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.model import TokenScores
+from services.trainer.packing import PackedBatch, pack
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one rank did. `sums` are this rank's parts; ranks that hold no scores have none."""
+
+    grad_norm: float
+    learning_rate: float
+    sums: dict[str, float]
+    samples: int
+    response_tokens: int
+    computed_tokens: int
+
+
+def check_digests(samples: Samples, expected: Mapping[int, str]) -> None:
+    """Raises DigestMismatchError for a sample whose weights this run never published."""
+    if not expected or samples.weights_digests is None:
+        return
+    for sample_id, version, digest in zip(samples.sample_ids, samples.policy_version_max, samples.weights_digests, strict=True):
+        if expected.get(int(version)) != digest:
+            published = expected.get(int(version), "nothing")
+            raise DigestMismatchError(
+                f"sample {sample_id} was sampled from weights {digest or '(none)'} as version {version}, but the trainer "
+                f"published {published} as that version; the rollout side is not serving what was published"
+            )
+
+
+def loss_mask(samples: Samples, wrapped: np.ndarray | None, tail: str) -> np.ndarray:
+    """float32 per response token: 0 for unscored samples, masked tokens and, with tail "mask", repeats."""
+    lengths = samples.response_ids.lengths.astype(np.int64)
+    keep = samples.reward_status == RewardStatus.VALUE
+    if tail == "mask" and wrapped is not None:
+        keep = keep & ~wrapped
+    mask = np.repeat(keep, lengths).astype(np.float32)
+    return mask if samples.loss_mask is None else mask * samples.loss_mask.values
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One micro-batch, ready for the device."""
+
+    packed: PackedBatch
+    samples: Samples
+    mask: np.ndarray
+
+
+def _prepare(batches: Sequence[MicroBatch], tail: str, share_prefix: bool) -> list[_Part]:
+    parts = []
+    for batch in batches:
+        for column in ("rewards", "reward_status", "group_reward_mean", "group_reward_std", "rollout_logprobs"):
+            if getattr(batch.samples, column) is None:
+                raise InvalidRequestError(f"the leased samples lack {column}; the flow must make it before it puts them")
+        parts.append(_Part(pack(batch.samples, share_prefix=share_prefix), batch.samples, loss_mask(batch.samples, batch.wrapped, tail)))
+    return parts
+
+
+def _global_total(parts: Sequence[_Part], normalization: str, engine: Engine) -> float:
+    """Tokens or samples that enter the loss, over all data-parallel ranks."""
+    from megatron.core import parallel_state
+
+    if normalization == "token":
+        local = sum(float(part.mask.sum()) for part in parts)
+    else:
+        local = sum(len(np.unique(part.packed.sample_of_N.numpy()[part.mask > 0])) for part in parts)
+    total = torch.tensor([local], dtype=torch.float64, device=engine.layout.device)
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    return max(float(total), 1.0)
+
+
+def train_step(engine: Engine, batches: Sequence[MicroBatch], algorithm: GrpoConfig, *, tail: str, share_prefix: bool) -> StepReport:
+    """Accumulates the gradient of the global batch's loss and updates the weights once."""
+    parts = _prepare(batches, tail, share_prefix)
+    total = _global_total(parts, algorithm.loss_normalization, engine)
+    device = engine.layout.device
+
+    def loss(index: int, scores: TokenScores) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        part = parts[index]
+        samples, sample_of_N = part.samples, part.packed.sample_of_N.to(device)
+        rewards_S, mean_S, std_S = (
+            torch.tensor(np.nan_to_num(column), device=device)  # an unscored sample's NaN must not meet its zero weight
+            for column in (samples.rewards, samples.group_reward_mean, samples.group_reward_std)
+        )
+        advantages_S = group_advantages(rewards_S, mean_S, std_S, algorithm)
+        mask_N = torch.tensor(part.mask, device=device)
+        batch = TokenBatch(
+            rollout_logprobs_N=torch.tensor(samples.rollout_logprobs.values, device=device),
+            advantages_N=advantages_S[sample_of_N],
+            weights_N=token_weights(mask_N, sample_of_N, len(samples), normalization=algorithm.loss_normalization, total=total),
+        )
+        output = grpo_loss(scores.logprobs_N, scores.entropies_N, batch, algorithm)
+        return output.loss, output.sums
+
+    reports = engine.forward_backward([part.packed for part in parts], loss)
+    norm, rate = engine.step()
+    owns_sums = bool(reports) and engine.layout.tensor_rank == 0  # tensor-parallel ranks hold the same numbers
+    sums = {name: float(sum(report[name] for report in reports)) for name in reports[0]} if owns_sums else {}
+    counts_here = engine.layout.tensor_rank == 0 and engine.layout.pipeline_rank == 0
+    return StepReport(
+        grad_norm=norm,
+        learning_rate=rate,
+        sums=sums,
+        samples=sum(len(part.samples) for part in parts) if counts_here else 0,
+        response_tokens=int(sum(part.mask.sum() for part in parts)) if counts_here else 0,
+        computed_tokens=sum(len(part.packed.tokens_T) for part in parts) if counts_here else 0,
+    )

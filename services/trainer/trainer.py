@@ -1,0 +1,192 @@
+"""What every rank of the trainer does for each command: one method per RPC, from its request to this rank's part of the answer.
+
+The commands run on all ranks at once; `combine_*` makes rank 0's answer out of all ranks' parts.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from baton.api.common.v1 import samples_pb2, weights_pb2
+from baton.api.trainer.v1 import trainer_pb2 as pb
+from baton.clients import BufferClient
+from baton.clients.buffer import MicroBatch
+from baton.config import RunConfig
+from baton.errors import InvalidRequestError
+from baton.samples import Samples
+from services.common.weight_sync.digest import WeightsDigest
+from services.trainer.megatron import checkpoint
+from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.hf import export_hf, finish_export
+from services.trainer.packing import pack
+from services.trainer.ranks import Handler
+from services.trainer.sender import WeightSender
+from services.trainer.step import check_digests, train_step
+
+SCORE_TOKENS = 4096
+"""Samples are scored in rows of about this many tokens."""
+
+
+class Trainer:
+    """One rank's state: the engine, the sender, and which step was taken last."""
+
+    def __init__(self, run: RunConfig, engine: Engine, source: Path) -> None:
+        self._run = run
+        self._config = run.models.ppo_policy
+        self.engine = engine
+        self._source = source
+        self.global_step = 0
+        self._last_step: tuple[tuple, pb.TrainStepResponse] | None = None
+        policy_dtype = getattr(torch, run.models.policy.dtype)
+        self._sender = WeightSender(engine, run.services.host, policy_dtype, run.runtime.coalesced_buffer_mb << 20)
+
+    def handlers(self) -> dict[str, Handler]:
+        """The commands, for `Ranks`."""
+        return {
+            "TrainStep": lambda raw: self.train_step(pb.TrainStepRequest.FromString(raw)).SerializeToString(),
+            "ComputeLogprobs": lambda raw: self.compute_logprobs(samples_pb2.SampleBatch.FromString(raw)),
+            "OpenWeightGroup": lambda raw: self._sender.open(pb.OpenWeightGroupRequest.FromString(raw).receivers).SerializeToString(),
+            "AdoptWeightGroup": lambda raw: self._sender.adopt(raw.decode()) or b"",
+            "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)).SerializeToString(),
+            "SaveCheckpoint": lambda raw: self.save(Path(raw.decode())).encode(),
+            "LoadCheckpoint": lambda raw: self.load(Path(raw.decode())),
+            "ExportModel": lambda raw: self.export(Path(raw.decode())),
+        }
+
+    def train_step(self, request: pb.TrainStepRequest) -> pb.TrainStepResponse:
+        """Leases this rank's micro-batches, takes the step, and (rank 0) acknowledges the lease."""
+        key = (request.run_id, request.episode_id, request.pass_index, request.step_index)
+        if self._last_step and self._last_step[0] == key:
+            return self._last_step[1]
+        started = time.perf_counter()
+        batches = asyncio.run(self._lease(request))
+        for batch in batches:
+            check_digests(batch.samples, request.expected_digests)
+        leased = time.perf_counter()
+        report = train_step(
+            self.engine, batches, self._run.algorithm, tail=self._run.runtime.tail, share_prefix=self._config.share_prefix
+        )
+        self.global_step += 1
+        stepped = time.perf_counter()
+        if self.engine.layout.world_rank == 0:
+            asyncio.run(self._acknowledge(request, batches[0].lease_id))
+        metrics = report.sums | {
+            "grad_norm": report.grad_norm, "lr": report.learning_rate,
+            "seconds/lease": leased - started, "seconds/compute": stepped - leased,
+        }  # fmt: skip
+        response = pb.TrainStepResponse(
+            global_step=self.global_step, metrics=metrics, samples=report.samples,
+            response_tokens=report.response_tokens, computed_tokens=report.computed_tokens,
+        )  # fmt: skip
+        self._last_step = (key, response)
+        return response
+
+    async def _lease(self, request: pb.TrainStepRequest) -> list[MicroBatch]:
+        layout = self.engine.layout
+        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
+            stream = buffer.lease(
+                request.run_id, request.episode_id, pass_index=request.pass_index, step_index=request.step_index,
+                data_parallel_rank=layout.data_rank, data_parallel_size=layout.data_size,
+                shuffle_seed=self._run.runtime.seed, wait_s=self._run.deadlines.generate_s,
+            )  # fmt: skip
+            return [batch async for batch in stream]
+
+    async def _acknowledge(self, request: pb.TrainStepRequest, lease_id: str) -> None:
+        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
+            await buffer.ack(request.run_id, request.episode_id, lease_id, global_step=self.global_step)
+
+    def compute_logprobs(self, message: samples_pb2.SampleBatch) -> bytes:
+        """float32 per response token, on the last pipeline stage; nothing elsewhere. Every data-parallel rank does all."""
+        samples = Samples.from_proto(message)
+        limit = self.engine.shape.max_positions
+        if (longest := int(samples.token_counts().max())) > limit:
+            raise InvalidRequestError(f"a sample has {longest} tokens, more than the model's context of {limit}")
+        rows, start, tokens = [], 0, 0
+        for i, count in enumerate(samples.token_counts()):
+            if i > start and tokens + count > SCORE_TOKENS:
+                rows.append(samples.take(range(start, i)))
+                start, tokens = i, 0
+            tokens += int(count)
+        rows.append(samples.take(range(start, len(samples))))
+        scores = self.engine.score([pack(row, share_prefix=self._config.share_prefix) for row in rows])
+        return torch.cat(scores).cpu().numpy().astype("<f4").tobytes() if scores else b""
+
+    def publish(self, request: pb.PublishWeightsRequest) -> pb.PublishWeightsResponse:
+        """Sends this rank's weights, if it is a sender."""
+        transfer = self._sender.publish(request.group_id, request.timeout_s)
+        if transfer is None:
+            return pb.PublishWeightsResponse()
+        phases = weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in transfer.seconds.items()})
+        return pb.PublishWeightsResponse(weights_digest=transfer.digest.hexdigest(), bytes=transfer.bytes, phases=phases)
+
+    def save(self, directory: Path) -> str:
+        """Writes a checkpoint; returns its path."""
+        return str(checkpoint.save(self.engine, directory, {"global_step": self.global_step}))
+
+    def load(self, path: Path) -> bytes:
+        """Restores a checkpoint."""
+        self.global_step = int(checkpoint.load(self.engine, path)["global_step"])
+        self._last_step = None
+        return b""
+
+    def export(self, directory: Path) -> bytes:
+        """Writes a Hugging Face directory; returns this rank's bytes as decimal text."""
+        layout = self.engine.layout
+        written = export_hf(self.engine.policy, layout, directory) if layout.data_rank == 0 else 0
+        dist.barrier()
+        if layout.world_rank == 0:
+            finish_export(self._source, directory)
+        dist.barrier()
+        return str(written).encode()
+
+
+def combine_steps(parts: Sequence[bytes]) -> pb.TrainStepResponse:
+    """Adds up what the ranks counted; what all of them know is taken from rank 0."""
+    reports = [pb.TrainStepResponse.FromString(part) for part in parts]
+    shared = {name: value for name, value in reports[0].metrics.items() if name in ("grad_norm", "lr") or "/" in name}
+    sums: dict[str, float] = {}
+    for report in reports:
+        for name, value in report.metrics.items():
+            if name not in shared:
+                sums[name] = sums.get(name, 0.0) + value
+    return pb.TrainStepResponse(
+        global_step=reports[0].global_step,
+        metrics=sums | shared,
+        samples=sum(report.samples for report in reports),
+        response_tokens=sum(report.response_tokens for report in reports),
+        computed_tokens=sum(report.computed_tokens for report in reports),
+    )
+
+
+def combine_groups(parts: Sequence[bytes]) -> weights_pb2.WeightGroup:
+    """Rank 0's group with every rank's sender."""
+    groups = [weights_pb2.WeightGroup.FromString(part) for part in parts]
+    for other in groups[1:]:
+        groups[0].senders.extend(other.senders)
+    return groups[0]
+
+
+def combine_publications(parts: Sequence[bytes]) -> pb.PublishWeightsResponse:
+    """The whole model's digest and size, and the slowest sender's phases."""
+    sent = [report for part in parts if (report := pb.PublishWeightsResponse.FromString(part)).weights_digest]
+    digest = WeightsDigest()
+    for report in sent:
+        digest.merge(report.weights_digest)
+    slowest = {
+        name: max(getattr(report.phases, name) for report in sent) for name in ("gather_s", "wire_s", "load_s", "digest_s")
+    }
+    return pb.PublishWeightsResponse(
+        weights_digest=digest.hexdigest(),
+        bytes=sum(report.bytes for report in sent),
+        phases=weights_pb2.PhaseSeconds(**slowest),
+    )
+
+
+def combine_logprobs(parts: Sequence[bytes], lengths: np.ndarray) -> samples_pb2.Ragged:
+    """The first non-empty part: ranks of the last stage hold the same numbers."""
+    return samples_pb2.Ragged(values=next(part for part in parts if part), lengths=lengths.astype("<u4").tobytes())

@@ -1,0 +1,86 @@
+"""Values that follow from several options."""
+
+import pytest
+
+GROUPED = {"num_inference_per_prompt": 8, "sample_per_episode": 64}
+
+
+def policy(**options):
+    return {"models": {"policy": options}}
+
+
+def trainer(**options):
+    return {"models": {"ppo_policy": options}}
+
+
+def test_prompts_and_group_size_follow_from_the_repeats(run_of):
+    run = run_of(runtime={**GROUPED, "stream_data_loader_type": "DYNAMIC"}, **policy(n=2))
+    assert run.prompts_per_episode == 8
+    assert run.group_size == 16
+    assert run.runtime.stream_data_loader_type == "dynamic"
+
+
+def test_a_global_batch_that_is_left_out_is_the_micro_batch(run_of):
+    assert run_of(runtime={"train_micro_batch_size": 6}).runtime.global_batch_size == 6
+    assert run_of(runtime={"train_global_batch_size": None}).runtime.global_batch_size == 2
+    assert run_of(runtime={"train_global_batch_size": 8}).runtime.global_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("role", "options", "copies"),
+    [
+        ("policy", {}, 1),
+        ("policy", {"num_replica": 3}, 3),
+        ("policy", {"num_gpu": 8, "tensor_model_parallel_size": 2, "expert_model_parallel_size": 2}, 2),
+        ("reference", {"num_gpu": 6, "pipeline_model_parallel_size": 3}, 2),
+    ],
+)
+def test_replicas_follow_from_the_gpus(run_of, role, options, copies):
+    assert run_of(models={role: options}).models.roles()[role].num_replica == copies
+
+
+def test_the_size_of_the_trainer_follows_from_the_gpus(run_of):
+    batches = {"train_global_batch_size": 8}
+    by_gpu = run_of(runtime=batches, **trainer(num_gpu=8, tensor_model_parallel_size=2)).models.ppo_policy
+    assert (by_gpu.data_parallel_size, by_gpu.world_size) == (4, 8)
+    by_hand = run_of(
+        runtime=batches, **trainer(data_parallel_size=2, pipeline_model_parallel_size=2)
+    ).models.ppo_policy
+    assert (by_hand.data_parallel_size, by_hand.world_size) == (2, 4)
+
+
+def test_a_role_without_a_model_has_that_of_the_role_it_belongs_to(run_of):
+    run = run_of(models={"policy": {"model": "p"}, "value": {}, "ppo_value": {"model": "v"}, "reference": {}})
+    names = {
+        role: run.model_name(role) for role in ("policy", "ppo_policy", "reference", "value", "ppo_value")
+    }
+    assert names == {"policy": "p", "ppo_policy": "p", "reference": "p", "value": "v", "ppo_value": "v"}
+    assert run_of(models={"ppo_policy": {"lr": 1e-5}}).model_name("ppo_policy") == "smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds"),
+    [
+        ({}, [42, 43]),
+        ({"seed": 7}, [7, 8]),
+        ({"seed": 0}, [0, 1]),
+        ({"seed": 7, "apply_replica_id_to_seed": False}, [7, 7]),
+    ],
+)
+def test_engine_seeds_differ_by_replica_unless_told_otherwise(run_of, options, seeds):
+    run = run_of(**policy(**options))
+    assert [run.engine_seed(0), run.engine_seed(1)] == seeds
+
+
+@pytest.mark.parametrize(
+    ("runtime", "options", "size"),
+    [
+        ({}, {}, 2),
+        ({"generation_batch_size": 16}, {}, 16),
+        ({"generation_batch_size": 16}, {"generation_batch_size": 4}, 4),
+        ({"generation_batch_size": 16}, {"generation_batch_size": 0}, 16),
+        ({"sample_per_episode": 3}, {"num_replica": 3}, 1),
+    ],
+)
+def test_request_size_is_the_models_own_else_the_runtimes(run_of, runtime, options, size):
+    assert run_of(runtime=runtime, **policy(**options)).generation_batch_size("policy") == size
