@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from baton.api.common.v1 import weights_pb2
@@ -77,6 +78,20 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
     def finish_weight_update(self) -> None:
         """Runs what layers do after loading, and puts their tensors back where compiled code expects them."""
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            self._repack_tied_heads()
+
+    def _repack_tied_heads(self) -> None:
+        """On CPU every layer multiplies with a packed copy of its weight, made when the weight is loaded. An output layer
+        that is tied to the embedding is never loaded itself: without this its copy would stay that of the first weights."""
+        embeddings = {
+            module.weight.data_ptr()
+            for module in self.model.modules()
+            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+        }
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in embeddings:
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """Leaves the groups."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from baton.clients.buffer import MicroBatch
 from baton.config.algorithm import GrpoConfig
@@ -77,15 +76,11 @@ def _prepare(batches: Sequence[MicroBatch], tail: str, share_prefix: bool) -> li
 
 def _global_total(parts: Sequence[_Part], normalization: str, engine: Engine) -> float:
     """Tokens or samples that enter the loss, over all data-parallel ranks."""
-    from megatron.core import parallel_state
-
     if normalization == "token":
         local = sum(float(part.mask.sum()) for part in parts)
     else:
         local = sum(len(np.unique(part.packed.sample_of_N.numpy()[part.mask > 0])) for part in parts)
-    total = torch.tensor([local], dtype=torch.float64, device=engine.layout.device)
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return max(float(total), 1.0)
+    return max(engine.sum_over_data_parallel(local), 1.0)
 
 
 def train_step(engine: Engine, batches: Sequence[MicroBatch], algorithm: GrpoConfig, *, tail: str, share_prefix: bool) -> StepReport:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -92,6 +94,12 @@ class Engine:
             answer = self.forward_backward(batches, lambda _, scores: (scores.logprobs_N.sum(), scores.logprobs_N), forward_only=True)
         self.model.train()
         return answer
+
+    def sum_over_data_parallel(self, value: float) -> float:
+        """The sum of every data-parallel rank's value."""
+        total = torch.tensor([value], dtype=torch.float64, device=self.layout.device)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return float(total)
 
     def step(self) -> tuple[float, float]:
         """Updates the weights with the accumulated gradients. Returns (gradient norm before clipping, learning rate)."""

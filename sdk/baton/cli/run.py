@@ -1,0 +1,77 @@
+"""`baton run`: a deployment in the foreground, one run on it, and nothing left behind."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import typer
+
+from baton.api.coordinator.v1 import coordinator_pb2 as pb
+from baton.cli.console import console
+from baton.cli.options import App, NewOutputDir, NewRunId, Overrides, RunFile
+from baton.cli.view import RunView, make_view, state_word
+from baton.clients import CoordinatorClient
+from baton.errors import RunFailedError
+from baton.local.deployment import Deployment
+from baton.local.plan import Plan, make_plan
+from baton.local.supervision import supervise
+
+_OWN_FILES = ("logs", "ready", "store", "run.yaml", "deployment.json")
+"""What the supervisor, not the run, has written into the run's directory."""
+
+
+def run(
+    run_file: RunFile, app: App = None, overrides: Overrides = None, run_id: NewRunId = None, output_dir: NewOutputDir = None
+) -> None:
+    """Start the services of RUNFILE, train, and end the services again.
+
+    Ctrl-C stops the run in order; a second one ends everything at once.
+    """
+    plan, remarks = make_plan(run_file, overrides or (), app=app, run_id=run_id, output_dir=output_dir)
+    for remark in remarks:
+        console.say(f"note: {remark}")
+    with make_view(console) as view:
+        code = asyncio.run(_run(plan, view))
+    raise typer.Exit(code)
+
+
+async def _run(plan: Plan, view: RunView) -> int:
+    deployment = Deployment(plan, view.note)
+    view.note(f"starting {plan.run_id}; logs are in {plan.directory.path / 'logs'}")
+    return await supervise(deployment, _relay(deployment, view), view.note)
+
+
+async def _relay(deployment: Deployment, view: RunView) -> int:
+    await deployment.start()
+    assert deployment.coordinator is not None
+    async with CoordinatorClient(deployment.coordinator) as client:
+        status = await client.start_run(deployment.plan.run_id)
+        if status.dashboard_url:
+            view.note(f"dashboard: {status.dashboard_url}")
+        status = await deployment.while_alive(_follow(client, deployment.plan.run_id, view))
+    if status.state == pb.RUN_STATE_FAILED:
+        raise RunFailedError(f"the run failed: {status.error}")
+    view.note(f"the run has {state_word(status.state)} after {status.elapsed_s:.1f} s")
+    _conclude(Path(status.output_dir), view)
+    return 0
+
+
+async def _follow(client: CoordinatorClient, run_id: str, view: RunView) -> pb.RunStatus:
+    """Shows the run's events. Returns its status after the last."""
+    async for event in client.watch_run(run_id):
+        view.event(event)
+    return await client.get_run(run_id)
+
+
+def _conclude(directory: Path, view: RunView) -> None:
+    """Says what the run has come to: the rewards at both ends, and the files; nothing if they are on another machine."""
+    summary = directory / "summary.json"
+    if not summary.is_file():
+        return
+    facts = json.loads(summary.read_text())
+    first, last = facts["first_reward_mean"], facts["last_reward_mean"]
+    if first is not None:
+        view.note(f"mean reward: {first:.3f} over the first two episodes, {last:.3f} over the last two")
+    for path in sorted(directory.iterdir()):
+        if path.name not in _OWN_FILES:
+            view.note(f"wrote {path}{'/' if path.is_dir() else ''}")

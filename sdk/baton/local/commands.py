@@ -1,0 +1,56 @@
+"""The command line of each service, as the run file asks for it. The SDK knows services by their module names only."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from baton.config import RunConfig
+from baton.local.store import LOOPBACK, free_port
+
+
+def _common(config: RunConfig, run_file: Path, port: int, ready_file: Path) -> list[str]:
+    listen = f"{config.services.host}:{port}"
+    return ["--run-file", str(run_file), "--listen", listen, "--ready-file", str(ready_file)]
+
+
+def buffer_command(config: RunConfig, run_file: Path, ready_file: Path, store_url: str) -> list[str]:
+    """The buffer, on the store at `store_url`."""
+    common = _common(config, run_file, config.services.buffer_port, ready_file)
+    return [sys.executable, "-m", "services.buffer", *common, "--store", store_url]
+
+
+def rollout_command(config: RunConfig, run_file: Path, ready_file: Path, replica: int) -> list[str]:
+    """Rollout replica `replica`."""
+    first = config.services.rollout_port
+    common = _common(config, run_file, first + replica if first else 0, ready_file)
+    return [sys.executable, "-m", "services.rollout", *common, "--replica", str(replica)]
+
+
+def trainer_command(config: RunConfig, run_file: Path, ready_file: Path) -> list[str]:
+    """The trainer's ranks, under torchrun; rank 0 listens."""
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1",
+        "--nproc-per-node", str(config.models.ppo_policy.world_size),
+        "--master-addr", LOOPBACK, "--master-port", str(free_port()),
+    ]  # fmt: skip
+    return [*torchrun, "-m", "services.trainer", *_common(config, run_file, config.services.trainer_port, ready_file)]
+
+
+def coordinator_command(
+    config: RunConfig, run_file: Path, ready_file: Path, *, app: str | None, output_dir: Path,
+    buffer: str, trainer: str, rollouts: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """The coordinator, told where the others listen; `app` is the user's program as module:attribute."""
+    command = [
+        sys.executable, "-m", "services.coordinator",
+        *_common(config, run_file, config.services.coordinator_port, ready_file),
+        "--buffer", buffer, "--trainer", trainer, "--output-dir", str(output_dir),
+    ]  # fmt: skip
+    for address in rollouts:
+        command += ["--rollout", address]
+    return [*command, "--app", app] if app else command
+
+
+def thread_environment(omp_threads: int | None) -> dict[str, str]:
+    """Environment of a process that may use `omp_threads` CPU threads; libraries read it when they are loaded."""
+    return {"OMP_NUM_THREADS": str(omp_threads)} if omp_threads else {}

@@ -1,0 +1,71 @@
+"""What can be known to be wrong before any process starts."""
+
+import errno
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from baton.config import ConfigError, RunConfig
+from baton.local.store import LOOPBACK, find_server
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def check(config: RunConfig, *, has_app: bool) -> None:
+    """Raises ConfigError, one line for each problem, if the run cannot start on this machine."""
+    config.require_startable(has_relay_sample_fn=has_app)
+    problems = [*_missing_directories(config), *_taken_ports(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if config.store.url is None and config.services.buffer_address is None:
+        find_server()
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "~")) or not _HUB_ID.match(name)
+
+
+def _missing_directories(config: RunConfig) -> Iterator[str]:
+    for role, model in config.models.roles().items():
+        for option in ("model", "tokenizer", "load"):
+            name = getattr(model, option)
+            if name is None or (option != "load" and not _is_path(name)):
+                continue
+            if not Path(name).expanduser().is_dir():
+                yield (
+                    f"models.{role}.{option}: got {name!r}; must be a directory that exists; {Path(name).absolute()} does "
+                    "not; correct the path, which is relative to the working directory, or put the model there"
+                )
+
+
+def _asked_ports(config: RunConfig) -> Iterator[tuple[str, str, int]]:
+    """(option, host, port) of every port that the run file asks for and a started process would take."""
+    services = config.services
+    if services.coordinator_address:
+        return
+    yield "services.coordinator_port", services.host, services.coordinator_port
+    yield "services.rest_port", services.host, services.rest_port
+    if not services.buffer_address:
+        yield "services.buffer_port", services.host, services.buffer_port
+        if not config.store.url:
+            yield "store.port", LOOPBACK, config.store.port
+    if not services.trainer_address:
+        yield "services.trainer_port", services.host, services.trainer_port
+    if not services.rollout_addresses and services.rollout_port:
+        for replica in range(config.models.policy.replicas):
+            yield "services.rollout_port", services.host, services.rollout_port + replica
+
+
+def _taken_ports(config: RunConfig) -> Iterator[str]:
+    for option, host, port in _asked_ports(config):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closing connection of before is no obstacle
+            try:
+                probe.bind((host.strip("[]"), port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    yield f"{option}: port {port} is taken; end what uses it, or set another port (0 takes a free one)"
+                else:
+                    yield f"services.host: cannot listen on {host}:{port} ({option}): {error.strerror}; correct the address"

@@ -1,0 +1,41 @@
+"""What the run is doing, and how long each thing took. Phases never overlap: their seconds add up to the run's."""
+
+import time
+from collections import defaultdict
+
+from services.coordinator.events import EventLog
+from services.coordinator.state import RunState
+
+
+class PhaseClock:
+    """Moves the run from phase to phase and tells the watchers."""
+
+    def __init__(self, state: RunState, events: EventLog) -> None:
+        self._state = state
+        self._events = events
+        self._lap: dict[str, float] = defaultdict(float)
+        self.total_s: dict[str, float] = defaultdict(float)
+        """Seconds in each phase since the run began."""
+        self._since = time.monotonic()
+
+    def enter(self, phase: str, waiting_for: str = "") -> None:
+        """Ends the present phase and begins another, which watchers are told; empty: none begins."""
+        self._count()
+        if phase == self._state.phase and waiting_for == self._state.waiting_for:
+            return
+        self._state.phase, self._state.waiting_for = phase, waiting_for
+        if phase:
+            self._events.append(self._state)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds in each phase since the last call, which begins an episode."""
+        self._count()
+        lap, self._lap = dict(self._lap), defaultdict(float)
+        return lap
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if self._state.phase:
+            self._lap[self._state.phase] += now - self._since
+            self.total_s[self._state.phase] += now - self._since
+        self._since = now

@@ -1,0 +1,127 @@
+"""The services that a run works with: their addresses, clients, and errors that name them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from baton.clients import BufferClient, RolloutClient, TrainerClient
+from baton.config.services import DeadlinesConfig, ServicesConfig
+from baton.errors import BatonError, ConfigError, DeadlineError, ServiceFaultError, ServiceUnavailableError
+from baton.weights import WeightPublisher
+
+log = logging.getLogger(__name__)
+
+STATUS_S = 10.0
+"""Deadline of one question after a service's status; start-up asks again until its own deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """host:port of each service; at least one rollout."""
+
+    buffer: str
+    trainer: str
+    rollouts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """Clients of all services. Close it when the run has ended."""
+
+    buffer: BufferClient
+    trainer: TrainerClient
+    rollouts: list[RolloutClient]
+    publisher: WeightPublisher = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "publisher", WeightPublisher(self.trainer, self.rollouts))
+
+    @classmethod
+    def open(cls, addresses: Addresses, deadlines: DeadlinesConfig) -> "Connections":
+        """Opens the channels; nothing is sent yet."""
+        return cls(
+            BufferClient(addresses.buffer, timeout_s=deadlines.buffer_s),
+            TrainerClient(addresses.trainer, timeout_s=STATUS_S),
+            [RolloutClient(address, timeout_s=STATUS_S) for address in addresses.rollouts],
+        )
+
+    @property
+    def buffer_name(self) -> str:
+        """For messages and status, as are the next two."""
+        return f"buffer at {self.buffer.address}"
+
+    @property
+    def trainer_name(self) -> str:
+        return f"trainer at {self.trainer.address}"
+
+    @property
+    def rollout_names(self) -> str:
+        return f"rollout at {', '.join(replica.address for replica in self.rollouts)}"
+
+    def at_buffer(self) -> AbstractContextManager[None]:
+        """Around calls to the buffer."""
+        return blame(self.buffer_name, "deadlines.buffer_s")
+
+    def at_trainer(self, deadline: str) -> AbstractContextManager[None]:
+        """Around calls to the trainer."""
+        return blame(self.trainer_name, deadline)
+
+    async def close(self) -> None:
+        """Ends all channels."""
+        for client in (self.buffer, self.trainer, *self.rollouts):
+            await client.close()
+
+
+def addresses(
+    services: ServicesConfig, buffer: str | None, trainer: str | None, rollouts: Sequence[str] | None
+) -> Addresses:
+    """What the command line gives, else the run file. Raises ConfigError that names what neither has."""
+    found = {
+        "buffer": buffer or services.buffer_address,
+        "trainer": trainer or services.trainer_address,
+        "rollout": tuple(rollouts or services.rollout_addresses),
+    }
+    if missing := [name for name, address in found.items() if not address]:
+        options = ", ".join(f"--{name}" for name in missing)
+        raise ConfigError(f"no address for {' and '.join(missing)}: give {options}, or addresses in the run file's services")
+    return Addresses(found["buffer"], found["trainer"], found["rollout"])
+
+
+async def until_ready(service: str, ask: Callable[[], Awaitable[object]], timeout_s: float) -> None:
+    """Asks until the service answers. Raises DeadlineError, naming it, after `timeout_s`."""
+    last = "no answer"
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    await ask()
+                    return
+                except (DeadlineError, ServiceUnavailableError) as error:
+                    if str(error) != last:
+                        log.info("waiting for %s: %s", service, error)
+                    last = str(error)
+                    await asyncio.sleep(0.2)
+    except TimeoutError as error:
+        raise DeadlineError(
+            f"{service} was not ready within {timeout_s:g} s ({last}); start it, correct its address, or raise "
+            "deadlines.startup_s"
+        ) from error
+
+
+@contextmanager
+def blame(service: str, deadline: str) -> Iterator[None]:
+    """Gives errors the name of the service, like "trainer at 127.0.0.1:5000", and the fix that only the caller knows.
+
+    `deadline` is the option that bounds the calls.
+    """
+    try:
+        yield
+    except BatonError as error:
+        fix = ""
+        if isinstance(error, DeadlineError):
+            fix = f"; raise {deadline} if it is only slow"
+        elif isinstance(error, ServiceFaultError):
+            fix = "; its log has the details"
+        raise type(error)(f"{service}: {error}{fix}") from error

@@ -1,0 +1,54 @@
+"""Flows: from an episode's prompts to scored groups. The default is one turn; an app's engine may bring its own."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from baton.clients.rollout import SamplingParams
+from baton.engine import FlowContext, Group, PromptItem
+
+from services.coordinator.clock import PhaseClock
+from services.coordinator.rewards import RewardPool
+from services.coordinator.rollouts import Rollouts
+from services.coordinator.streams import map_as_completed
+
+
+async def generate_and_score(context: FlowContext, prompts: Sequence[PromptItem]) -> AsyncIterator[Group]:
+    """The default flow: every prompt is answered once; groups are scored while others are still generated."""
+    async with aclosing(context.score(context.generate(prompts))) as groups:
+        async for group in groups:
+            yield group
+
+
+@dataclass(slots=True)
+class EpisodeContext:
+    """The FlowContext that the coordinator gives to a flow: one episode, one policy version."""
+
+    episode_id: int
+    policy_version: int
+    published: Mapping[int, str]
+    rollouts: Rollouts
+    rewards: RewardPool
+    clock: PhaseClock
+    _generating: int = 0
+
+    async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
+        """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
+        stream = self.rollouts.generate(
+            prompts, sampling or SamplingParams(),
+            episode_id=self.episode_id, policy_version=self.policy_version, published=self.published,
+        )  # fmt: skip
+        self._generating += 1
+        self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
+        try:
+            async with aclosing(stream):
+                async for group in stream:
+                    yield group
+        finally:
+            self._generating -= 1
+        if not self._generating:
+            self.clock.enter("reward", "the reward workers")
+
+    def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.rewards.score, groups)

@@ -1,0 +1,167 @@
+"""What an episode did, as numbers, and the files that keep them: metrics.jsonl, reward.png and summary.json."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from baton.engine import Group
+from baton.errors import ConflictError
+from baton.samples import FinishReason, RewardStatus, Samples
+from baton.weights import Publication
+
+from services.coordinator.state import RunState
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_EPISODES = 2
+"""The summary compares the mean reward of so many episodes at the run's two ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeReport:
+    """One finished episode. `policy_version` and `weights_digest` name the weights that sampled it."""
+
+    episode_id: int
+    policy_version: int
+    weights_digest: str
+    metrics: dict[str, float]
+    """Every value is finite; what could not be measured is absent."""
+
+    def to_json(self) -> str:
+        """One line of metrics.jsonl."""
+        names = {"episode": self.episode_id, "policy_version": self.policy_version, "weights_digest": self.weights_digest}
+        return json.dumps(names | self.metrics, allow_nan=False)
+
+
+class EpisodeTally:
+    """Collects what the report says of an episode, as its groups and steps pass by."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._groups: list[Samples] = []
+        self._scores: dict[str, list[np.ndarray]] = {}
+        self._steps: list[dict[str, float]] = []
+        self._computed_tokens = 0
+
+    def add_group(self, group: Group) -> None:
+        """Counts a group as it goes to the buffer."""
+        self.samples += len(group.samples)
+        self._groups.append(group.samples)
+        for name, values in group.scores.items():
+            self._scores.setdefault(name, []).append(values)
+
+    def add_step(self, metrics: Mapping[str, float], computed_tokens: int) -> None:
+        """Counts an optimizer step; what the trainer said of it is averaged over the episode's steps."""
+        self._steps.append(dict(metrics))
+        self._computed_tokens += computed_tokens
+
+    def metrics(self, seconds: Mapping[str, float], publication: Publication | None) -> dict[str, float]:
+        """All metrics of the episode, given the seconds in each phase and the weight update at its end, if any."""
+        total_s = sum(seconds.values())
+        found = self._train_metrics() | self._rollout_metrics()
+        tokens = found.get("response_tokens", 0.0)
+        found |= {f"seconds/{phase}": value for phase, value in seconds.items()} | {"seconds/episode": total_s}
+        found["tokens_per_s"] = tokens / max(total_s, 1e-9)
+        found["rollout_tokens_per_s"] = tokens / max(seconds.get("generate", 0.0), 1e-9)
+        if publication is not None:
+            phases = ("gather", "wire", "load", "digest", "pause")
+            found |= {f"publish/{phase}_s": getattr(publication, f"{phase}_s") for phase in phases}
+            found["publish/bytes"] = float(publication.bytes)
+        return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+    def _rollout_metrics(self) -> dict[str, float]:
+        if not self.samples:
+            return {"samples": 0.0}
+        status = np.concatenate([samples.reward_status for samples in self._groups])
+        rewards = np.concatenate([samples.rewards for samples in self._groups])[status == RewardStatus.VALUE]
+        finish = np.concatenate([samples.finish_reasons for samples in self._groups])
+        lengths = np.concatenate([samples.response_ids.lengths for samples in self._groups])
+        return {
+            "samples": self.samples,
+            "scored_samples": len(rewards),
+            "reward_mean": _mean(rewards),
+            "reward_std": float(rewards.std(dtype=np.float64)) if len(rewards) else math.nan,
+            "reward_abstained": _mean(status == RewardStatus.ABSTAIN),
+            "reward_failed": _mean((status == RewardStatus.ERROR) | (status == RewardStatus.TIMEOUT)),
+            "response_length_mean": _mean(lengths),
+            "response_tokens": float(lengths.sum()),
+            "finish_rate": _mean(finish == FinishReason.STOP),
+            "truncated_share": _mean(finish == FinishReason.LENGTH),
+        } | {f"reward/{name}": _mean(np.concatenate(parts)) for name, parts in self._scores.items()}
+
+    def _train_metrics(self) -> dict[str, float]:
+        names = {name: None for step in self._steps for name in step}  # a dict keeps their order
+        means = {name: _mean([step[name] for step in self._steps if name in step]) for name in names}
+        return means | {"train_steps": len(self._steps), "computed_tokens": self._computed_tokens}
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    """The mean of the finite ones; NaN if there are none."""
+    array = np.asarray(values, np.float64)
+    array = array[np.isfinite(array)]
+    return float(array.mean()) if len(array) else math.nan
+
+
+class RunReport:
+    """The run's folder and all reports so far."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder. Raises ConflictError if another run wrote its metrics there."""
+        self.folder = folder
+        self.episodes: list[EpisodeReport] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / METRICS_FILE).exists():
+            raise ConflictError(f"{folder} holds the metrics of another run; start under another run id, or move it away")
+
+    def add(self, report: EpisodeReport) -> None:
+        """Appends to metrics.jsonl."""
+        self.episodes.append(report)
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(report.to_json() + "\n")
+
+    def rewards(self) -> list[tuple[int, float]]:
+        """(episode, mean reward) of all episodes that have one."""
+        return [(r.episode_id, r.metrics["reward_mean"]) for r in self.episodes if "reward_mean" in r.metrics]
+
+    def finish(self, state: RunState, seconds: Mapping[str, float], export: str) -> None:
+        """Writes summary.json and, if there is anything to see, reward.png."""
+        means = [reward for _, reward in self.rewards()]
+        first, last = _mean(means[:SUMMARY_EPISODES]), _mean(means[-SUMMARY_EPISODES:])
+        summary = {
+            "run_id": state.run_id,
+            "state": state.life,
+            "error": state.error,
+            "episodes": len(self.episodes),
+            "first_reward_mean": _or_none(first),
+            "last_reward_mean": _or_none(last),
+            "reward_gain": _or_none(last - first),
+            "policy_version": state.policy_version,
+            "weights_digest": state.weights_digest,
+            "global_step": state.global_step,
+            "elapsed_s": state.elapsed_s,
+            "seconds": dict(seconds),
+            "checkpoint": state.checkpoint,
+            "export": export,
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if means:
+            _plot(self.rewards(), self.folder / "reward.png", state.run_id)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plot(rewards: list[tuple[int, float]], path: Path, title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import, and only needed at the end
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(*zip(*rewards, strict=True), marker="o", markersize=3, color="#2563eb")
+    axes.set(title=f"{title}: mean reward by episode", xlabel="episode", ylabel="mean reward")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

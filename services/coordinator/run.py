@@ -1,0 +1,138 @@
+"""A run from its first moment to its last: the driver under supervision, and the one end that it comes to.
+
+    STARTING -> RUNNING -> SUCCEEDED           all episodes are done
+                        -> STOPPING -> STOPPED a stop was asked for: the call in flight ends or is cancelled, nothing follows
+                        -> FAILED              an error, told with its episode and phase; nothing is tried again
+
+Whatever the end, the reports are written, the state is stored, and the workers are gone before the last event is seen.
+"""
+
+import asyncio
+import logging
+import time
+import traceback
+from dataclasses import replace
+
+from baton.errors import BatonError
+
+from services.coordinator import liveness
+from services.coordinator.connections import Addresses
+from services.coordinator.driver import Driver, StopAsked
+from services.coordinator.state import Life
+
+log = logging.getLogger(__name__)
+
+FINISHED_ON_STOP = frozenset({"train", "publish", "commit", "checkpoint", "export"})
+"""Phases whose call in flight a stop lets finish, so that nothing is left half done; in all others it is cancelled."""
+
+LAST_SAVE_S = 5.0
+"""How long the end may wait for the state store, which may be what failed."""
+
+
+class Run:
+    """Supervises one driver, from construction on."""
+
+    def __init__(self, driver: Driver, addresses: Addresses) -> None:
+        """Starts at once; needs a running event loop."""
+        self.driver = driver
+        self._watched = {f"rollout {i}": address for i, address in enumerate(addresses.rollouts)}
+        self._watched["trainer"] = addresses.trainer
+        self._save_on_stop = False
+        self._export = ""
+        self._ending = False
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self, *, save_checkpoint: bool) -> None:
+        """Asks for the end; returns at once. Asking again changes nothing, but may add the wish for a checkpoint."""
+        state = self.driver.state
+        if self._ending:
+            return
+        self._save_on_stop |= save_checkpoint
+        if not self.driver.stop_asked:
+            self.driver.stop_asked = True
+            state.life = Life.STOPPING
+            self.driver.events.append(state)
+            if state.phase not in FINISHED_ON_STOP:
+                self._task.cancel()
+
+    async def close(self, grace_s: float) -> None:
+        """Stops the run and waits for its end; after `grace_s` even a call that should finish is cut off."""
+        self.stop(save_checkpoint=False)
+        _, pending = await asyncio.wait([self._task], timeout=grace_s)
+        if pending:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=grace_s)
+
+    async def _run(self) -> None:
+        state = self.driver.state
+        self.driver.events.append(state)
+        try:
+            await self._supervised()
+            life = Life.SUCCEEDED
+        except (StopAsked, asyncio.CancelledError):
+            asyncio.current_task().uncancel()
+            life = await self._stopped()
+        except Exception as error:  # the boundary: whatever it is, the run has failed and says so
+            life = Life.FAILED
+            state.error = _explain(error, state.episode, state.phase)
+            log.error("run %s failed: %s", state.run_id, state.error)
+        await self._end(life)
+
+    async def _supervised(self) -> None:
+        """The driver's work, cut short by the death of a service that it may be waiting for."""
+        await self.driver.prepare()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(liveness.watch(self._watched))
+                await self.driver.episodes()
+                self._export = await self.driver.finish()
+                watch.cancel()
+        except BaseExceptionGroup as errors:
+            raise _root(errors) from None
+
+    async def _stopped(self) -> Life:
+        if self._save_on_stop:
+            self.driver.stop_asked = False
+            try:
+                await self.driver.checkpoint()
+            except BatonError as error:
+                self.driver.state.error = f"stopped, but the checkpoint that was asked for failed: {error}"
+                return Life.FAILED
+        return Life.STOPPED
+
+    async def _end(self, life: Life) -> None:
+        self._ending = True
+        driver, state = self.driver, self.driver.state
+        driver.clock.enter("report")
+        state.ended_at = time.time()
+        try:
+            final = replace(state, life=life)
+            await asyncio.to_thread(driver.report.finish, final, driver.clock.total_s, self._export)
+        except Exception:  # a full disk must not keep the run from ending
+            log.exception("the report of run %s could not be written", state.run_id)
+        driver.clock.enter("")
+        state.life = life
+        try:
+            async with asyncio.timeout(LAST_SAVE_S):
+                await driver.save()
+        except (BatonError, TimeoutError) as error:
+            log.warning("the end of run %s could not be stored: %s", state.run_id, error)
+        await driver.close()
+        driver.events.append(state)
+        log.info("run %s %s after %.1f s", state.run_id, state.life, state.elapsed_s)
+
+
+def _root(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _explain(error: BaseException, episode: int, phase: str) -> str:
+    """One error for the user: where the run was, and what happened."""
+    where = f"episode {episode}, {phase or 'between phases'}"
+    if isinstance(error, BatonError):
+        return f"{where}: {error}"
+    log.error("unexpected", exc_info=error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{where}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno}); the log has the traceback"

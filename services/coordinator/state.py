@@ -1,0 +1,111 @@
+"""RunState, the one mutable record of a run, and where it is kept: the buffer service's state store, as JSON."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+
+from baton.clients import BufferClient
+from baton.errors import ConflictError
+
+STATE_NAME = "coordinator"
+
+KEPT_DIGESTS = 4096
+"""Newest versions whose digests are kept; more would outgrow the store's 1 MiB per value, and no sample is that old."""
+
+
+class Life(StrEnum):
+    """Where a run is in its life; the names are those of the API's RunState."""
+
+    UNSPECIFIED = "none"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen any more."""
+        return self in (Life.SUCCEEDED, Life.FAILED, Life.STOPPED)
+
+
+@dataclass(slots=True)
+class RunState:
+    """How far the run is. Only the driver writes to it."""
+
+    run_id: str
+    num_episodes: int
+    output_dir: str
+    dashboard_url: str = ""
+    life: Life = Life.STARTING
+    episode: int = 0
+    """0-based episode in progress, or the number of episodes once they are done."""
+    phase: str = ""
+    """"generate", "reward", "put", "train", "publish", "commit", "checkpoint"; empty between episodes."""
+    waiting_for: str = ""
+    """The service and address that the phase waits for."""
+    policy_version: int = 0
+    """Newest committed weights."""
+    weights_digest: str = ""
+    digests: dict[int, str] = field(default_factory=lambda: {0: ""})
+    """Digest of every version that replicas may have sampled from; version 0, a replica's own checkpoint, has none."""
+    global_step: int = 0
+    prompts_consumed: int = 0
+    checkpoint: str = ""
+    """Directory of the newest checkpoint."""
+    error: str = ""
+    started_at: float = field(default_factory=time.time)
+    """Seconds since 1970, as is `ended_at`; 0: not yet."""
+    ended_at: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began, or that it took."""
+        return (self.ended_at or time.time()) - self.started_at
+
+    def published(self, version: int, digest: str) -> None:
+        """Takes note of a committed version."""
+        self.policy_version, self.weights_digest = version, digest
+        self.digests[version] = digest
+        for old in sorted(self.digests)[:-KEPT_DIGESTS]:
+            del self.digests[old]
+
+    def to_json(self) -> bytes:
+        """All fields."""
+        return json.dumps(asdict(self), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, value: bytes) -> "RunState":
+        """What `to_json` wrote."""
+        known = json.loads(value)
+        known["digests"] = {int(version): digest for version, digest in known["digests"].items()}
+        known["life"] = Life(known["life"])
+        return cls(**{f.name: known[f.name] for f in fields(cls)})
+
+
+class StateStore:
+    """Keeps one run's state; a second coordinator that drives the same run is refused."""
+
+    def __init__(self, buffer: BufferClient, run_id: str) -> None:
+        self._buffer = buffer
+        self._run_id = run_id
+        self._revision = 0
+
+    async def claim(self, state: RunState) -> None:
+        """Stores the first state. Raises ConflictError if the store has a run of this name."""
+        value, revision = await self._buffer.get_state(self._run_id, STATE_NAME)
+        if revision:
+            other = RunState.from_json(value)
+            raise ConflictError(
+                f"run {self._run_id!r} exists already ({other.life}, episode {other.episode} of {other.num_episodes}, files "
+                f"in {other.output_dir}); start under another run id"
+            )
+        await self.save(state)
+
+    async def save(self, state: RunState) -> None:
+        """Stores the state. Raises ConflictError if somebody else did since the last time."""
+        self._revision = await self._buffer.put_state(
+            self._run_id, STATE_NAME, state.to_json(), expected_revision=self._revision
+        )

@@ -1,0 +1,243 @@
+"""What the buffer does when it or its store is killed, frozen or missing."""
+
+import asyncio
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baton.clients.buffer import BufferClient
+from baton.errors import BackpressureError, ServiceUnavailableError, StoreUnavailableError
+from buffer_samples import make_samples, numbers_of
+from processes import ServiceProcess, StoreProcess, free_port
+
+SIZES = {"expected_samples": 24, "global_batch_size": 8, "micro_batch_size": 2}
+
+
+class OneAttempt(BufferClient):
+    """A client that shows the first failure, as the service reported it."""
+
+    RETRIED = ()
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> Iterator[StoreProcess]:
+    process = StoreProcess(tmp_path)
+    try:
+        yield process.start()
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def own_buffer(own_store: StoreProcess, run_file: Path, tmp_path: Path) -> Iterator[ServiceProcess]:
+    process = ServiceProcess("buffer", run_file, tmp_path, "--store", own_store.url)
+    try:
+        yield process.start()
+    finally:
+        process.kill()
+
+
+class Trainer:
+    """Rolls out and trains episodes of a run of its own, and repeats each call until the buffer has answered it."""
+
+    def __init__(self, run_id: str, address: str, serving: asyncio.Event) -> None:
+        self.run_id, self.address, self.serving = run_id, address, serving
+        self.client = OneAttempt(address, timeout_s=20)
+        self.episodes = self.failures = 0
+
+    async def insist(self, call: Callable[[BufferClient], Awaitable[Any]]) -> Any:
+        while True:
+            try:
+                return await call(self.client)
+            except ServiceUnavailableError:
+                self.failures += 1
+                await self.client.close()
+                await self.serving.wait()
+                self.client = OneAttempt(self.address, timeout_s=20)  # an old one waits a second before it connects again
+
+    async def train_episode(self) -> Counter:
+        """Counts how often each sample was trained."""
+        run, episode, trained = self.run_id, self.episodes, Counter()
+        await self.insist(lambda client: client.open_episode(run, episode, **SIZES))
+        for group in range(6):
+            samples, request_id = make_samples(range(4 * group, 4 * group + 4)), f"g{group}"
+            put = partial(BufferClient.put, run_id=run, episode_id=episode, samples=samples, request_id=request_id)
+            await self.insist(put)
+        await self.insist(lambda client: client.close_episode(run, episode))
+        for step in range(3):
+            trained.update(await self.insist(partial(lease_numbers, run_id=run, episode=episode, step=step)))
+            ack = partial(BufferClient.ack, run_id=run, episode_id=episode, lease_id=f"p0-s{step}", global_step=step)
+            await self.insist(ack)
+        self.episodes += 1
+        return trained
+
+
+async def lease_numbers(client: BufferClient, run_id: str, episode: int, step: int) -> list[int]:
+    found = client.lease(run_id, episode, pass_index=0, step_index=step, wait_s=20)
+    return [number async for micro_batch in found for number in numbers_of(micro_batch.samples)]
+
+
+async def test_kill_9_of_the_buffer_at_any_moment_loses_nothing_and_trains_nothing_twice(own_buffer):
+    serving, moments = asyncio.Event(), random.Random(7)
+    trainers = [Trainer(f"run-{number}", own_buffer.address, serving) for number in range(3)]
+
+    async def kill_a_dozen_times():
+        for _ in range(12):
+            serving.set()
+            await asyncio.sleep(moments.uniform(0.02, 0.2))
+            serving.clear()
+            await asyncio.to_thread(own_buffer.kill)
+            await asyncio.to_thread(own_buffer.start)
+        serving.set()
+
+    async def work(trainer: Trainer):
+        while not killer.done():
+            assert await trainer.train_episode() == Counter(range(24))
+
+    killer = asyncio.create_task(kill_a_dozen_times())
+    await asyncio.gather(killer, *map(work, trainers))
+    assert sum(trainer.failures for trainer in trainers) >= 12, "the kills missed the calls"
+    for trainer in trainers:
+        for episode in range(trainer.episodes):
+            counts = await trainer.client.get_episode(trainer.run_id, episode)
+            assert (counts.stored, counts.leased, counts.trained, counts.closed) == (24, 0, 24, True)
+            assert counts.group_ids == [f"g{group}" for group in range(6)]
+        await trainer.client.close()
+
+
+async def test_a_waiting_lease_survives_a_restart_of_the_buffer(own_buffer):
+    async with BufferClient(own_buffer.address, timeout_s=20) as client:
+        await client.open_episode("run", 0, **SIZES)
+        waiting = asyncio.create_task(lease_numbers(client, "run", 0, 0))
+        await asyncio.sleep(0.2)
+        own_buffer.kill()
+        await asyncio.to_thread(own_buffer.start)
+        await client.put("run", 0, make_samples(range(8)))
+        assert await asyncio.wait_for(waiting, 10) == list(range(8))
+
+
+async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing_is_lost_when_it_is_back(
+    own_store, own_buffer
+):
+    async with OneAttempt(own_buffer.address, timeout_s=30) as client:
+        await client.open_episode("run", 0, **SIZES)
+        await client.put("run", 0, make_samples(range(8)), request_id="a")
+        own_store.kill()
+        began = time.monotonic()
+        calls = [
+            client.put("run", 0, make_samples(range(8, 16)), request_id="b"),
+            anext(aiter(client.lease("run", 0, pass_index=0, step_index=1, wait_s=20))),
+            client.put_state("run", "coordinator", b"x", expected_revision=0),
+        ]
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, StoreUnavailableError)
+            assert own_store.url in str(error) and "store.url" in str(error)
+        assert 4 < time.monotonic() - began < 8
+
+        await asyncio.to_thread(own_store.start)
+        assert await client.put("run", 0, make_samples(range(8, 16)), request_id="b") == 16
+        assert await lease_numbers(client, "run", 0, 0) == list(range(8))
+
+
+async def test_a_store_that_is_back_within_seconds_goes_unnoticed(own_store, own_buffer):
+    async with OneAttempt(own_buffer.address, timeout_s=30) as client:
+        await client.open_episode("run", 0, **SIZES)
+        own_store.kill()
+        put = asyncio.create_task(client.put("run", 0, make_samples(range(8))))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(own_store.start)
+        assert await put == 8
+
+
+async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, own_buffer):
+    async with OneAttempt(own_buffer.address, timeout_s=30) as client:
+        await client.open_episode("run", 0, **SIZES)
+        own_store.popen.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match=own_store.url):
+            await client.put("run", 0, make_samples(range(8)), request_id="a")
+        assert time.monotonic() - began < 12
+        own_store.popen.send_signal(signal.SIGCONT)
+        assert await client.put("run", 0, make_samples(range(8)), request_id="a") == 8
+
+
+def start(run_file: Path, *options: str) -> subprocess.CompletedProcess:
+    command = ServiceProcess("buffer", run_file, run_file.parent, *options).command
+    return subprocess.run(command, capture_output=True, text=True, timeout=15)
+
+
+def test_an_unreachable_store_ends_the_start_with_its_url_but_not_its_password(run_file):
+    port = free_port()
+    ended = start(run_file, "--store", f"redis://ann:secret@127.0.0.1:{port}/0")
+    assert ended.returncode == 1
+    assert f"redis://ann:***@127.0.0.1:{port}/0" in ended.stderr and "store.url" in ended.stderr
+    assert "secret" not in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_taken_port_ends_the_start_and_is_named(run_file, store):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ended = start(run_file, "--store", store.url, "--listen", f"127.0.0.1:{port}")
+    assert ended.returncode == 1
+    assert f"port {port} is taken" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((), "store.url: not set"), (("--store", "redis://host:port"), "store.url: got 'redis://host:port'")],
+)
+def test_a_store_that_is_not_named_ends_the_start(run_file, options, message):
+    ended = start(run_file, *options)
+    assert ended.returncode == 1
+    assert message in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_store_that_drops_keys_when_it_is_full_is_refused(run_file, tmp_path):
+    store = StoreProcess(tmp_path)
+    store.command += ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]
+    try:
+        ended = start(run_file, "--store", store.start().url)
+    finally:
+        store.kill()
+    assert ended.returncode == 1
+    assert "noeviction" in ended.stderr
+
+
+def test_a_store_without_an_append_only_file_is_warned_about(run_file, tmp_path):
+    store = StoreProcess(tmp_path)
+    store.command += ["--appendonly", "no"]
+    service = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url)
+    try:
+        store.start()
+        assert "append-only" in service.start().output()
+    finally:
+        service.kill()
+        store.kill()
+
+
+async def test_a_full_store_refuses_a_put_whole_and_says_so(run_file, tmp_path):
+    store = StoreProcess(tmp_path)
+    store.command += ["--maxmemory", "8mb", "--maxmemory-policy", "noeviction"]
+    service = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url)
+    try:
+        store.start()
+        service.start()
+        async with OneAttempt(service.address) as client:
+            await client.open_episode("run", 0, expected_samples=None, global_batch_size=8, micro_batch_size=8)
+            with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory"):
+                for number in range(20):
+                    await client.put("run", 0, make_samples([number], tokens=50_000))
+            assert (await client.get_episode("run", 0)).stored == number
+    finally:
+        service.kill()
+        store.kill()

@@ -1,0 +1,114 @@
+"""The plan of micro-batches: which sample goes where."""
+
+import numpy as np
+import pytest
+from baton.errors import InvalidRequestError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.buffer.batching import Share, first_uses, parse_lease_id, plan, steps_per_pass
+
+
+def positions(total, global_batch, micro_batch, step, rank=0, ranks=1, pass_index=0, seed=0, episode=0):
+    found = plan(Share(pass_index, step, rank, ranks, seed), episode, total, global_batch, micro_batch)
+    return found.positions.tolist()
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]), (1, [[10, 11, 12, 13, 14], [15, 0, 1, 2, 3]])],
+)
+def test_the_tail_is_filled_from_the_start(step, expected):
+    assert positions(16, 10, 5, step) == expected
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [(0, [[16, 17], [18, 19]]), (1, [[0, 1], [2, 3]]), (2, [[4, 5], [6, 7]]), (3, [[8, 9], [10, 11]])],
+)
+def test_every_rank_of_the_last_step_is_full(rank, expected):
+    assert positions(20, 16, 2, 1, rank, ranks=4) == expected
+
+
+def test_the_wrap_repeats_as_often_as_it_takes():
+    found = plan(Share(0, 0, 0, 1, 0), 0, 3, 8, 4)
+    assert found.positions.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
+    assert found.wrapped.tolist() == [[False, False, False, True], [True] * 4]
+
+
+@st.composite
+def episodes(draw):
+    """(total, global batch, micro batch, ranks, pass, seed)"""
+    micro_batch, ranks, each = draw(st.integers(1, 6)), draw(st.sampled_from([1, 2, 3, 4, 8])), draw(st.integers(1, 4))
+    total, pass_index, seed = draw(st.integers(1, 200)), draw(st.integers(0, 2)), draw(st.integers(-(2**63), 2**63 - 1))
+    return total, micro_batch * ranks * each, micro_batch, ranks, pass_index, seed
+
+
+@given(episodes())
+@settings(deadline=None)  # other work on the machine is no failure
+def test_a_pass_trains_every_sample_once_and_every_rank_fully(episode):
+    total, global_batch, micro_batch, ranks, pass_index, seed = episode
+    fresh = []
+    for step in range(steps_per_pass(total, global_batch)):
+        for rank in range(ranks):
+            found = plan(Share(pass_index, step, rank, ranks, seed), 3, total, global_batch, micro_batch)
+            assert found.positions.shape == (global_batch // micro_batch // ranks, micro_batch)
+            fresh += found.positions[~found.wrapped].tolist()
+            assert set(found.positions[found.wrapped].tolist()) <= set(range(total))
+    assert sorted(fresh) == list(range(total))
+
+
+@given(episodes())
+@settings(deadline=None)  # other work on the machine is no failure
+def test_a_step_has_the_same_samples_in_the_same_order_whatever_the_number_of_ranks(episode):
+    total, global_batch, micro_batch, ranks, pass_index, seed = episode
+    for step in range(steps_per_pass(total, global_batch)):
+        whole = positions(total, global_batch, micro_batch, step, 0, 1, pass_index, seed)
+        parts = [positions(total, global_batch, micro_batch, step, rank, ranks, pass_index, seed) for rank in range(ranks)]
+        assert whole == [row for part in parts for row in part]
+
+
+@given(episodes())
+@settings(deadline=None)  # other work on the machine is no failure
+def test_what_an_unfinished_episode_hands_out_is_what_the_finished_one_would(episode):
+    total, global_batch, micro_batch, ranks, _, seed = episode
+    for step in range(steps_per_pass(total, global_batch)):
+        early = plan(Share(0, step, ranks - 1, ranks, seed), 0, None, global_batch, micro_batch).positions
+        late = plan(Share(0, step, ranks - 1, ranks, seed), 0, total, global_batch, micro_batch).positions
+        exists = early < total
+        assert np.array_equal(early[exists], late[exists])
+
+
+def test_a_later_pass_of_an_unfinished_episode_cannot_be_planned():
+    assert plan(Share(1, 0, 0, 1, 0), 0, None, 4, 2) is None
+
+
+def test_the_shuffle_depends_on_seed_episode_and_pass_and_on_nothing_else():
+    def order(seed, episode, pass_index):
+        return positions(64, 64, 64, 0, pass_index=pass_index, seed=seed, episode=episode)[0]
+
+    assert order(1, 2, 3) == order(1, 2, 3)
+    orders = [order(1, 2, 3), order(2, 2, 3), order(1, 3, 3), order(1, 2, 4), order(-1, 2, 3), list(range(64))]
+    assert len({tuple(each) for each in orders}) == len(orders)
+
+
+def test_the_shuffle_is_the_one_that_earlier_releases_drew():
+    assert positions(8, 8, 8, 0, pass_index=1, seed=42, episode=5)[0] == [4, 2, 3, 7, 5, 0, 1, 6]
+
+
+@given(episodes())
+@settings(deadline=None)  # other work on the machine is no failure
+def test_first_uses_add_up_to_the_total(episode):
+    total, global_batch, *_ = episode
+    steps = steps_per_pass(total, global_batch)
+    assert sum(first_uses(step, global_batch, total) for step in range(steps)) == total
+
+
+def test_lease_ids_are_read_back():
+    assert parse_lease_id(Share(2, 13, 0, 1, 0).lease_id) == (2, 13)
+
+
+@pytest.mark.parametrize("lease_id", ["", "p1", "p1-s", "p-1-s2", "p1-s2 ", "s1-p2"])
+def test_anything_else_is_not_a_lease_id(lease_id):
+    with pytest.raises(InvalidRequestError, match="lease_id"):
+        parse_lease_id(lease_id)

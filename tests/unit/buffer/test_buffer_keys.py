@@ -1,0 +1,35 @@
+"""Names in the store."""
+
+import pytest
+from baton.errors import InvalidRequestError
+
+from services.buffer.keys import EpisodeKeys, state_key
+from services.buffer.store import hide_password
+
+
+def test_all_keys_of_a_run_share_one_hash_tag():
+    keys = EpisodeKeys("run-1", 3)
+    names = [keys.episode, keys.requests, keys.sample_ids, keys.groups, keys.chunks, keys.steps]
+    names += [keys.chunk(b"x" * 16), state_key("run-1", "coordinator"), EpisodeKeys("run-1", 4).episode]
+    assert len(set(names)) == len(names)
+    assert {name[name.index("{") : name.index("}") + 1] for name in names} == {"{run-1}"}
+
+
+@pytest.mark.parametrize("run_id", ["", "a{b", "a}b"])
+def test_a_run_id_that_would_break_the_hash_tag_is_refused(run_id):
+    with pytest.raises(InvalidRequestError, match="run_id"):
+        EpisodeKeys(run_id, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:secret@host:1", "redis://:***@host:1"),
+        ("rediss://ann:sec:ret@host:1/2", "rediss://ann:***@host:1/2"),
+        ("redis://ann:sec@ret@host:1", "redis://ann:***@host:1"),
+        ("unix:///tmp/socket?db=1&password=secret&x=1", "unix:///tmp/socket?db=1&password=***&x=1"),
+    ],
+)
+def test_messages_never_show_the_password_of_the_store(url, shown):
+    assert hide_password(url) == shown

@@ -1,0 +1,82 @@
+"""A coordinator with fakes for the models and the real buffer, in the test's own event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baton.config import RunConfig
+from baton.engine import Engine
+from baton.testing import FakeRollout, FakeTrainer, Served, serve
+
+from services.coordinator.connections import Addresses
+from services.coordinator.coordinator import Coordinator
+from services.coordinator.events import Event
+
+RUNTIME = {
+    "num_episode": 3,
+    "sample_per_episode": 8,
+    "num_inference_per_prompt": 4,
+    "train_micro_batch_size": 2,
+    "train_global_batch_size": 4,
+}
+
+
+def config(runtime: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
+    """Two prompts x 4 responses an episode, two steps of 4, three episodes; prompts come from the app."""
+    return RunConfig.from_mapping({"models": {}, "runtime": RUNTIME | (runtime or {}), **sections})
+
+
+async def digits_count(context, prompts):
+    """A flow with rewards of its own, so that a run needs no reward workers."""
+    async for group in context.generate(prompts):
+        yield group.with_rewards([float(text) if text.isdigit() else None for text in group.texts])
+
+
+def questions():
+    return [{"prompt": f"question {i}", "number": i} for i in range(5)]
+
+
+ENGINE = Engine(prompts=questions, flow=digits_count)
+
+
+@dataclass
+class Place:
+    """A coordinator and what it works with."""
+
+    coordinator: Coordinator
+    trainer: Served
+    rollouts: list[Served]
+    folder: Path
+
+    async def finish(self, timeout_s: float = 20.0) -> list[Event]:
+        """All events of the run, which must end in time."""
+        async with asyncio.timeout(timeout_s):
+            return [event async for event in self.coordinator.watch_run()]
+
+    async def until(self, phase: str, timeout_s: float = 10.0) -> None:
+        """Waits for the run to enter a phase."""
+        async with asyncio.timeout(timeout_s):
+            async for event in self.coordinator.watch_run():
+                if event.state.phase == phase:
+                    return
+        raise AssertionError(f"the run ended without the phase {phase}")
+
+
+@asynccontextmanager
+async def place(
+    buffer: str, folder: Path, *, engine: Engine = ENGINE, trainer: FakeTrainer | None = None,
+    rollouts: tuple[FakeRollout, ...] = (), run: RunConfig | None = None,
+) -> AsyncIterator[Place]:  # fmt: skip
+    """Fakes at work, and a coordinator that has not started."""
+    async with AsyncExitStack() as stack:
+        served = [await stack.enter_async_context(serve(fake)) for fake in rollouts or (FakeRollout(),)]
+        training = await stack.enter_async_context(serve(trainer or FakeTrainer()))
+        addresses = Addresses(buffer, training.address, tuple(one.address for one in served))
+        coordinator = Coordinator(run or config(), engine, addresses, output_dir=folder, dashboard_url="http://here/")
+        try:
+            yield Place(coordinator, training, served, folder)
+        finally:
+            await coordinator.close()

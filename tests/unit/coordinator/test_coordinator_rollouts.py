@@ -1,0 +1,117 @@
+"""Spreading prompts over replicas, and what a replica may not do."""
+
+import asyncio
+
+import pytest
+from baton.clients import RolloutClient
+from baton.clients.rollout import SamplingParams
+from baton.engine import PromptItem
+from baton.errors import DigestMismatchError, InvalidRequestError, ServiceFaultError, StalePolicyError
+from baton.testing import FakeRollout, serve
+
+from services.coordinator.digests import check_digests
+from services.coordinator.rollouts import Rollouts
+
+
+def prompts(count, first=0):
+    names = range(first, first + count)
+    return [PromptItem(f"g{i}", [{"role": "user", "content": f"q{i}"}], f"q{i}", {"i": i}) for i in names]
+
+
+def generate(rollouts, items, version=0, published=None, **sampling):
+    return rollouts.generate(
+        items, SamplingParams(**sampling), episode_id=7, policy_version=version, published=published or {0: ""}
+    )
+
+
+def over(*replicas, batch_size=1, group_size=2):
+    clients = [RolloutClient(one.address) for one in replicas]
+    return Rollouts(clients, batch_size=batch_size, group_size=group_size, timeout_s=10.0)
+
+
+async def test_every_prompt_becomes_one_group_with_its_metadata_and_texts():
+    fake = FakeRollout(lambda prompt, index, version: f"{prompt}-{index}")
+    async with serve(fake) as replica:
+        groups = [group async for group in generate(over(replica, batch_size=2), prompts(3))]
+    assert sorted(group.prompt.group_id for group in groups) == ["g0", "g1", "g2"]
+    first = next(group for group in groups if group.prompt.group_id == "g0")
+    assert (first.samples.sample_ids, first.texts) == (["g0/0", "g0/1"], ["q0-0", "q0-1"])
+    assert first.samples.metadata == ['{"i": 0}'] * 2
+    assert first.samples.episode_ids.tolist() == [7, 7]
+    assert [len(request.prompts) for request in fake.requests] == [2, 1]
+
+
+async def test_requests_go_to_the_replica_with_the_fewest_prompts_outstanding():
+    slow, fast = FakeRollout(delay_s=0.4), FakeRollout()
+    async with serve(slow) as first, serve(fast) as second:
+        rollouts = over(first, second)
+        both = [group async for group in generate(rollouts, prompts(2))]
+        assert (len(both), len(slow.requests), len(fast.requests)) == (2, 1, 1)
+        still_busy = asyncio.create_task(anext(generate(rollouts, prompts(1, first=2))))  # goes to the slow one
+        await asyncio.sleep(0.1)
+        async for _ in generate(rollouts, prompts(1, first=3)):
+            pass
+        assert (len(slow.requests), len(fast.requests)) == (2, 2)
+        await still_busy
+    assert set(rollouts.outstanding.values()) == {0}
+
+
+async def test_few_prompts_are_divided_so_that_no_replica_is_idle():
+    fakes = FakeRollout(), FakeRollout()
+    async with serve(fakes[0]) as first, serve(fakes[1]) as second:
+        async for _ in generate(over(first, second, batch_size=64), prompts(6)):
+            pass
+    assert [[len(request.prompts) for request in fake.requests] for fake in fakes] == [[3], [3]]
+
+
+async def test_the_group_size_is_asked_for_unless_the_flow_says_otherwise():
+    fake = FakeRollout()
+    async with serve(fake) as replica:
+        rollouts = over(replica, group_size=4)
+        sizes = [len(group.samples) async for group in generate(rollouts, prompts(1))]
+        sizes += [len(group.samples) async for group in generate(rollouts, prompts(1), n=3, temperature=0.5)]
+    assert sizes == [4, 3]
+    assert fake.requests[1].sampling.temperature == 0.5
+
+
+async def test_errors_of_a_replica_name_its_address():
+    fake = FakeRollout()
+    fake.max_model_len = 1
+    async with serve(fake) as replica:
+        with pytest.raises(InvalidRequestError, match=rf"{replica.address}: prompt g0 has 2 tokens.*context is 1"):
+            [group async for group in generate(over(replica), prompts(1))]
+        with pytest.raises(StalePolicyError, match=rf"{replica.address}: version 3 was asked for, but version 0 is served"):
+            [group async for group in generate(over(replica), prompts(1), version=3)]
+
+
+async def test_a_replica_that_leaves_out_a_group_is_a_fault():
+    class Forgetful(FakeRollout):
+        async def Generate(self, request, context):
+            async for answer in super().Generate(request, context):
+                yield answer
+                return
+
+    async with serve(Forgetful()) as replica:
+        with pytest.raises(ServiceFaultError, match="ended its answer without the groups g1"):
+            [group async for group in generate(over(replica, batch_size=2), prompts(2))]
+
+
+async def test_a_sample_of_other_weights_names_both_sides():
+    fake = FakeRollout()
+    fake.sampled_digest = "aaa"
+    async with serve(fake) as replica:
+        with pytest.raises(DigestMismatchError) as mismatch:
+            [group async for group in generate(over(replica), prompts(1), published={0: "bbb"})]
+    message = str(mismatch.value)
+    assert "the rollout side is behind" in message
+    assert f"replica {replica.address} sampled g0/0 as version 0 from weights aaa" in message
+    assert "the trainer published version 0 as bbb" in message
+
+
+async def test_a_digest_of_an_older_version_is_recognised():
+    async with serve(FakeRollout()) as replica:
+        groups = [group async for group in generate(over(replica), prompts(1))]
+    with pytest.raises(DigestMismatchError, match=r"from weights \(no digest\), which is version -1"):
+        check_digests(groups[0].samples, {-1: "", 0: "new"}, "r")
+    with pytest.raises(DigestMismatchError, match="no version 0 was published; the newest is 4"):
+        check_digests(groups[0].samples, {4: "new"}, "r")

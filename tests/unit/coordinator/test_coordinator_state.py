@@ -1,0 +1,73 @@
+"""The run's record: JSON both ways, and one coordinator per run."""
+
+import asyncio
+
+import pytest
+from baton.clients import BufferClient
+from baton.errors import ConflictError
+
+from services.coordinator.clock import PhaseClock
+from services.coordinator.events import EventLog
+from services.coordinator.state import KEPT_DIGESTS, Life, RunState, StateStore
+
+
+def test_the_state_survives_json():
+    state = RunState("r", 3, "/out", life=Life.RUNNING, episode=2, prompts_consumed=16, global_step=9)
+    state.published(1, "abc")
+    assert RunState.from_json(state.to_json()) == state
+
+
+def test_old_digests_are_dropped_before_the_value_outgrows_the_store():
+    state = RunState("r", 3, "/out")
+    for version in range(1, KEPT_DIGESTS + 10):
+        state.published(version, "f" * 64)
+    assert min(state.digests) == 10
+    assert len(state.to_json()) < 2**20
+
+
+async def test_a_second_coordinator_of_the_same_run_is_refused(buffer, run_id):
+    async with BufferClient(buffer.address) as client:
+        state = RunState(run_id, 3, "/out", life=Life.RUNNING, episode=1)
+        first = StateStore(client, run_id)
+        await first.claim(state)
+        await first.save(state)
+        with pytest.raises(ConflictError, match=rf"{run_id}' exists already \(running, episode 1 of 3, files in /out\)"):
+            await StateStore(client, run_id).claim(state)
+        assert RunState.from_json((await client.get_state(run_id, "coordinator"))[0]) == state
+
+
+async def test_watchers_get_every_event_however_late_they_come():
+    log, state = EventLog(), RunState("r", 1, "/out")
+    log.append(state)
+
+    async def watch():
+        return [event.state.episode async for event in log.follow()]
+
+    early = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    for episode in (1, 2):
+        state.episode = episode
+        log.append(state)
+        await asyncio.sleep(0)
+    state.life = Life.SUCCEEDED
+    log.append(state)
+    assert await early == await watch() == [0, 1, 2, 2]
+
+
+async def test_phases_do_not_overlap_and_watchers_are_told():
+    log, state = EventLog(), RunState("r", 1, "/out")
+    clock = PhaseClock(state, log)
+    clock.enter("generate", "rollout at a")
+    await asyncio.sleep(0.05)
+    clock.enter("train", "trainer at b")
+    await asyncio.sleep(0.02)
+    first = clock.lap()
+    clock.enter("")
+    await asyncio.sleep(0.05)
+    assert first["generate"] == pytest.approx(0.05, abs=0.03)
+    assert first["train"] == pytest.approx(0.02, abs=0.02)
+    assert sum(clock.lap().values()) < 0.02  # nothing counts between phases
+    state.life = Life.STOPPED
+    log.append(state)
+    told = [(event.state.phase, event.state.waiting_for) async for event in log.follow()]
+    assert told == [("generate", "rollout at a"), ("train", "trainer at b"), ("", "")]

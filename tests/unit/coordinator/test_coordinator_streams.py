@@ -1,0 +1,59 @@
+"""Concurrent streams: order of completion, errors, and no task left behind."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from services.coordinator.streams import map_as_completed, merge
+
+
+async def ticks(name, *delays):
+    for delay in delays:
+        await asyncio.sleep(delay)
+        yield name
+
+
+async def test_merge_yields_from_all_streams_as_things_happen():
+    merged = [name async for name in merge([ticks("slow", 0.15), ticks("fast", 0.01, 0.01), ticks("never")])]
+    assert merged == ["fast", "fast", "slow"]
+
+
+async def test_map_yields_each_result_when_it_is_done():
+    async def delays():
+        for delay in (0.2, 0.01, 0.1):
+            yield delay
+
+    async def wait(delay):
+        await asyncio.sleep(delay)
+        return delay
+
+    assert [done async for done in map_as_completed(wait, delays())] == [0.01, 0.1, 0.2]
+
+
+async def test_the_first_error_is_raised_as_itself_and_cancels_the_rest():
+    cancelled = []
+
+    async def fail():
+        yield 1
+        raise LookupError("gone")
+
+    async def endless():
+        try:
+            await asyncio.sleep(60)
+            yield 2
+        finally:
+            cancelled.append(True)
+
+    with pytest.raises(LookupError, match="gone"):
+        async for _ in merge([endless(), fail()]):
+            pass
+    assert cancelled == [True]
+
+
+async def test_leaving_a_stream_cancels_what_it_still_does():
+    before = asyncio.all_tasks()
+    async with aclosing(merge([ticks("a", 0.01), ticks("b", 60)])) as stream:
+        async for _ in stream:
+            break
+    assert asyncio.all_tasks() == before

@@ -1,0 +1,57 @@
+"""baton.local.commands: each service is started with exactly these words."""
+
+import sys
+from pathlib import Path
+
+from baton.config import RunConfig
+from baton.local import commands
+
+RUN, READY = Path("/r/run.yaml"), Path("/r/ready/x.json")
+CONFIG = RunConfig.from_mapping(
+    {
+        "models": {"policy": {}, "ppo_policy": {"tensor_model_parallel_size": 2, "data_parallel_size": 2}},
+        "runtime": {"train_global_batch_size": 4},
+        "services": {"rollout_port": 7100, "trainer_port": 7200},
+    }
+)
+COMMON = ["--run-file", "/r/run.yaml", "--listen"]
+
+
+def test_the_buffer_gets_its_store():
+    command = commands.buffer_command(CONFIG, RUN, READY, "redis://127.0.0.1:1/0")
+    ready = ["--ready-file", str(READY), "--store", "redis://127.0.0.1:1/0"]
+    assert command == [sys.executable, "-m", "services.buffer", *COMMON, "127.0.0.1:0", *ready]
+
+
+def test_replica_i_listens_on_the_first_port_plus_i():
+    command = commands.rollout_command(CONFIG, RUN, READY, 2)
+    ready = ["--ready-file", str(READY), "--replica", "2"]
+    assert command == [sys.executable, "-m", "services.rollout", *COMMON, "127.0.0.1:7102", *ready]
+
+
+def test_torchrun_starts_one_process_for_each_rank_and_meets_on_loopback():
+    command = commands.trainer_command(CONFIG, RUN, READY)
+    port = command[command.index("--master-port") + 1]
+    assert int(port) > 0
+    assert command == [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "4",
+        "--master-addr", "127.0.0.1", "--master-port", port,
+        "-m", "services.trainer", *COMMON, "127.0.0.1:7200", "--ready-file", str(READY),
+    ]  # fmt: skip
+
+
+def test_the_coordinator_is_told_where_everybody_is():
+    command = commands.coordinator_command(
+        CONFIG, RUN, READY, app="my.program:engine", output_dir=Path("/r"),
+        buffer="b:1", trainer="t:2", rollouts=["r:3", "r:4"],
+    )  # fmt: skip
+    assert command == [
+        sys.executable, "-m", "services.coordinator", *COMMON, "127.0.0.1:0", "--ready-file", str(READY),
+        "--buffer", "b:1", "--trainer", "t:2", "--output-dir", "/r", "--rollout", "r:3", "--rollout", "r:4",
+        "--app", "my.program:engine",
+    ]  # fmt: skip
+
+
+def test_a_thread_limit_is_set_before_libraries_are_loaded():
+    assert commands.thread_environment(2) == {"OMP_NUM_THREADS": "2"}
+    assert commands.thread_environment(None) == {}

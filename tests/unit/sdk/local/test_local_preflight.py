@@ -1,0 +1,72 @@
+"""baton.local.preflight: what is known to be wrong is said before any process starts."""
+
+import socket
+
+import pytest
+from baton.config import RunConfig
+from baton.errors import ConfigError
+from baton.local import preflight
+
+RUNTIME = {"sample_per_episode": 8, "num_inference_per_prompt": 4}
+
+
+def run(**sections) -> RunConfig:
+    return RunConfig.from_mapping({"runtime": RUNTIME, "models": {"policy": {}}, **sections})
+
+
+def test_a_run_file_of_defaults_passes():
+    preflight.check(run(), has_app=False)
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./no_such", "a/b/c"])
+def test_a_model_directory_that_does_not_exist_is_named_with_its_option(name):
+    with pytest.raises(ConfigError, match=rf"models.policy.model: got '{name}'; must be a directory that exists"):
+        preflight.check(run(models={"policy": {"model": name}}), has_app=False)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "smollm2-135m-instruct"])
+def test_a_hub_id_is_not_taken_for_a_path(name):
+    preflight.check(run(models={"policy": {"model": name}}), has_app=False)
+
+
+@pytest.mark.parametrize(
+    ("sections", "option"),
+    [
+        ({"services": {"trainer_port": 0}}, "services.trainer_port"),
+        ({"services": {"rest_port": 0}}, "services.rest_port"),
+        ({"store": {"port": 0}}, "store.port"),
+    ],
+)
+def test_a_port_that_is_taken_is_named_with_its_option(sections, option):
+    section, name = option.split(".")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        sections[section][name] = port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"{option}: port {port} is taken; .* set another port"):
+            preflight.check(run(**sections), has_app=False)
+
+
+def test_the_port_of_every_replica_is_checked():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = run(models={"policy": {"num_replica": 2}}, services={"rollout_port": port - 1})
+        with pytest.raises(ConfigError, match=rf"services.rollout_port: port {port} is taken"):
+            preflight.check(config, has_app=False)
+
+
+def test_ports_of_services_that_run_elsewhere_do_not_matter():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        services = {"trainer_port": port, "trainer_address": "gpu-host:7000"}
+        preflight.check(run(services=services), has_app=False)
+
+
+def test_a_host_that_is_not_this_machine_is_named():
+    with pytest.raises(ConfigError, match=r"services.host: cannot listen on 192.0.2.1:0"):
+        preflight.check(run(services={"host": "192.0.2.1"}), has_app=False)
+
+
+def test_relay_needs_a_function_unless_a_program_may_give_one():
+    config = run(runtime=RUNTIME | {"max_relay_episode": 2})
+    with pytest.raises(ConfigError, match="max_relay_episode"):
+        preflight.check(config, has_app=False)
+    preflight.check(config, has_app=True)
