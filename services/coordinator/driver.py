@@ -210,6 +210,7 @@ class Driver:
         with blame(f"publishing weights version {version} from {publishing}", "deadlines.publish_s"):
             publication = await self._services.publisher.publish(version, timeout_s=self._config.deadlines.publish_s)
         self.state.published(version, publication.weights_digest)
+        await self.save()
         return publication
 
     async def _commit(self, episode: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baton.clients.rollout import SamplingParams
 from baton.engine import FlowContext, Group, PromptItem
@@ -30,7 +30,7 @@ class EpisodeContext:
     rollouts: Rollouts
     rewards: RewardPool
     clock: PhaseClock
-    _generating: int = 0
+    _generating: int = field(default=0, init=False)
 
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""

@@ -60,7 +60,8 @@ class Run:
         self.stop(save_checkpoint=False)
         _, pending = await asyncio.wait([self._task], timeout=grace_s)
         if pending:
-            self._task.cancel()
+            if not self._ending:
+                self._task.cancel()
             await asyncio.wait([self._task], timeout=grace_s)
 
     async def _run(self) -> None:
@@ -95,8 +96,9 @@ class Run:
             self.driver.stop_asked = False
             try:
                 await self.driver.checkpoint()
-            except BatonError as error:
-                self.driver.state.error = f"stopped, but the checkpoint that was asked for failed: {error}"
+            except (BatonError, asyncio.CancelledError) as error:
+                asyncio.current_task().uncancel()
+                self.driver.state.error = f"stopped, but the checkpoint that was asked for failed: {error or 'cut off'}"
                 return Life.FAILED
         return Life.STOPPED
 

@@ -27,26 +27,33 @@ class OneAttempt(BufferClient):
     RETRIED = ()
 
 
-@pytest.fixture
-def own_store(tmp_path: Path) -> Iterator[StoreProcess]:
-    process = StoreProcess(tmp_path)
-    try:
-        yield process.start()
-    finally:
-        process.kill()
+@pytest.fixture(scope="module")
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
+    """A store that these tests may kill; the next test finds it running again."""
+    process = StoreProcess(tmp_path_factory.mktemp("own-store"))
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def own_buffer(
+    own_store: StoreProcess, run_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
+    """A buffer on `own_store` that these tests may kill."""
+    process = ServiceProcess("buffer", run_file, tmp_path_factory.mktemp("own-buffer"), "--store", own_store.url)
+    yield process
+    process.kill()
 
 
 @pytest.fixture
-def own_buffer(own_store: StoreProcess, run_file: Path, tmp_path: Path) -> Iterator[ServiceProcess]:
-    process = ServiceProcess("buffer", run_file, tmp_path, "--store", own_store.url)
-    try:
-        yield process.start()
-    finally:
-        process.kill()
+def both_run(own_store: StoreProcess, own_buffer: ServiceProcess) -> None:
+    for process in (own_store, own_buffer):
+        if process.popen is None or process.popen.poll() is not None:
+            process.start()
 
 
 class Trainer:
-    """Rolls out and trains episodes of a run of its own, and repeats each call until the buffer has answered it."""
+    """Rolls out and trains the episodes of a run of its own, and repeats each call until the buffer has answered it."""
 
     def __init__(self, run_id: str, address: str, serving: asyncio.Event) -> None:
         self.run_id, self.address, self.serving = run_id, address, serving
@@ -80,14 +87,15 @@ class Trainer:
         return trained
 
 
-async def lease_numbers(client: BufferClient, run_id: str, episode: int, step: int) -> list[int]:
-    found = client.lease(run_id, episode, pass_index=0, step_index=step, wait_s=20)
+async def lease_numbers(client: BufferClient, run_id: str, episode: int, step: int, **ranks: int) -> list[int]:
+    found = client.lease(run_id, episode, pass_index=0, step_index=step, wait_s=20, **ranks)
     return [number async for micro_batch in found for number in numbers_of(micro_batch.samples)]
 
 
-async def test_kill_9_of_the_buffer_at_any_moment_loses_nothing_and_trains_nothing_twice(own_buffer):
+@pytest.mark.usefixtures("both_run")
+async def test_kill_9_of_the_buffer_at_any_moment_loses_nothing_and_trains_nothing_twice(own_buffer, run_id):
     serving, moments = asyncio.Event(), random.Random(7)
-    trainers = [Trainer(f"run-{number}", own_buffer.address, serving) for number in range(3)]
+    trainers = [Trainer(f"{run_id}-{number}", own_buffer.address, serving) for number in range(3)]
 
     async def kill_a_dozen_times():
         for _ in range(12):
@@ -113,29 +121,44 @@ async def test_kill_9_of_the_buffer_at_any_moment_loses_nothing_and_trains_nothi
         await trainer.client.close()
 
 
-async def test_a_waiting_lease_survives_a_restart_of_the_buffer(own_buffer):
+@pytest.mark.usefixtures("both_run")
+async def test_ranks_that_read_one_chunk_at_once_after_a_restart_share_one_read(own_store, own_buffer, run_id):
     async with BufferClient(own_buffer.address, timeout_s=20) as client:
-        await client.open_episode("run", 0, **SIZES)
-        waiting = asyncio.create_task(lease_numbers(client, "run", 0, 0))
+        await client.open_episode(run_id, 0, **SIZES)
+        await client.put(run_id, 0, make_samples(range(8)))
+        own_buffer.kill()
+        await asyncio.to_thread(own_buffer.start)
+        reads_before = own_store.calls("mget")
+        shares = [lease_numbers(client, run_id, 0, 0, data_parallel_rank=rank, data_parallel_size=4) for rank in range(4)]
+        assert await asyncio.gather(*shares) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert own_store.calls("mget") - reads_before == 1
+
+
+@pytest.mark.usefixtures("both_run")
+async def test_a_waiting_lease_survives_a_restart_of_the_buffer(own_buffer, run_id):
+    async with BufferClient(own_buffer.address, timeout_s=20) as client:
+        await client.open_episode(run_id, 0, **SIZES)
+        waiting = asyncio.create_task(lease_numbers(client, run_id, 0, 0))
         await asyncio.sleep(0.2)
         own_buffer.kill()
         await asyncio.to_thread(own_buffer.start)
-        await client.put("run", 0, make_samples(range(8)))
+        await client.put(run_id, 0, make_samples(range(8)))
         assert await asyncio.wait_for(waiting, 10) == list(range(8))
 
 
+@pytest.mark.usefixtures("both_run")
 async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing_is_lost_when_it_is_back(
-    own_store, own_buffer
+    own_store, own_buffer, run_id
 ):
     async with OneAttempt(own_buffer.address, timeout_s=30) as client:
-        await client.open_episode("run", 0, **SIZES)
-        await client.put("run", 0, make_samples(range(8)), request_id="a")
+        await client.open_episode(run_id, 0, **SIZES)
+        await client.put(run_id, 0, make_samples(range(8)), request_id="a")
         own_store.kill()
         began = time.monotonic()
         calls = [
-            client.put("run", 0, make_samples(range(8, 16)), request_id="b"),
-            anext(aiter(client.lease("run", 0, pass_index=0, step_index=1, wait_s=20))),
-            client.put_state("run", "coordinator", b"x", expected_revision=0),
+            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b"),
+            anext(aiter(client.lease(run_id, 0, pass_index=0, step_index=1, wait_s=20))),
+            client.put_state(run_id, "coordinator", b"x", expected_revision=0),
         ]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, StoreUnavailableError)
@@ -143,30 +166,34 @@ async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing
         assert 4 < time.monotonic() - began < 8
 
         await asyncio.to_thread(own_store.start)
-        assert await client.put("run", 0, make_samples(range(8, 16)), request_id="b") == 16
-        assert await lease_numbers(client, "run", 0, 0) == list(range(8))
+        assert await client.put(run_id, 0, make_samples(range(8, 16)), request_id="b") == 16
+        assert await lease_numbers(client, run_id, 0, 0) == list(range(8))
 
 
-async def test_a_store_that_is_back_within_seconds_goes_unnoticed(own_store, own_buffer):
+@pytest.mark.usefixtures("both_run")
+async def test_a_store_that_is_back_within_seconds_goes_unnoticed(own_store, own_buffer, run_id):
     async with OneAttempt(own_buffer.address, timeout_s=30) as client:
-        await client.open_episode("run", 0, **SIZES)
+        await client.open_episode(run_id, 0, **SIZES)
         own_store.kill()
-        put = asyncio.create_task(client.put("run", 0, make_samples(range(8))))
+        put = asyncio.create_task(client.put(run_id, 0, make_samples(range(8))))
         await asyncio.sleep(0.5)
         await asyncio.to_thread(own_store.start)
         assert await put == 8
 
 
-async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, own_buffer):
+@pytest.mark.usefixtures("both_run")
+async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, own_buffer, run_id):
     async with OneAttempt(own_buffer.address, timeout_s=30) as client:
-        await client.open_episode("run", 0, **SIZES)
+        await client.open_episode(run_id, 0, **SIZES)
         own_store.popen.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match=own_store.url):
-            await client.put("run", 0, make_samples(range(8)), request_id="a")
-        assert time.monotonic() - began < 12
-        own_store.popen.send_signal(signal.SIGCONT)
-        assert await client.put("run", 0, make_samples(range(8)), request_id="a") == 8
+        try:
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailableError, match=own_store.url):
+                await client.put(run_id, 0, make_samples(range(8)), request_id="a")
+            assert time.monotonic() - began < 12
+        finally:
+            own_store.popen.send_signal(signal.SIGCONT)
+        assert await client.put(run_id, 0, make_samples(range(8)), request_id="a") == 8
 
 
 def start(run_file: Path, *options: str) -> subprocess.CompletedProcess:

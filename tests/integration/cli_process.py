@@ -1,9 +1,11 @@
-"""The `baton` command as a process of its own, with stand-ins in the places of the services."""
+"""The `baton` command as a process of its own; unless told otherwise, with stand-ins in the places of the services."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,20 +17,29 @@ models: {policy: {num_replica: 2}, ppo_policy: {data_parallel_size: 2}}
 """
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Returns once `condition()` holds; fails the test with `what` after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
 class Place:
     """A working directory with a run file. All processes that are started from it, and no others, work in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run_file: str = RUN_FILE, *, stand_ins: bool = True) -> None:
         self.directory = directory
+        self.environment = os.environ | ({"PYTHONPATH": str(STAND_INS)} if stand_ins else {})
         self.run_file = directory / "run.yaml"
-        self.run_file.write_text(RUN_FILE)
+        self.run_file.write_text(run_file)
         self.runs = directory / "runs"
 
     def start(self, *arguments: str, told: str = "", **options) -> subprocess.Popen:
         """Starts `baton ARGUMENTS`; `told` says how the stand-ins misbehave."""
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "baton.cli", *arguments], cwd=self.directory, text=True,
-            env={**os.environ, "PYTHONPATH": str(STAND_INS), "BATON_STAND_IN": told},
+            env=self.environment | {"BATON_STAND_IN": told},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options},
         )  # fmt: skip
 

@@ -7,8 +7,7 @@ import subprocess
 import time
 
 import pytest
-from cli_process import Place
-from processes import wait_until
+from cli_process import Place, wait_until
 
 
 @pytest.fixture

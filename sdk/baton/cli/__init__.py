@@ -1,14 +1,28 @@
-"""The `baton` command: start a run's services on this machine, watch the run, end everything."""
+"""The `baton` command: start a run's services on this machine, watch the run, end everything.
+
+What a command does is imported when it is called, so that `baton --help` and `baton logs` answer at once.
+"""
 
 import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from baton.cli.logs import logs
-from baton.cli.run import run
-from baton.cli.status import status
-from baton.cli.up import down, up
-from baton.errors import BatonError, ConfigError
+from baton.cli.options import (
+    DEFAULT_OUTPUT_DIR,
+    App,
+    NewOutputDir,
+    NewRunId,
+    OutputDir,
+    Overrides,
+    RunFile,
+    RunId,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from baton.local.plan import Plan
 
 app = typer.Typer(
     name="baton",
@@ -17,12 +31,71 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, up, down, status, logs):
-    app.command()(command)
+
+
+@app.command()
+def run(
+    run_file: RunFile, app: App = None, overrides: Overrides = None, run_id: NewRunId = None, output_dir: NewOutputDir = None
+) -> None:
+    """Start the services of RUNFILE, train, and end the services again.
+
+    Ctrl-C stops the run in order; a second one ends everything at once.
+    """
+    from baton.cli.run import run_in_foreground
+
+    raise typer.Exit(run_in_foreground(_plan(run_file, overrides, app, run_id, output_dir)))
+
+
+@app.command()
+def up(
+    run_file: RunFile, app: App = None, overrides: Overrides = None, run_id: NewRunId = None, output_dir: NewOutputDir = None
+) -> None:
+    """Start the services of RUNFILE in the background, and return when all are ready.
+
+    It starts no run: a program of yours does, through the coordinator's address.
+    """
+    from baton.cli.background import start_in_background
+
+    start_in_background(_plan(run_file, overrides, app, run_id, output_dir))
+
+
+@app.command()
+def down(run_id: RunId = None, output_dir: OutputDir = DEFAULT_OUTPUT_DIR) -> None:
+    """End a deployment, and every process of it."""
+    from baton.cli.down import end_deployment
+
+    end_deployment(output_dir, run_id)
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    run_id: RunId = None,
+    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+) -> None:
+    """Show whether a deployment's services answer, and how far its run is."""
+    from baton.cli.status import show_status
+
+    show_status(output_dir, run_id, as_json=as_json)
+
+
+@app.command()
+def logs(
+    service: Annotated[str | None, typer.Argument(help="One service, as trainer or rollout-0. (default: all)")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines arrive, until Ctrl-C.")] = False,
+    run_id: RunId = None,
+    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+) -> None:
+    """Print the logs of a deployment, each line under its service's name."""
+    from baton.cli.logs import print_logs
+
+    print_logs(output_dir, run_id, service, follow=follow)
 
 
 def main() -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong command line or run file, 128 + n ended by signal n."""
+    from baton.errors import BatonError, ConfigError
+
     try:
         app()
     except ConfigError as error:
@@ -34,8 +107,21 @@ def main() -> int:
     return 0
 
 
-def _fail(error: BatonError, code: int) -> int:
+def _fail(error: Exception, code: int) -> int:
     sys.stdout.flush()
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(str(error), err=True)
     return code
+
+
+def _plan(
+    run_file: "Path", overrides: list[str] | None, app: str | None, run_id: str | None, output_dir: "Path | None"
+) -> "Plan":
+    """The deployment to start, after its remarks are printed."""
+    from baton.cli.console import console
+    from baton.local.plan import make_plan
+
+    plan, remarks = make_plan(run_file, overrides or (), app=app, run_id=run_id, output_dir=output_dir)
+    for remark in remarks:
+        console.say(f"note: {remark}")
+    return plan

@@ -2,13 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TextIO
 
-import typer
 from rich.text import Text
 
 from baton.cli.console import console
-from baton.cli.options import DEFAULT_OUTPUT_DIR, OutputDir, RunId
 from baton.errors import NotFoundError
 from baton.local.run_directory import RunDirectory
 
@@ -16,13 +14,8 @@ FOLLOW_S = 0.2
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 
 
-def logs(
-    service: Annotated[str | None, typer.Argument(help="One service, as trainer or rollout-0. (default: all)")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines arrive, until Ctrl-C.")] = False,
-    run_id: RunId = None,
-    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
-) -> None:
-    """Print the logs of a deployment, each line under its service's name."""
+def print_logs(output_dir: Path, run_id: str | None, service: str | None, *, follow: bool) -> None:
+    """Prints the logs of one service or, if `service` is None, of all; with `follow`, until Ctrl-C."""
     directory = RunDirectory.find(output_dir, run_id)
     tails: dict[str, _Tail] = {}
     if service is not None and service not in directory.logs():
@@ -30,7 +23,9 @@ def logs(
     while True:
         for name, path in directory.logs().items():  # a service may start, and so get its log, while we follow
             if service in (None, name):
-                tails.setdefault(name, _Tail(path, len(tails))).print_new(name, finished=not follow)
+                if name not in tails:
+                    tails[name] = _Tail(path, len(tails))
+                tails[name].print_new(name, finished=not follow)
         if not follow:
             return
         time.sleep(FOLLOW_S)

@@ -4,35 +4,23 @@ import asyncio
 import json
 from pathlib import Path
 
-import typer
-
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.cli.console import console
-from baton.cli.options import App, NewOutputDir, NewRunId, Overrides, RunFile
 from baton.cli.view import RunView, make_view, state_word
 from baton.clients import CoordinatorClient
 from baton.errors import RunFailedError
 from baton.local.deployment import Deployment
-from baton.local.plan import Plan, make_plan
+from baton.local.plan import Plan
 from baton.local.supervision import supervise
 
 _OWN_FILES = ("logs", "ready", "store", "run.yaml", "deployment.json")
 """What the supervisor, not the run, has written into the run's directory."""
 
 
-def run(
-    run_file: RunFile, app: App = None, overrides: Overrides = None, run_id: NewRunId = None, output_dir: NewOutputDir = None
-) -> None:
-    """Start the services of RUNFILE, train, and end the services again.
-
-    Ctrl-C stops the run in order; a second one ends everything at once.
-    """
-    plan, remarks = make_plan(run_file, overrides or (), app=app, run_id=run_id, output_dir=output_dir)
-    for remark in remarks:
-        console.say(f"note: {remark}")
+def run_in_foreground(plan: Plan) -> int:
+    """Starts the deployment, runs the run, and ends everything. Returns the exit code; a failure is raised."""
     with make_view(console) as view:
-        code = asyncio.run(_run(plan, view))
-    raise typer.Exit(code)
+        return asyncio.run(_run(plan, view))
 
 
 async def _run(plan: Plan, view: RunView) -> int:
@@ -43,12 +31,7 @@ async def _run(plan: Plan, view: RunView) -> int:
 
 async def _relay(deployment: Deployment, view: RunView) -> int:
     await deployment.start()
-    assert deployment.coordinator is not None
-    async with CoordinatorClient(deployment.coordinator) as client:
-        status = await client.start_run(deployment.plan.run_id)
-        if status.dashboard_url:
-            view.note(f"dashboard: {status.dashboard_url}")
-        status = await deployment.while_alive(_follow(client, deployment.plan.run_id, view))
+    status = await deployment.while_alive(_follow(deployment, view))
     if status.state == pb.RUN_STATE_FAILED:
         raise RunFailedError(f"the run failed: {status.error}")
     view.note(f"the run has {state_word(status.state)} after {status.elapsed_s:.1f} s")
@@ -56,11 +39,16 @@ async def _relay(deployment: Deployment, view: RunView) -> int:
     return 0
 
 
-async def _follow(client: CoordinatorClient, run_id: str, view: RunView) -> pb.RunStatus:
-    """Shows the run's events. Returns its status after the last."""
-    async for event in client.watch_run(run_id):
-        view.event(event)
-    return await client.get_run(run_id)
+async def _follow(deployment: Deployment, view: RunView) -> pb.RunStatus:
+    """Starts the run and shows its events. Returns its status after the last."""
+    run_id = deployment.plan.run_id
+    assert deployment.coordinator is not None
+    async with CoordinatorClient(deployment.coordinator) as client:
+        status = await client.start_run(run_id)
+        view.note(f"dashboard: {status.dashboard_url or deployment.record.dashboard_url}")
+        async for event in client.watch_run(run_id):
+            view.event(event)
+        return await client.get_run(run_id)
 
 
 def _conclude(directory: Path, view: RunView) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -10,7 +11,6 @@ from rich.table import Table
 
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.cli.console import console
-from baton.cli.options import DEFAULT_OUTPUT_DIR, OutputDir, RunId
 from baton.cli.view import state_word
 from baton.clients import CoordinatorClient
 from baton.errors import BatonError
@@ -20,12 +20,8 @@ from baton.local.run_directory import DeploymentRecord, RunDirectory
 ASK_S = 2.0
 
 
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    run_id: RunId = None,
-    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
-) -> None:
-    """Show whether a deployment's services answer, and how far its run is."""
+def show_status(output_dir: Path, run_id: str | None, *, as_json: bool) -> None:
+    """Prints what the deployment's services say now."""
     directory = RunDirectory.find(output_dir, run_id)
     record = directory.read_record()
     facts = {

@@ -14,6 +14,8 @@ from baton.cli.console import SteadyConsole
 
 SHOWN_EPISODES = 8
 _SECONDS = "seconds/"
+_UNDER_WAY = (pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_STOPPING)
+"""How a run ended is told with its result."""
 
 # Heading -> (metric, format).
 COLUMNS = {
@@ -89,8 +91,9 @@ class PlainView:
             return
         now = (status.state, status.episode, status.phase)
         if status.phase and now != self._last:
-            self._console.say(f"episode {status.episode}: {status.phase}")
-        elif not status.phase and status.state != self._last[0]:
+            place = f"episode {status.episode}" if status.episode < status.num_episodes else "after the last episode"
+            self._console.say(f"{place}: {status.phase}")
+        elif not status.phase and status.state != self._last[0] and status.state in _UNDER_WAY:
             self._console.say(state_word(status.state))
         self._last = now
 

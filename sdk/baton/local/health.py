@@ -13,13 +13,16 @@ _SERVING = b"\x08\x01"
 
 
 async def is_serving(address: str, timeout_s: float = 2.0) -> bool:
-    """Whether the gRPC server at `address` (host:port) says that it is SERVING."""
+    """Whether the gRPC server at `address` (host:port) says that it is SERVING.
+
+    One that answers but has no health service counts as healthy, as it does for gRPC's own clients.
+    """
     async with grpc.aio.insecure_channel(address) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
             return await check(b"", timeout=timeout_s) == _SERVING
-        except grpc.aio.AioRpcError:
-            return False
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def wait_serving(name: str, address: str, within_s: float) -> None:

@@ -3,6 +3,7 @@
 import errno
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 def check(config: RunConfig, *, has_app: bool) -> None:
     """Raises ConfigError, one line for each problem, if the run cannot start on this machine."""
+    if sys.platform != "linux":
+        raise ConfigError(f"baton starts services on Linux only, and this is {sys.platform}; use a Linux container")
     config.require_startable(has_relay_sample_fn=has_app)
     problems = [*_missing_directories(config), *_taken_ports(config)]
     if problems:

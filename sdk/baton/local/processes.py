@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,16 +20,21 @@ GRACE_S = 5.5
 POLL_S = 0.05
 TAIL_LINES = 20
 
+_LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/.*failed \(exitcode")
+"""Where torchrun begins to report that a rank has failed; its 30 lines would hide what the rank itself said."""
+
 Probe = Callable[[], Awaitable[dict[str, Any] | None]]
 """Tells what a service says about itself ({address, pid, ...}) once it is ready, and None before."""
 
 
 def log_tail(log: Path) -> str:
     """The last lines of `log`, indented, under a line that names it."""
-    lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:] if log.exists() else []
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     if not lines:
         return f"its log {log} is empty"
-    return "\n".join([f"the last lines of {log}:", *(f"    {line}" for line in lines)])
+    reports = (index for index, line in enumerate(lines) if _LAUNCHER_REPORT.search(line))
+    last = next(reports, len(lines))
+    return "\n".join([f"the last lines of {log}:", *(f"    {line}" for line in lines[max(0, last - TAIL_LINES) : last])])
 
 
 def exit_words(code: int) -> str:

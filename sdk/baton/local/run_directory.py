@@ -18,7 +18,7 @@ from typing import Self
 from baton.errors import ConfigError, NotFoundError
 from baton.local.process_tree import start_time
 
-_RUN_ID = re.compile(r"^[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*$")  # so neither "." nor ".."
+_RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _LATEST = "latest"
 
 
@@ -62,15 +62,17 @@ class RunDirectory:
     @classmethod
     def create(cls, output_dir: Path, run_id: str) -> Self:
         """Makes the directory of a new run and points `latest` at it. Raises ConfigError if the run id is bad or taken."""
-        if not _RUN_ID.match(run_id) or run_id == _LATEST:
+        if not _RUN_ID.fullmatch(run_id) or run_id == _LATEST:
             raise ConfigError(
-                f"--run-id: got {run_id!r}; must be letters, digits, '.', '_' and '-' only, and not 'latest'; choose another"
+                f"--run-id: got {run_id!r}; must be letters, digits, '.', '_' and '-', without '.' first, and not 'latest'"
             )
         path = output_dir.absolute() / run_id
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             raise ConfigError(f"--run-id: {run_id} is taken: {path} exists; choose another --run-id") from None
+        except OSError as error:
+            raise ConfigError(f"--output-dir: cannot make {path}: {error.strerror}; choose another --output-dir") from None
         _point(output_dir / _LATEST, run_id)
         return cls(path)
 

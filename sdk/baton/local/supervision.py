@@ -7,6 +7,8 @@ from typing import Any
 
 from baton.local.deployment import Deployment
 
+_CANCEL_S = 2.0
+"""How long work that was cancelled may take to notice."""
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,7 +51,7 @@ async def supervise(deployment: Deployment, work: Coroutine[Any, Any, int], note
 
 
 async def _end(task: asyncio.Future[int], deployment: Deployment) -> None:
-    await asyncio.wait({task})
+    await asyncio.wait({task}, timeout=_CANCEL_S)
     await deployment.stop()
 
 

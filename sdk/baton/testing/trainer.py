@@ -33,6 +33,8 @@ class FakeTrainer(TrainerServiceServicer):
         self.measure = measure
         self.delay_s = delay_s
         self.global_step = 0
+        self.requests: list[pb.TrainStepRequest] = []
+        """Every TrainStep request so far."""
         self.trained: list[Samples] = []
         """The global batch of every step, in order."""
         self.checkpoints: list[str] = []
@@ -41,6 +43,7 @@ class FakeTrainer(TrainerServiceServicer):
         self._groups = 0
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: grpc.aio.ServicerContext) -> pb.TrainStepResponse:
+        self.requests.append(request)
         step = (request.run_id, request.episode_id, request.pass_index, request.step_index)
         if step not in self._answers:
             self._answers[step] = await self._step(request)

@@ -11,33 +11,23 @@ def length(prompt, response, metadata):
 
 
 def says_metadata(prompt, response, metadata, key="answer"):
-    return float(metadata[key] == response)
+    return float(metadata[key] == response) if response != "?" else None
 
 
-def raises(prompt, response, metadata):
-    raise ValueError(f"cannot read {response!r}")
-
-
-def raises_on_x(prompt, response, metadata):
-    if response == "x":
-        raise ValueError("x")
-    return 1.0
-
-
-def hangs(prompt, response, metadata):
-    while True:
-        time.sleep(0.01)
-
-
-def hangs_on_x(prompt, response, metadata):
-    return hangs(prompt, response, metadata) if response == "x" else os.getpid()
-
-
-def exits_on_x(prompt, response, metadata):
-    return os._exit(3) if response == "x" else 1.0
-
-
-def returns(prompt, response, metadata):
+def obeys(prompt, response, metadata):
+    """Does what the response says."""
+    match response:
+        case "raise":
+            raise ValueError(f"cannot read {response!r}")
+        case "hang":
+            while True:
+                time.sleep(0.01)
+        case "exit":
+            os._exit(3)
+        case "sys.exit":
+            raise SystemExit(4)
+        case "pid":
+            return os.getpid()
     return {"nan": float("nan"), "inf": float("inf"), "none": None, "text": "1.0", "true": True, "int": 3}[response]
 
 

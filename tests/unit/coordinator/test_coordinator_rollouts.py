@@ -38,7 +38,7 @@ async def test_every_prompt_becomes_one_group_with_its_metadata_and_texts():
     assert (first.samples.sample_ids, first.texts) == (["g0/0", "g0/1"], ["q0-0", "q0-1"])
     assert first.samples.metadata == ['{"i": 0}'] * 2
     assert first.samples.episode_ids.tolist() == [7, 7]
-    assert [len(request.prompts) for request in fake.requests] == [2, 1]
+    assert sorted(len(request.prompts) for request in fake.requests) == [1, 2]
 
 
 async def test_requests_go_to_the_replica_with_the_fewest_prompts_outstanding():

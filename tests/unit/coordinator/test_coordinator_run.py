@@ -6,6 +6,7 @@ import time
 
 import pytest
 from baton.clients import BufferClient
+from baton.clients.rollout import SamplingParams
 from baton.engine import Engine
 from baton.errors import ConfigError, ConflictError, InvalidRequestError, NotFoundError
 from baton.testing import FakeRollout, FakeTrainer
@@ -56,6 +57,8 @@ async def test_what_is_trained_is_what_was_sampled_with_rewards_statistics_and_d
     assert [json.loads(text)["number"] for text in first.metadata] == [0] * 4
     versions = [samples.policy_version_max.tolist() for samples in trainer.trained]
     assert versions == [[1] * 4] * 2 + [[2] * 4] * 2 + [[3] * 4] * 2
+    committed = [dict(request.expected_digests) for request in trainer.requests]
+    assert committed == [{int(s.policy_version_max[0]): s.weights_digests[0]} for s in trainer.trained]
     consumed = [json.loads(samples.metadata[0])["number"] for samples in trainer.trained]
     assert consumed == [0, 1, 2, 3, 4, 0]  # the third episode straddles the wrap
 
@@ -184,14 +187,32 @@ async def test_a_stop_writes_the_checkpoint_that_was_asked_for(buffer, run_id, t
     assert trainer.checkpoints == [state.checkpoint]
 
 
-async def test_a_flow_with_another_total_is_told_to_use_dynamic(buffer, run_id, tmp_path):
-    async def half(context, prompts):
-        async for group in digits_count(context, prompts[:1]):
-            yield group
+async def test_closing_cuts_off_even_a_step_that_takes_too_long(buffer, run_id, tmp_path, monkeypatch):
+    monkeypatch.setattr("services.coordinator.coordinator.STOP_GRACE_S", 0.2)
+    async with place(buffer.address, tmp_path, trainer=FakeTrainer(delay_s=60)) as there:
+        there.coordinator.start_run(run_id)
+        await there.until("train")
+        await asyncio.wait_for(there.coordinator.close(), 3)
+        assert there.coordinator.get_run().state.life is Life.STOPPED
 
-    async with place(buffer.address, tmp_path, engine=Engine(prompts=questions, flow=half)) as there:
+
+async def test_consumed_samples_are_skipped_at_the_start(buffer, run_id, tmp_path):
+    trainer = FakeTrainer()
+    run = config(runtime={"consumed_samples": 12, "num_episode": 1})
+    async with place(buffer.address, tmp_path, trainer=trainer, run=run) as there:
+        await run_to_end(there, run_id)
+    assert [samples.group_ids[0] for samples in trainer.trained] == ["e0-p3", "e0-p4"]  # 12 samples are 3 prompts x 4
+
+
+@pytest.mark.parametrize(("prompts_used", "responses", "told"), [(1, 4, "only 4"), (2, 8, "more than 8")])
+async def test_a_flow_with_another_total_is_told_to_use_dynamic(buffer, run_id, tmp_path, prompts_used, responses, told):
+    async def flow(context, prompts):
+        async for group in context.generate(prompts[:prompts_used], SamplingParams(n=responses)):
+            yield group.with_rewards([1.0] * responses)
+
+    async with place(buffer.address, tmp_path, engine=Engine(prompts=questions, flow=flow)) as there:
         state = await run_to_end(there, run_id)
-    assert "the flow produced only 4 samples in episode 0" in state.error and "use dynamic" in state.error
+    assert f"the flow produced {told} samples in episode 0" in state.error and "use dynamic" in state.error
 
 
 async def test_dynamic_trains_whatever_the_flow_produces(buffer, run_id, tmp_path):

@@ -5,14 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from baton.errors import DeadlineError, ServiceFaultError
 from baton.local.process_tree import descendants
-from baton.local.processes import Child, exit_words, kill_all, ready_file_probe
-from processes import wait_until
+from baton.local.processes import Child, exit_words, kill_all, log_tail, ready_file_probe
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('up', 'w').close(); time.sleep(60)"
@@ -23,6 +23,14 @@ ORPHANING = (
     "start_new_session=True)'\n"
     "subprocess.run([sys.executable, '-c', start], check=True)\n"
 )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Returns once `condition()` holds; fails the test with `what` after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
 
 
 def processes_in(directory: Path) -> list[int]:
@@ -130,6 +138,13 @@ async def test_a_child_that_ends_before_it_is_ready_fails_at_once_with_the_end_o
     assert str(process.log) in message
     assert "no memory left" in message
     assert "line 29\n" in message and "line 10\n" not in message
+
+
+def test_torchruns_report_does_not_hide_what_the_rank_said(tmp_path):
+    log = tmp_path / "trainer.log"
+    report = "E1123 15:39:28.910000 7720 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) rank: 0"
+    log.write_text("\n".join(["no memory left", report, *["torchrun's words"] * 30]))
+    assert log_tail(log) == f"the last lines of {log}:\n    no memory left"
 
 
 async def test_a_child_that_is_not_ready_in_time_names_the_deadline(place, tmp_path):

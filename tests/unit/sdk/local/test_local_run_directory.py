@@ -17,7 +17,13 @@ def test_a_run_id_that_is_taken_is_refused_and_the_latest_run_stays_the_latest(t
     assert (tmp_path / "latest").resolve() == tmp_path / "b"
 
 
-@pytest.mark.parametrize("run_id", ["", ".", "..", "a/b", "a b", "latest", "ä"])
+def test_an_output_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--output-dir: cannot make .*/file/a: Not a directory"):
+        RunDirectory.create(tmp_path / "file", "a")
+
+
+@pytest.mark.parametrize("run_id", ["", ".", "..", ".a", "a/b", "a b", "latest", "ä"])
 def test_a_run_id_that_is_no_plain_name_is_refused(tmp_path, run_id):
     with pytest.raises(ConfigError, match="--run-id"):
         RunDirectory.create(tmp_path / "runs", run_id)
