@@ -46,5 +46,4 @@ class EventLog:
                 yield event
                 if event.state.life.ended:
                     return
-            if seen == len(self._events):
-                await news.wait()
+            await news.wait()  # set already if anything was appended since it was taken

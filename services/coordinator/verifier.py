@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import reasoning_gym
 
-
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:[.][0-9]+)?")
 
 

@@ -115,6 +115,10 @@ def test_a_signal_stops_the_run_in_order_and_then_everything(place, number):
     assert process.returncode == 128 + number, err
     assert f"{number.name}: stopping" in out
     assert (place.runs / "a" / "stop_was_asked").exists()
+    first, *others = (place.directory / "ended").read_text().split()
+    assert first == "coordinator"  # the others must not vanish under its work
+    assert sorted(others) == ["buffer", "rollout", "rollout", "trainer", "trainer"]
+    assert "shutdown" in (place.runs / "a" / "logs" / "store.log").read_text().lower()
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.4, 0.8])

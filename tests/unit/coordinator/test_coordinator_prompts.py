@@ -127,6 +127,9 @@ def test_reasoning_gym_prompts_can_be_verified_from_their_metadata():
         right = str(eval(terms))
         assert verifier(item.text, f" {right}\n", json.loads(json.dumps(item.metadata))) == 1.0
         assert verifier(item.text, f"{right} I think", item.metadata) == 0.0
+        assert verifier(item.text, f"9999 is wrong, {right} is right.", item.metadata, answer="last_number") == 1.0
+        assert verifier(item.text, f"{right} is wrong, 9999 is right.", item.metadata, answer="last_number") == 0.0
+        assert verifier(item.text, "I do not know", item.metadata, answer="last_number") == 0.0
         assert 0 < verifier(item.text, f"{right} I think", item.metadata, partial=True) < 1
     with pytest.raises(KeyError, match=r"needs prompts\.source: reasoning_gym"):
         verifier("x", "1", {})
