@@ -12,7 +12,6 @@ async def serve(arguments: argparse.Namespace) -> None:
     # imported late, so that --help answers at once
     from baton.api.buffer.v1.buffer_pb2_grpc import add_BufferServiceServicer_to_server
     from baton.config import ConfigError, load_run
-
     from services.buffer.chunks import ChunkCache
     from services.buffer.leases import Leases
     from services.buffer.ledger import Ledger

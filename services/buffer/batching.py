@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
 from baton.errors import InvalidRequestError
 
 

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+
 from baton.api.common.v1 import samples_pb2
 from baton.errors import NotFoundError
 from baton.samples import Samples
-
 from services.buffer.keys import EpisodeKeys
 from services.buffer.store import Store
 

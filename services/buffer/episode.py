@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from baton.errors import NotFoundError
-
 from services.buffer.keys import EpisodeKeys
 from services.buffer.store import Store
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
+
 from baton.errors import ConflictError, DeadlineError, InvalidRequestError, NotFoundError
 from baton.samples import Samples
-
 from services.buffer.batching import Plan, Share, parse_lease_id, plan, steps_per_pass
 from services.buffer.chunks import ChunkCache, Layout
 from services.buffer.episode import Episode, missing

@@ -7,7 +7,6 @@ from typing import Any
 from baton.api.common.v1 import samples_pb2
 from baton.errors import BatonError, ConflictError, InvalidRequestError, NotReadyError
 from baton.samples import Samples
-
 from services.buffer.batching import first_uses, parse_lease_id, steps_per_pass
 from services.buffer.chunks import RECORD, ChunkCache, Layout, record
 from services.buffer.episode import Episode, missing

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 import numpy as np
+
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer
 from baton.errors import InvalidRequestError
-
 from services.buffer.batching import Share
 from services.buffer.keys import EpisodeKeys
 from services.buffer.leases import Leases, MicroBatch

@@ -1,7 +1,6 @@
 """Small named values of a run, changed by compare-and-set."""
 
 from baton.errors import ConflictError, InvalidRequestError
-
 from services.buffer.keys import state_key
 from services.buffer.store import Store
 

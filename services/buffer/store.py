@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
-from baton.errors import BackpressureError, ConfigError, StoreUnavailableError
 from redis import exceptions as failures
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+
+from baton.errors import BackpressureError, ConfigError, StoreUnavailableError
 
 RETRY_S = 5.0
 """How long a command is sent again while the store cannot be reached: enough for a restart of the store."""

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 from baton.errors import ConfigError
-
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments, write_ready_file
 
 SERVICE = "baton.api.coordinator.v1.CoordinatorService"
@@ -40,7 +39,6 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from baton.api.coordinator.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_server
     from baton.config import load_run
     from baton.engine import Engine, load_engine
-
     from services.coordinator import rest
     from services.coordinator.connections import addresses
     from services.coordinator.coordinator import Coordinator

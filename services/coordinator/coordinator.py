@@ -6,8 +6,7 @@ from pathlib import Path
 
 from baton.config import RunConfig
 from baton.engine import Engine
-from baton.errors import ConfigError, ConflictError, InvalidRequestError, NotFoundError
-
+from baton.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.coordinator.connections import Addresses, Connections
 from services.coordinator.driver import Driver
 from services.coordinator.events import Event
@@ -33,7 +32,6 @@ class Coordinator:
         Raises ConfigError if the run file asks for something that this coordinator does not do.
         """
         config.require_startable()
-        _refuse_what_is_missing(config)
         reward_functions(config, engine)
         self._config = config
         self._engine = engine
@@ -92,11 +90,3 @@ class Coordinator:
 
     def _new_state(self, run_id: str, folder: str, life: Life) -> RunState:
         return RunState(run_id, self._config.runtime.num_episode, folder, self._dashboard_url, life)
-
-
-def _refuse_what_is_missing(config: RunConfig) -> None:
-    """Better no run than one that silently leaves something out."""
-    if config.runtime.relay_enabled:
-        raise ConfigError("runtime.max_relay_episode: this coordinator does not relay episodes; set it to 0")
-    if config.runtime.eval_episode_interval:
-        raise ConfigError("runtime.eval_episode_interval: this coordinator does not evaluate; set it to 0")

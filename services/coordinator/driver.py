@@ -23,7 +23,6 @@ from baton.config import RunConfig
 from baton.engine import Engine, Group, PromptItem
 from baton.errors import InvalidRequestError
 from baton.weights import Publication
-
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, blame, until_ready
 from services.coordinator.events import EventLog

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from baton.clients.rollout import SamplingParams
 from baton.engine import FlowContext, Group, PromptItem
-
 from services.coordinator.clock import PhaseClock
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, RewardStatus, Samples
 

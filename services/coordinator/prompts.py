@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from baton.config import RunConfig
 from baton.config.task import JsonlPrompts, PromptConfig, ReasoningGymPrompts
 from baton.engine import Engine, PromptItem

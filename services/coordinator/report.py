@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from baton.engine import Group
 from baton.errors import ConflictError
 from baton.samples import FinishReason, RewardStatus, Samples
 from baton.weights import Publication
-
 from services.coordinator.state import RunState
 
 METRICS_FILE = "metrics.jsonl"

@@ -13,7 +13,6 @@ from functools import reduce
 from typing import Any
 
 from baton.samples import RewardStatus
-
 from services.common.server import end_with_parent
 
 Outcome = tuple[int, float, str]

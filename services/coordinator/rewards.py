@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from pebble import ProcessExpired, ProcessPool
+
 from baton.config import RunConfig
 from baton.config.task import RewardFunctionConfig, RewardsConfig
 from baton.engine import Engine, Group
 from baton.errors import ConfigError, DeadlineError, RunFailedError, ServiceFaultError
 from baton.samples import RewardStatus
-from pebble import ProcessExpired, ProcessPool
-
 from services.coordinator import reward_worker
 from services.coordinator.builtin_rewards import BUILTINS
 from services.coordinator.reward_worker import Outcome

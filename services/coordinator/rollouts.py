@@ -7,7 +7,6 @@ from dataclasses import replace
 from baton.clients.rollout import Generation, Prompt, RolloutClient, SamplingParams
 from baton.engine import Group, PromptItem
 from baton.errors import ServiceFaultError
-
 from services.coordinator.connections import blame
 from services.coordinator.digests import check_digests
 from services.coordinator.streams import merge

@@ -14,7 +14,6 @@ import traceback
 from dataclasses import replace
 
 from baton.errors import BatonError
-
 from services.coordinator import liveness
 from services.coordinator.connections import Addresses
 from services.coordinator.driver import Driver, StopAsked

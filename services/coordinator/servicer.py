@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 import grpc
+
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.api.coordinator.v1.coordinator_pb2_grpc import CoordinatorServiceServicer
-
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.events import Event
 

@@ -42,7 +42,12 @@ def main() -> None:
     parser.add_argument("--replica", type=int, default=0, help="number of this replica, from 0")
     options = parser.parse_args()
     configure_logging(f"rollout-{options.replica}")
-    asyncio.run(serve(options))
+    from baton.errors import ConfigError
+
+    try:
+        asyncio.run(serve(options))
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass
 
-from baton.errors import DigestMismatchError, NotReadyError, StalePolicyError
 from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.errors import DigestMismatchError, NotReadyError, StalePolicyError
 
 
 @dataclass(slots=True)

@@ -72,7 +72,12 @@ def main() -> None:
     options = service_arguments("One rank of the trainer: Megatron-Core behind gRPC.").parse_args()
     configure_logging(f"trainer-{os.environ.get('RANK', '0')}")
     end_with_parent()  # torchrun gives its workers sessions of their own; they must not outlive it
-    start(options)
+    from baton.errors import ConfigError
+
+    try:
+        start(options)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baton.config.base import NonNegativeFloat, PositiveFloat, Section
+from baton.config.base import NonNegativeFloat, Section
 
 
 class GrpoConfig(Section):
@@ -30,21 +30,6 @@ class GrpoConfig(Section):
     loss_normalization: Literal["token", "sequence"] = "token"
     """`token`: the mean over all response tokens of the step. `sequence`: the mean over samples of each one's
     mean."""
-
-    kl_coef: NonNegativeFloat = 0.0
-    """Weight of the divergence from the reference model in the loss. 0: none, and no reference model is
-    needed."""
-
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimate of the divergence: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, where r is
-    the reference's probability of the token over the policy's."""
-
-    entropy_coef: NonNegativeFloat = 0.0
-    """Weight of the entropy bonus. 0: none."""
-
-    tis_cap: PositiveFloat | None = 2.0
-    """Cap of the importance weight that corrects a token for the difference between the policy that sampled
-    it and the trainer's. null: no correction."""
 
 
 # With a second algorithm this becomes Annotated[GrpoConfig | OtherConfig, Field(discriminator="name")].

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
+from baton.config.unbuilt import unbuilt_problems
 
 if TYPE_CHECKING:
     from baton.config.run import RunConfig
@@ -52,7 +53,7 @@ def broken_rules(run: RunConfig) -> list[str]:
 
 def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
-    problems = [*_groups(run), *_fixed_totals(run)]
+    problems = [*_groups(run), *_fixed_totals(run), *unbuilt_problems(run)]
     runtime = run.runtime
     if runtime.relay_enabled and runtime.relay_sample_fn is None and not has_relay_sample_fn:
         problems.append(
@@ -151,13 +152,6 @@ def _models(run: RunConfig) -> Iterator[str]:
             models.ppo_value.data_parallel_size,
             f"must be that of models.ppo_policy ({models.ppo_policy.data_parallel_size})",
             "make both the same: they train on the same batches",
-        )
-    if run.algorithm.kl_coef > 0 and models.reference is None:
-        yield problem(
-            "algorithm.kl_coef",
-            run.algorithm.kl_coef,
-            "needs a reference model",
-            "add `reference: {}` to models (it starts as the policy), or set kl_coef to 0",
         )
     for name, role in models.roles().items():
         if role.lora.enable_lora and not name.startswith("ppo_"):

@@ -259,8 +259,8 @@ async def test_one_coordinator_has_one_run_and_starting_it_again_changes_nothing
 
 async def test_options_that_this_coordinator_does_not_honour_are_refused(buffer, tmp_path):
     for runtime, message in (
-        ({"max_relay_episode": 1, "relay_sample_fn": "last"}, "does not relay"),
-        ({"eval_episode_interval": 2}, "does not evaluate"),
+        ({"max_relay_episode": 1, "relay_sample_fn": "last"}, "runtime.max_relay_episode: got 1; is not carried out"),
+        ({"eval_episode_interval": 2}, "runtime.eval_episode_interval: got 2; is not carried out"),
     ):
         with pytest.raises(ConfigError, match=message):
             async with place(buffer.address, tmp_path, run=config(runtime=runtime)):

@@ -1,10 +1,11 @@
 """Rules that tie several options together."""
 
+import re
+
 import pytest
 from baton.config import ConfigError
 
 GROUPED = {"num_inference_per_prompt": 8, "sample_per_episode": 64}
-KL = {"name": "grpo", "kl_coef": 0.1}
 
 
 def policy(**options):
@@ -129,10 +130,6 @@ BROKEN = {
         {"models": {"ppo_value": {"data_parallel_size": 2}}},
         "models.ppo_value.data_parallel_size: got 2; must be that of models.ppo_policy (1)",
     ),
-    "kl needs a reference": (
-        {"algorithm": KL, "runtime": GROUPED},
-        "algorithm.kl_coef: got 0.1; needs a reference model; add `reference: {}` to models",
-    ),
     "adapters are trained": (
         policy(lora={"enable_lora": True}),
         "models.policy.lora.enable_lora: got true; must be false: only a trained model has adapters",
@@ -228,7 +225,6 @@ KEPT = {
     ),
     "a cpu model": policy(device="cpu", num_cpu=2, omp_threads=1),
     "same model twice": {"models": {"policy": {"model": "a"}, "ppo_policy": {"model": "a"}}},
-    "kl with a reference": {"algorithm": KL, "runtime": GROUPED, "models": {"reference": {}}},
     "groups by n": {"algorithm": {"name": "grpo"}, **policy(n=4)},
     "greedy evaluation of several samples": policy(n=2, eval_temperature=0),
     "a beam": policy(n=4, use_beam_search=True, temperature=0),
@@ -271,14 +267,27 @@ def test_what_only_matters_at_the_start_loads_and_is_refused_then(run_of, case):
     assert line in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("relay", "given"),
-    [
-        ({}, False),
-        ({"max_relay_episode": 2}, True),
-        ({"max_relay_episode": 2, "relay_sample_fn": "concat"}, False),
-        ({"max_relay_episode": 2, "relay_sample_fn": "my.module:fn"}, False),
-    ],
-)
-def test_a_complete_run_is_startable(run_of, relay, given):
-    run_of(runtime={**GROUPED, **relay}).require_startable(has_relay_sample_fn=given)
+def test_a_complete_run_is_startable(run_of):
+    run_of(runtime=GROUPED).require_startable()
+
+
+UNBUILT = {
+    "relay": ({"runtime": {**GROUPED, "max_relay_episode": 2, "relay_sample_fn": "concat"}}, "runtime.max_relay_episode"),
+    "evaluation": ({"runtime": {**GROUPED, "eval_episode_interval": 1}}, "runtime.eval_episode_interval"),
+    "adapters": ({"runtime": GROUPED, **trainer(lora={"enable_lora": True})}, "models.ppo_policy.lora"),
+    "ranking": ({"runtime": GROUPED, **policy(batch_generation={"ranking": True})}, "models.policy.batch_generation"),
+    "beam search": ({"runtime": GROUPED, **policy(use_beam_search=True, temperature=0)}, "models.policy.use_beam_search"),
+    "a critic": ({"runtime": GROUPED, "models": {"ppo_value": {}}}, "models.ppo_value"),
+}
+
+
+@pytest.mark.parametrize("case", UNBUILT)
+def test_an_option_that_nobody_carries_out_yet_loads_but_does_not_start(run_of, case):
+    sections, path = UNBUILT[case]
+    with pytest.raises(ConfigError, match=re.escape(path)) as caught:
+        run_of(**sections).require_startable()
+    assert "yet" in str(caught.value)
+
+
+def test_a_switched_off_section_starts(run_of):
+    run_of(runtime=GROUPED, **trainer(lora={"enable_lora": False, "lora_dim": 4})).require_startable()

@@ -1,0 +1,52 @@
+"""The options that load but that no service carries out yet. A run that sets one is refused: it would silently be another run.
+
+Each goes from here when the part that carries it out arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from baton.config.problems import problem
+
+if TYPE_CHECKING:
+    from baton.config.run import RunConfig
+
+_OPTIONS = {
+    "runtime": (
+        "max_relay_episode", "relay_episode_offset", "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums",
+        "load_data_checkpoint_iteration",
+    ),
+    "models.*": (
+        "load", "lora", "batch_generation", "expert_model_parallel_size", "trust_remote_code",
+        "adaptive_parallel_strategy_on_checkpoint",
+    ),
+    "models.policy": ("use_beam_search", "prompt_logprobs", "generator"),
+    "models.ppo_policy": ("recompute_granularity", "sequence_parallel"),
+    "store": ("ack_on", "relay_max_bytes", "relay_when_full"),
+}  # fmt: skip
+_ROLES = ("reference", "value", "reward", "ppo_value")
+
+
+def unbuilt_problems(run: RunConfig) -> Iterator[str]:
+    """One line for each option that differs from its default but would have no effect, and each role that nobody plays."""
+    sections = {"runtime": run.runtime, "store": run.store}
+    sections |= {f"models.{name}": role for name, role in run.models.roles().items()}
+    for path, section in sections.items():
+        names = _OPTIONS.get(path, ()) + (_OPTIONS["models.*"] if path.startswith("models.") else ())
+        for name in names:
+            value, default = getattr(section, name, None), type(section).model_fields[name].get_default()
+            if name in section.model_fields_set and value != default and not _is_off(value):
+                yield problem(f"{path}.{name}", value, "is not carried out by any service yet", "leave it out")
+    for role in _ROLES:
+        if role in run.models.roles():
+            yield problem(f"models.{role}", "a section", "no service plays this role yet", "leave the section out")
+
+
+def _is_off(value: object) -> bool:
+    """Whether a section's own switch is off, as in `lora: {enable_lora: False}`."""
+    for switch in ("enable_lora", "ranking"):
+        if hasattr(value, switch):
+            return not getattr(value, switch) and not getattr(value, "min_prompt_length", 0)
+    return False
