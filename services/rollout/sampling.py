@@ -1,6 +1,7 @@
 """The run file's sampling options, overridden per request, as vLLM's SamplingParams."""
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
@@ -38,5 +39,5 @@ def sampling_params(config: PolicyConfig, overrides: pb.SamplingParams, group_id
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-    except ValueError as error:
+    except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error

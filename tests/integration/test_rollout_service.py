@@ -1,0 +1,119 @@
+"""The rollout service over gRPC, on vLLM's CPU build with a small random model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from baton.clients import RolloutClient
+from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.errors import InvalidRequestError, NotReadyError, StalePolicyError
+from baton.samples import FinishReason
+from models import make_model
+from processes import ServiceProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    directory = tmp_path_factory.mktemp("rollout")
+    model = make_model(directory / "model", layers=2)
+    policy = {"model": str(model), "dtype": "float32", "seq_length": CONTEXT, "enforce_eager": True, "max_new_tokens": 8}
+    run_file: Path = directory / "run.yaml"
+    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": policy}}))
+    service = ServiceProcess("rollout", run_file, directory)
+    try:
+        yield service.start(timeout_s=240)
+    finally:
+        service.kill()
+
+
+@pytest.fixture
+async def rollout(process: ServiceProcess) -> AsyncIterator[RolloutClient]:
+    async with RolloutClient(process.address) as client:
+        yield client
+
+
+async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
+    return {group.samples.group_ids[0]: group async for group in stream}
+
+
+async def test_each_group_has_n_samples_with_ids_log_probabilities_and_version(rollout: RolloutClient) -> None:
+    prompts = [Prompt("a", token_ids=[5, 6, 7]), Prompt("b", text="w1 w2"), Prompt("c", chat=[{"role": "user", "content": "w3"}])]
+    groups = await collect(rollout.generate(prompts, sampling=SamplingParams(n=3), episode_id=4))
+    assert set(groups) == {"a", "b", "c"}
+    for name, group in groups.items():
+        samples = group.samples
+        assert samples.sample_ids == [f"{name}/{i}" for i in range(3)]
+        assert len(group.texts) == 3
+        assert samples.episode_ids.tolist() == [4] * 3
+        assert samples.policy_version_min.tolist() == samples.policy_version_max.tolist() == [0] * 3
+        np.testing.assert_array_equal(samples.rollout_logprobs.lengths, samples.response_ids.lengths)
+        assert (samples.rollout_logprobs.values < 0).all()
+        assert set(samples.finish_reasons) <= {FinishReason.STOP, FinishReason.LENGTH}
+    assert groups["a"].samples.prompt_ids.rows()[0].tolist() == [5, 6, 7]
+    assert groups["b"].samples.prompt_ids.rows()[0].tolist() == [4, 5]
+    assert groups["c"].samples.prompt_ids.rows()[0].tolist() == [6]
+
+
+async def test_overrides_win_over_the_run_file(rollout: RolloutClient) -> None:
+    sampling = SamplingParams(max_new_tokens=3, ignore_eos=True, temperature=0.0)
+    prompts = [Prompt(name, token_ids=[9, 9]) for name in "ab"]
+    first, second = [group.samples for group in (await collect(rollout.generate(prompts, sampling=sampling))).values()]
+    assert first.response_ids.lengths.tolist() == [3]
+    assert first.finish_reasons.tolist() == [FinishReason.LENGTH]
+    assert first.temperatures.tolist() == [0.0]
+    np.testing.assert_array_equal(first.response_ids.values, second.response_ids.values)  # greedy
+
+
+async def test_options_that_contradict_each_other_are_refused_with_the_group(rollout: RolloutClient) -> None:
+    with pytest.raises(InvalidRequestError, match="group a: n must be 1"):
+        await collect(rollout.generate([Prompt("a", token_ids=[9])], sampling=SamplingParams(n=2, temperature=0.0)))
+
+
+async def test_the_same_seed_draws_the_same_tokens(rollout: RolloutClient) -> None:
+    async def draw(seed: int) -> list[int]:
+        sampling = SamplingParams(n=4, seed=seed, ignore_eos=True)
+        group = (await collect(rollout.generate([Prompt("a", token_ids=[5, 6])], sampling=sampling)))["a"]
+        return group.samples.response_ids.values.tolist()
+
+    assert await draw(1) == await draw(1)
+    assert await draw(1) != await draw(2)
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_by_name(rollout: RolloutClient) -> None:
+    prompts = [Prompt("short", token_ids=[5]), Prompt("long", token_ids=[5] * CONTEXT)]
+    with pytest.raises(InvalidRequestError, match=r"prompt long has 64 tokens.*context of 64"):
+        await collect(rollout.generate(prompts))
+
+
+async def test_a_prompt_without_input_is_refused(rollout: RolloutClient) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt empty has no input"):
+        await collect(rollout.generate([Prompt("empty")]))
+
+
+@pytest.mark.parametrize("demand", [{"exact_version": 3}, {"min_version": 1}])
+async def test_another_version_than_the_served_one_is_refused_by_number(rollout: RolloutClient, demand: dict[str, int]) -> None:
+    with pytest.raises(StalePolicyError, match="serves (version )?0"):
+        await collect(rollout.generate([Prompt("a", token_ids=[5])], **demand))
+
+
+async def test_a_commit_without_an_update_is_refused(rollout: RolloutClient) -> None:
+    with pytest.raises(NotReadyError, match="version 7 cannot be committed"):
+        await rollout.commit_weights(7, "00")
+
+
+async def test_a_cancelled_request_leaves_nothing_running(rollout: RolloutClient) -> None:
+    sampling = SamplingParams(n=16, max_new_tokens=CONTEXT - 2, ignore_eos=True)
+    call = asyncio.create_task(collect(rollout.generate([Prompt(f"p{i}", token_ids=[5]) for i in range(32)], sampling=sampling)))
+    while (await rollout.get_status()).running_requests == 0:
+        await asyncio.sleep(0.01)
+    call.cancel()
+    async with asyncio.timeout(10):
+        while (await rollout.get_status()).running_requests:
+            await asyncio.sleep(0.02)
