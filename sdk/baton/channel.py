@@ -68,8 +68,11 @@ class ServiceClient:
         self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None
     ) -> AsyncIterator[Any]:
         timeout = self.timeout_s if timeout_s is None else timeout_s
+        call = getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=True)
         try:
-            async for response in getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=True):
+            async for response in call:
                 yield response
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._name(method), self.address, timeout) from None
+        finally:
+            call.cancel()  # a caller that leaves its loop early ends the call; on a finished one it does nothing

@@ -82,6 +82,7 @@ _STATUS: dict[type[BatonError], grpc.StatusCode] = {
 _BY_NAME = {error.__name__: error for error in _STATUS}
 _BY_STATUS = {status: error for error, status in reversed(_STATUS.items())} | {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: InvalidRequestError,  # gRPC's own: a message is over its size limit
     grpc.StatusCode.FAILED_PRECONDITION: NotReadyError,
     grpc.StatusCode.UNAVAILABLE: ServiceUnavailableError,
     grpc.StatusCode.INTERNAL: ServiceFaultError,
@@ -89,14 +90,23 @@ _BY_STATUS = {status: error for error, status in reversed(_STATUS.items())} | {
 
 ERROR_KEY = "baton-error"
 """Trailing metadata key that carries the class's name."""
+MESSAGE_BYTES = 2000
+"""Longest message that is sent whole: it travels in a header of at most 8 KiB, where a byte may take three."""
 
 
 def to_status(error: BaseException) -> tuple[grpc.StatusCode, str, str]:
-    """Returns (status, message, class name) for any exception; what is not ours becomes INTERNAL."""
+    """Returns (status, message, class name) for any exception; what is not ours becomes INTERNAL. A long message is cut."""
     for kind in type(error).__mro__:
         if kind in _STATUS:
-            return _STATUS[kind], str(error), kind.__name__
-    return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}", ServiceFaultError.__name__
+            return _STATUS[kind], _cut(str(error)), kind.__name__
+    return grpc.StatusCode.INTERNAL, _cut(f"{type(error).__name__}: {error}"), ServiceFaultError.__name__
+
+
+def _cut(message: str) -> str:
+    raw = message.encode(errors="replace")
+    if len(raw) <= MESSAGE_BYTES:
+        return message
+    return f"{raw[:MESSAGE_BYTES].decode(errors='ignore')} [... cut here; the service's log holds all {len(raw)} bytes]"
 
 
 def from_rpc_error(error: grpc.RpcError, call: str, address: str, timeout_s: float | None) -> BatonError:

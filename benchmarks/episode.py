@@ -1,0 +1,114 @@
+"""`make bench-episode`: seconds of one GRPO step of 64 completions on this machine's CPU, split by phase, beside TRL's.
+
+Ours is `baton run` on the quickstart's run file with 24 new tokens: generate, reward, train and publish the weights, every
+time. TRL's is `trl_grpo.py`: its trainer does the same work in one process, and starts when ours has ended, since both take
+all cores.
+Takes about six minutes on two cores.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from report import conclude, note, rounded, spread
+
+from baton.errors import DeadlineError, ServiceFaultError
+from baton.local.processes import Child
+
+ROOT = Path(__file__).parent.parent
+GOAL_S = 30.0
+EPISODES = 8
+WARM_UP = 2
+TRL_STEPS = 5
+LIMIT_S = 600.0
+DTYPE = "bfloat16"
+"""Of generation and training; float32 is slower on CPUs with bfloat16 instructions."""
+
+
+def install_trl() -> Path:
+    """Installs requirements/bench.txt once into a directory inside the virtual environment. Returns it."""
+    site, wanted = Path(sys.prefix) / "bench" / "site-packages", ROOT / "requirements" / "bench.txt"
+    stamp = site / ".installed"
+    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+        note(f"installing TRL into {site}")
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--upgrade"]
+        if subprocess.run([*pip, "--target", str(site), "-r", str(wanted)], stdout=sys.stderr, timeout=LIMIT_S).returncode:
+            raise SystemExit("bench-episode compares with TRL, and pip could not install it; see its message above")
+        stamp.write_text(wanted.read_text())
+    return site
+
+
+async def finish(name: str, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+    """Runs a process to its end. It ends with this one, whatever happens."""
+    child, deadline = Child(name, command, log, env=env), time.monotonic() + LIMIT_S
+    try:
+        while child.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{name} did not finish within {LIMIT_S:g} s; is the machine overloaded?")
+            await asyncio.sleep(0.2)
+        if child.process.returncode:
+            child.check()
+    finally:
+        await child.stop()
+
+
+async def ours(directory: Path) -> dict[str, Any]:
+    """Medians over the episodes after the warm-up, of a run whose files are in `directory`/bench."""
+    options = {
+        "runtime.num_episode": EPISODES, "runtime.save_episode_interval": "null", "models.policy.max_new_tokens": 24,
+        "models.policy.dtype": DTYPE, "models.ppo_policy.dtype": DTYPE,
+    }  # fmt: skip
+    overrides = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+    run = [sys.executable, "-m", "baton.cli", "run", str(ROOT / "deploy/runs/quickstart.yaml"), *overrides]
+    note(f"ours: {EPISODES} episodes")
+    await finish("baton-run", [*run, "--run-id", "bench", "--output-dir", str(directory)], directory / "baton-run.log")
+    rows = [json.loads(line) for line in (directory / "bench" / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
+    if len(rows) != EPISODES - WARM_UP or any(row["scored_samples"] != 64 for row in rows):
+        raise ServiceFaultError("the run did not score 64 completions in every episode; nothing can be said of its speed")
+    phases = {key.removeprefix("seconds/") for row in rows for key in row if key.startswith("seconds/")}
+    medians = {
+        phase: rounded(statistics.median(row.get(f"seconds/{phase}", 0.0) for row in rows)) for phase in sorted(phases)
+    }
+    episodes = spread([row["seconds/episode"] for row in rows])
+    del medians["episode"]
+    return {
+        "dtype": DTYPE, "episode_s": episodes, "phases_s": medians, "episodes": len(rows),
+        "response_tokens": statistics.median(row["response_tokens"] for row in rows),
+        "computed_tokens": statistics.median(row["computed_tokens"] for row in rows),
+    }  # fmt: skip
+
+
+async def trl(directory: Path, site: Path) -> dict[str, Any]:
+    """The same for TRL's trainer, on the run file that our run has left."""
+    note(f"TRL: {TRL_STEPS} steps")
+    result = directory / "trl.json"
+    command = [str(ROOT / "benchmarks/trl_grpo.py"), str(directory / "bench" / "run.yaml"), str(TRL_STEPS), str(result)]
+    await finish("trl", [sys.executable, *command], directory / "trl.log", {"PYTHONPATH": str(site)})
+    measured = json.loads(result.read_text())
+    return {"dtype": "bfloat16", "step_s": spread(measured["seconds"]), "steps": len(measured["seconds"])} | {
+        "response_tokens": measured["response_tokens"]
+    }
+
+
+async def compare() -> None:
+    """Ours, then TRL's, then the result."""
+    site = install_trl()
+    with tempfile.TemporaryDirectory(prefix="bench-episode-") as name:
+        us = await ours(Path(name))
+        note(f"ours: {us['episode_s']['median']} s an episode, {us['phases_s']}")
+        them = await trl(Path(name), site)
+    seconds = us["episode_s"]["median"]
+    parts = {"baton": us, "trl 1.16.0": them, "trl_seconds_over_ours": rounded(them["step_s"]["median"] / seconds)}
+    conclude("episode", seconds, "s", goal=GOAL_S, at_least=False, parts=parts)
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    asyncio.run(compare())

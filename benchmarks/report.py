@@ -1,0 +1,29 @@
+"""How a benchmark speaks: progress on stderr, and one JSON object as the last line of stdout."""
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def note(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def conclude(name: str, value: float, unit: str, *, goal: float, at_least: bool, parts: Mapping[str, Any]) -> None:
+    """Prints the result. `at_least`: whether the goal is a lower limit; otherwise it is an upper one."""
+    met = value >= goal if at_least else value <= goal
+    result = {"name": name, "value": rounded(value), "unit": unit, "goal": goal, "met": met, "parts": parts}
+    print(json.dumps(result), flush=True)
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: no timing here is better than that."""
+    return float(f"{value:.4g}")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": rounded(statistics.median(values)), "min": rounded(min(values)), "max": rounded(max(values))}

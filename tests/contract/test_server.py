@@ -1,0 +1,162 @@
+"""The server kit, in a process of its own: start, ready file, health, reflection, error mapping and drain."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import kit_service
+import pytest
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from processes import Process
+
+from services.common.server import Server, write_ready_file
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Kit(Process):
+    """`kit_service.py` on a free port."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ready_file = directory / "ready.json"
+        options = ["--run-file", "unused", "--ready-file", str(self.ready_file)]
+        super().__init__([sys.executable, kit_service.__file__, *options], directory / "log", self.ready_file.exists)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return json.loads(self.ready_file.read_text())
+
+    def terminate(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
+    def exit_code(self) -> int:
+        return self.popen.wait(10)
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Kit]:
+    process = Kit(tmp_path)
+    try:
+        yield process.start()
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def channel(kit: Kit) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(kit.facts["address"]) as channel:
+        yield channel
+
+
+def slow_call(kit: Kit, channel: grpc.Channel) -> grpc.Future:
+    """A call of one second that the service has begun."""
+    call = RolloutServiceStub(channel).UpdateWeights.future(pb.UpdateWeightsRequest(timeout_s=1.0), timeout=10)
+    deadline = time.monotonic() + 5
+    while "begun" not in kit.output():
+        assert time.monotonic() < deadline, kit.output()
+        time.sleep(0.01)
+    return call
+
+
+def test_the_ready_file_names_the_bound_port_and_the_process(kit: Kit, channel: grpc.Channel) -> None:
+    assert kit.facts["pid"] == kit.popen.pid
+    host, _, port = kit.facts["address"].rpartition(":")
+    assert host == "127.0.0.1"
+    assert int(port) > 0
+    grpc.channel_ready_future(channel).result(timeout=5)
+
+
+def test_health_is_serving_for_the_server_and_for_its_service(channel: grpc.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", kit_service.SERVICE):
+        assert health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status == SERVING
+
+
+def test_reflection_lists_the_service_health_and_itself(channel: grpc.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)
+    listed = {service.name for service in answer.list_services_response.service}
+    assert listed == {kit_service.SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+def test_the_server_maps_errors_and_logs_defects(kit: Kit, channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        RolloutServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert dict(caught.value.trailing_metadata())["baton-error"] == "ServiceFaultError"
+    assert "ZeroDivisionError: a defect" in kit.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_call_in_flight_finish_and_ends_the_process_cleanly(kit: Kit, channel: grpc.Channel, number: int) -> None:
+    call = slow_call(kit, channel)
+    kit.popen.send_signal(number)
+    assert call.result(timeout=10).bytes == 7
+    assert kit.exit_code() == 0
+    assert "on_stop" in kit.output()
+
+
+def test_health_turns_not_serving_before_the_calls_in_flight_have_finished(kit: Kit, channel: grpc.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=kit_service.SERVICE), timeout=10)
+    assert next(watch).status == SERVING
+    call = slow_call(kit, channel)
+    kit.terminate()
+    assert next(watch).status == NOT_SERVING
+    assert not call.done()
+    assert call.result(timeout=10).bytes == 7
+
+
+def test_no_call_is_taken_after_the_signal(kit: Kit, channel: grpc.Channel) -> None:
+    first = slow_call(kit, channel)
+    kit.terminate()
+    time.sleep(0.3)
+    with pytest.raises(grpc.RpcError) as caught:
+        RolloutServiceStub(channel).UpdateWeights(pb.UpdateWeightsRequest(timeout_s=0), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert first.result(timeout=10).bytes == 7
+
+
+async def test_a_taken_port_ends_the_start_with_the_port_and_the_fix() -> None:
+    first = Server(kit_service.SERVICE, "127.0.0.1:0")
+    port = first.address.rpartition(":")[2]
+    try:
+        with pytest.raises(SystemExit, match=rf"cannot listen on 127\.0\.0\.1:{port}: port {port} is taken.*set another port"):
+            Server(kit_service.SERVICE, first.address)
+    finally:
+        await first.grpc.stop(None)
+
+
+async def test_an_address_of_another_machine_ends_the_start_with_its_name() -> None:
+    with pytest.raises(SystemExit, match=r"203\.0\.113\.1 is not an address of this machine"):
+        Server(kit_service.SERVICE, "203.0.113.1:0")
+
+
+def test_a_reader_of_the_ready_file_sees_all_of_it_or_nothing(tmp_path: Path) -> None:
+    path, done, torn = tmp_path / "ready.json", threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                torn.append(len(json.loads(path.read_text())["padding"]) != 100_000)
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                torn.append(True)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(200):
+        write_ready_file(path, {"pid": number, "padding": "x" * 100_000})
+    done.set()
+    reader.join(10)
+    assert torn, "the reader read nothing"
+    assert not any(torn)

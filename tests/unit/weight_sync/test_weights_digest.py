@@ -1,0 +1,97 @@
+"""The digest of a model's weights: blind to order and to where tensors live, sharp to everything else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.weight_sync.digest import WeightsDigest
+
+Named = dict[str, torch.Tensor]
+
+
+def digest(tensors: Named) -> str:
+    collected = WeightsDigest()
+    for name, tensor in tensors.items():
+        collected.add(name, tensor)
+    return collected.hexdigest()
+
+
+def model(seed: int = 0) -> Named:
+    """Shapes with whole and with odd numbers of eight-byte words."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"a.weight": (4, 8), "b.weight": (4, 8), "c.bias": (7,), "d.scalar": (), "e.empty": (0, 3)}
+    return {name: torch.randn(shape, generator=random).to(torch.bfloat16) for name, shape in shapes.items()}
+
+
+@given(st.permutations(sorted(model())))
+def test_the_order_of_tensors_does_not_matter(names: list[str]) -> None:
+    tensors = model()
+    assert digest({name: tensors[name] for name in names}) == digest(tensors)
+
+
+@given(st.lists(st.integers(0, 2), min_size=5, max_size=5))
+def test_parts_merged_are_the_whole_however_it_is_parted(owners: list[int]) -> None:
+    tensors, merged = model(), WeightsDigest()
+    for owner in range(3):
+        merged.merge(digest({name: tensor for (name, tensor), whose in zip(tensors.items(), owners, strict=True) if whose == owner}))
+    assert merged.hexdigest() == digest(tensors)
+
+
+def test_a_digest_is_32_hexadecimal_digits_and_says_nothing_of_nothing() -> None:
+    assert len(digest(model())) == 32
+    assert int(digest(model()), 16) > 0
+    assert digest({}) == "0" * 32
+
+
+def test_the_memory_behind_a_tensor_does_not_matter() -> None:
+    tensor = torch.arange(60, dtype=torch.int16).view(torch.bfloat16).view(6, 10)
+    padded = torch.zeros(7, 13, dtype=torch.bfloat16)
+    padded[1:, 3:] = tensor
+    assert digest({"x": padded[1:, 3:]}) == digest({"x": tensor}) == digest({"x": tensor.t().contiguous().t()})
+
+
+@pytest.mark.parametrize("offset", range(1, 9))
+def test_a_view_that_starts_anywhere_in_a_larger_buffer_has_the_digest_of_its_copy(offset: int) -> None:
+    buffer = torch.arange(64, dtype=torch.int16).view(torch.bfloat16)
+    view = buffer[offset : offset + 21]
+    assert digest({"x": view}) == digest({"x": view.clone()})
+
+
+CHANGES: dict[str, Callable[[Named], Named]] = {
+    "two names swapped": lambda t: t | {"a.weight": t["b.weight"], "b.weight": t["a.weight"]},
+    "a name changed": lambda t: {name.replace("c.", "d."): tensor for name, tensor in t.items()},
+    "reshaped": lambda t: t | {"a.weight": t["a.weight"].reshape(8, 4)},
+    "transposed": lambda t: t | {"a.weight": t["a.weight"].t().contiguous()},
+    "truncated": lambda t: t | {"a.weight": t["a.weight"][:3]},
+    "padded with zeros": lambda t: t | {"c.bias": torch.cat([t["c.bias"], torch.zeros(1, dtype=torch.bfloat16)])},
+    "one tensor missing": lambda t: {name: tensor for name, tensor in t.items() if name != "c.bias"},
+    "an empty tensor missing": lambda t: {name: tensor for name, tensor in t.items() if name != "e.empty"},
+    "two rows swapped": lambda t: t | {"a.weight": t["a.weight"][[1, 0, 2, 3]]},
+    "the bits read as another type": lambda t: t | {"a.weight": t["a.weight"].view(torch.float16)},
+    "of another update": lambda t: model(seed=1),
+    "the sign of a zero": lambda t: t | {"d.scalar": -t["d.scalar"]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_shows(change: str) -> None:
+    assert digest(CHANGES[change](model())) != digest(model())
+
+
+@given(st.sampled_from(["a.weight", "c.bias", "d.scalar"]), st.data())
+def test_any_changed_byte_shows_wherever_it_is(name: str, data: st.DataObject) -> None:
+    changed = {key: tensor.clone() for key, tensor in model().items()}
+    raw = changed[name].view(-1).view(torch.uint8)
+    raw[data.draw(st.integers(0, raw.numel() - 1))] += data.draw(st.integers(1, 255))
+    assert digest(changed) != digest(model())
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.sampled_from([torch.uint8, torch.bfloat16, torch.float32]))
+def test_any_two_swapped_elements_show_at_any_number_of_bytes(i: int, j: int, dtype: torch.dtype) -> None:
+    tensor = torch.arange(1, 42).to(dtype)
+    swapped = tensor.clone()
+    swapped[[i, j]] = swapped[[j, i]]
+    assert (digest({"x": swapped}) == digest({"x": tensor})) == (i == j)
