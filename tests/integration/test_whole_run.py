@@ -120,11 +120,16 @@ def test_a_killed_part_ends_the_run_soon_with_its_name_and_nothing_left(place: P
     assert half_written(place) == []
 
 
-@pytest.mark.parametrize("moment", [r"is ready", r"^episode 1: train", r"^episode 1: checkpoint"])
-def test_ctrl_c_at_any_point_leaves_no_process_and_no_half_checkpoint(place: Place, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "times"),
+    [(r"is ready", 1), (r"^episode 1: train", 1), (r"^episode 1: checkpoint", 1), (r"^episode 2: checkpoint", 2)],
+)
+def test_ctrl_c_at_any_point_leaves_no_process_and_no_half_checkpoint(place: Place, moment: str, times: int) -> None:
     run = start(place, "--set", "runtime.num_episode=500")
     read_until(run, moment)
-    os.kill(run.pid, signal.SIGINT)
+    for _ in range(times):
+        os.kill(run.pid, signal.SIGINT)
+        time.sleep(0.05)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 130, output
     assert half_written(place) == []

@@ -100,8 +100,9 @@ class Deployment:
             await store.stop()
 
     def kill(self) -> None:
-        """Ends at once whatever is left."""
+        """Ends at once whatever is left, and removes what it leaves half written."""
         kill_all(self._children)
+        self.plan.directory.remove_half_written()
 
     async def _start(self) -> None:
         config = self.plan.config

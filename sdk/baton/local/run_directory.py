@@ -11,6 +11,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -99,6 +100,12 @@ class RunDirectory:
         file = self.path / "ready" / f"{name}.json"
         file.parent.mkdir(exist_ok=True)
         return file
+
+    def remove_half_written(self) -> None:
+        """Removes checkpoints and exports that nobody will finish; every finished one has its final name."""
+        for partial in (*self.path.glob("*.partial"), *self.path.glob("checkpoints/*.partial")):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
 
     def write_record(self, record: DeploymentRecord) -> None:
         """Replaces deployment.json; a reader sees the old one or the new one."""

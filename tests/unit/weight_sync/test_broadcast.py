@@ -20,11 +20,11 @@ CPU = torch.device("cpu")
 BUCKET_BYTES = 256
 SHAPES = [("a", (7, 9)), ("b", (3,)), ("c", (64, 64)), ("d", ()), ("e", (5, 5))]
 """`c` alone is larger than a bucket."""
-TIMEOUT_S = 2.0
-SLACK_S = 3.0
+TIMEOUT_S = 1.0
+SLACK_S = 8.0
 """What a loaded machine may add to a timeout."""
-LARGE = [(f"t{i}", (1024, 1024)) for i in range(100)]
-"""400 MB in 100 buckets of float32: a broadcast that can be broken off half-way."""
+LARGE = [(f"t{i}", (1024, 1024)) for i in range(30)]
+"""120 MB in 30 buckets of float32: a broadcast that can be broken off half-way."""
 
 
 def buckets_of(shapes: list[tuple[str, tuple[int, ...]]], dtype: torch.dtype) -> list[Bucket]:
@@ -94,7 +94,7 @@ def test_a_missing_receiver_is_a_deadline_error_within_the_timeout_that_names_th
     store = open_store(HOST)
     present = Rank(receive_large, store.port, 1, 3, TIMEOUT_S, None)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=rf"weight group g: rank 0 of 3 did not meet the others at {HOST}:{store.port} within 2 s"):
+    with pytest.raises(DeadlineError, match=rf"weight group g: rank 0 of 3 did not meet the others at {HOST}:{store.port} within 1 s"):
         lead(store, 3, TIMEOUT_S)
     assert time.monotonic() - started < TIMEOUT_S + SLACK_S
     done, (kind, message, _) = present.outcome(TIMEOUT_S + SLACK_S)
@@ -127,7 +127,7 @@ def test_a_sender_that_stops_sending_is_a_deadline_error_for_the_receiver() -> N
     store = open_store(HOST)
     receiver = Rank(receive_large, store.port, 1, 2, TIMEOUT_S, None)
     lead(store, 2, TIMEOUT_S)
-    assert "weight broadcast of 4194304 bytes did not finish within 2 s" in receiver.result(TIMEOUT_S + SLACK_S)
+    assert "weight broadcast of 4194304 bytes did not finish within 1 s" in receiver.result(TIMEOUT_S + SLACK_S)
 
 
 def test_tensors_in_another_order_than_the_plans_are_refused_by_name() -> None:

@@ -51,3 +51,12 @@ def test_a_deployment_runs_while_its_supervisor_lives_and_not_when_another_proce
     child.wait()
     assert not record.is_running
     assert not DeploymentRecord("a", child.pid, None).is_running
+
+
+def test_half_written_checkpoints_and_exports_are_removed_and_finished_ones_kept(tmp_path):
+    directory = RunDirectory.create(tmp_path, "a")
+    for name in ("checkpoints/step-1", "checkpoints/step-2.partial", "export", "export.partial"):
+        (directory.path / name).mkdir(parents=True)
+        (directory.path / name / "file").touch()
+    directory.remove_half_written()
+    assert {path.name for path in directory.path.rglob("*") if path.is_dir()} == {"checkpoints", "step-1", "export"}
