@@ -4,8 +4,10 @@ FROM python:3.11-slim-bookworm
 
 RUN useradd --create-home --uid 1000 baton && install -d -o baton -g baton /baton /baton/runs /baton/models
 
-# vLLM's kernels are linked against it
-RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
+# vLLM's kernels are linked against libnuma, and torch compiles a part of its sampler with g++, `enforce_eager` or not
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends libnuma1 g++ \
+ && rm -rf /var/lib/apt/lists/*
 
 # The CPU build of torch has an index of its own; pip then takes it for the torch of the requirements.
 COPY requirements/rollout.txt /src/requirements/

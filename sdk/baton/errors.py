@@ -118,5 +118,6 @@ def from_rpc_error(error: grpc.RpcError, call: str, address: str, timeout_s: flo
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"{call} at {address} did not answer within {timeout_s:g} s; is that service up, or only slow?")
     if status is grpc.StatusCode.UNAVAILABLE:
-        return ServiceUnavailableError(f"{call}: no service at {address}, or it went away during the call ({details}); see its log")
+        cause = f"no service at {address}, or it went away during the call ({details})"
+        return ServiceUnavailableError(f"{call}: {cause}; see its log")
     return _BY_STATUS.get(status, ServiceFaultError)(f"{call} at {address}: {status.name}: {details}")

@@ -147,7 +147,8 @@ class Samples:
             if not present:
                 continue
             if kind == "ragged":
-                columns[name] = Ragged(np.concatenate([r.values for r in present]), np.concatenate([r.lengths for r in present]))
+                values, lengths = ([getattr(r, part) for r in present] for part in ("values", "lengths"))
+                columns[name] = Ragged(np.concatenate(values), np.concatenate(lengths))
             elif kind == "text":
                 columns[name] = [row for value in present for row in value]
             else:
@@ -159,7 +160,7 @@ class Samples:
         return self.prompt_ids.lengths.astype(np.int64) + self.response_ids.lengths
 
     def split(self, message_bytes: int = MESSAGE_BYTES) -> Iterator[Self]:
-        """Yields consecutive parts whose messages are no longer than `message_bytes` (a single larger sample travels alone)."""
+        """Yields consecutive parts whose messages take at most `message_bytes`; a single larger sample travels alone."""
         start, total = 0, _FRAMING_BYTES
         for i, size in enumerate(self._wire_bytes()):
             if i > start and total + size > message_bytes:
@@ -171,9 +172,9 @@ class Samples:
 
     def _wire_bytes(self) -> np.ndarray:
         """Bytes that each sample takes in a message, at most: [size]."""
-        texts = [self.sample_ids, *(column for name, kind, _ in _COLUMNS if kind == "text" and (column := getattr(self, name)))]
+        texts = [self.sample_ids, *(getattr(self, name) for name, kind, _ in _COLUMNS if kind == "text")]
         sizes = np.zeros(len(self), np.int64)
-        for column in texts:
+        for column in filter(None, texts):
             sizes += np.fromiter((len(text.encode()) + _TEXT_FRAMING_BYTES for text in column), np.int64, len(self))
         for name, kind, dtype in _COLUMNS:
             column = getattr(self, name)
@@ -223,9 +224,9 @@ class Samples:
             columns[name] = column
         samples = cls(**columns)
         for name in _PER_TOKEN:
-            column = getattr(samples, name)
-            if None not in (column, samples.response_ids) and not np.array_equal(column.lengths, samples.response_ids.lengths):
-                raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it holds one element per token")
+            column, tokens = getattr(samples, name), samples.response_ids
+            if None not in (column, tokens) and not np.array_equal(column.lengths, tokens.lengths):
+                raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it has one element a token")
         return samples
 
 

@@ -1,4 +1,4 @@
-"""Whether a service answers, as an exit code for container health checks: `python -m services.common.health_check HOST:PORT`."""
+"""A container's health check: `python -m services.common.health_check HOST:PORT` ends with 0 if a service answers there."""
 
 import argparse
 import asyncio

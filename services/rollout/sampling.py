@@ -34,7 +34,7 @@ def sampling_params(config: PolicyConfig, overrides: pb.SamplingParams, group_id
             ignore_eos=given.get("ignore_eos", config.ignore_eos),
             seed=given.get("seed"),
             stop=list(config.stop_tokens) or None,
-            max_tokens=min(limit, room) if limit else room,
+            max_tokens=room if limit is None else min(limit, room),
             logprobs=0,  # the sampled token's own
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,

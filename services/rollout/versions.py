@@ -40,7 +40,8 @@ class VersionGate:
         self.reason = f"version {version} has arrived and waits for its commit"
 
     def fail(self, version: int, cause: str) -> None:
-        """The update broke off; the engine may hold a mixture."""
+        """The update broke off; the engine may hold a mixture, which nothing may commit."""
+        self._pending = None
         self.state, self.reason = pb.REPLICA_STATE_STALE, f"the update to version {version} failed: {cause}"
 
     def commit(self, version: int, digest: str) -> float:
@@ -49,9 +50,9 @@ class VersionGate:
             return 0.0
         if self._pending is None or self._pending[0] != version:
             raise NotReadyError(f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})")
-        if self._pending[1] != digest:
+        if (arrived := self._pending[1]) != digest:
             self.fail(version, "its digest is not the sender's")
-            raise DigestMismatchError(f"version {version} arrived with digest {self._pending[1]}, the sender's is {digest}")
+            raise DigestMismatchError(f"version {version} arrived with digest {arrived}, the sender's is {digest}")
         self.version, self.digest = version, digest
         self.state, self.reason, self._pending = pb.REPLICA_STATE_HEALTHY, "", None
         return time.perf_counter() - self._paused_at

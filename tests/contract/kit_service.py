@@ -4,16 +4,18 @@ import asyncio
 from pathlib import Path
 
 import grpc
+
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
-
 from services.common.server import Server, configure_logging, service_arguments
 
 SERVICE = "baton.api.rollout.v1.RolloutService"
 
 
 class Slow(RolloutServiceServicer):
-    async def UpdateWeights(self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext) -> pb.UpdateWeightsResponse:
+    async def UpdateWeights(
+        self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.UpdateWeightsResponse:
         print("begun", flush=True)
         await asyncio.sleep(request.timeout_s)
         return pb.UpdateWeightsResponse(bytes=7)

@@ -11,12 +11,12 @@ from pathlib import Path
 import grpc
 import kit_service
 import pytest
-from baton.api.rollout.v1 import rollout_pb2 as pb
-from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from processes import Process
 
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
+from processes import Process
 from services.common.server import Server, write_ready_file
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -96,7 +96,9 @@ def test_the_server_maps_errors_and_logs_defects(kit: Kit, channel: grpc.Channel
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_call_in_flight_finish_and_ends_the_process_cleanly(kit: Kit, channel: grpc.Channel, number: int) -> None:
+def test_a_signal_lets_the_call_in_flight_finish_and_ends_the_process_cleanly(
+    kit: Kit, channel: grpc.Channel, number: int
+) -> None:
     call = slow_call(kit, channel)
     kit.popen.send_signal(number)
     assert call.result(timeout=10).bytes == 7
@@ -129,7 +131,9 @@ async def test_a_taken_port_ends_the_start_with_the_port_and_the_fix() -> None:
     first = Server(kit_service.SERVICE, "127.0.0.1:0")
     port = first.address.rpartition(":")[2]
     try:
-        with pytest.raises(SystemExit, match=rf"cannot listen on 127\.0\.0\.1:{port}: port {port} is taken.*set another port"):
+        with pytest.raises(
+            SystemExit, match=rf"cannot listen on 127\.0\.0\.1:{port}: port {port} is taken.*set another port"
+        ):
             Server(kit_service.SERVICE, first.address)
     finally:
         await first.grpc.stop(None)

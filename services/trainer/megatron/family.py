@@ -37,31 +37,33 @@ class ModelShape:
         if not path.is_file():
             raise ConfigError(f"{directory} is no Hugging Face model directory: it has no config.json")
         raw = json.loads(path.read_text())
-        family = raw.get("model_type")
-        if family not in FAMILIES:
-            raise ConfigError(f"{path}: model_type {family!r} cannot be trained; supported are {', '.join(FAMILIES)}")
-        if raw.get("mlp_bias") or raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
-            raise ConfigError(f"{path}: mlp_bias, sliding windows and activations other than silu are not supported")
-        rope = raw.get("rope_parameters") or {}
-        scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
-        if scaling and scaling.get("rope_type", scaling.get("type")) != "llama3":
-            raise ConfigError(f"{path}: rope scaling {scaling} is not supported; 'llama3' is")
-        heads = raw["num_attention_heads"]
+        if raw.get("model_type") not in FAMILIES:
+            supported = ", ".join(FAMILIES)
+            raise ConfigError(f"{path}: model_type {raw.get('model_type')!r} cannot be trained; supported are {supported}")
+        _refuse_unsupported(raw, path)
+        try:
+            return cls._of(raw)
+        except KeyError as error:
+            raise ConfigError(f"{path} lacks {error.args[0]}; take the config.json that came with the model") from None
+
+    @classmethod
+    def _of(cls, raw: dict[str, Any]) -> "ModelShape":
+        family, heads, rope = raw["model_type"], raw["num_attention_heads"], _rope(raw)
         return cls(
             family=family,
             num_layers=raw["num_hidden_layers"],
             hidden_size=raw["hidden_size"],
             num_heads=heads,
             num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+            head_dim=raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads),
             ffn_size=raw["intermediate_size"],
             vocab_size=raw["vocab_size"],
             max_positions=raw["max_position_embeddings"],
             norm_eps=raw["rms_norm_eps"],
             rope_base=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
-            rope_scaling=scaling,
+            rope_scaling=rope if _rope_kind(rope) == "llama3" else None,
             tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            qkv_bias=family == "qwen2" or bool(raw.get("attention_bias", False)),
+            qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
         )
 
@@ -80,3 +82,24 @@ class ModelShape:
     def padded_vocab(self, tensor: int) -> int:
         """Vocabulary rows, rounded up so that every tensor-parallel rank holds as many."""
         return -(-self.vocab_size // tensor) * tensor
+
+
+def _rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's options: `rope_parameters` since transformers 5, `rope_scaling` before."""
+    return raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+
+
+def _rope_kind(rope: dict[str, Any]) -> str:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _refuse_unsupported(raw: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError, naming file and field, for what would silently make another model."""
+    only = {"mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
+    if raw["model_type"] != "qwen2":  # which has biases on q, k and v whatever this says
+        only["attention_bias"] = False  # it would also put a bias on the output projection
+    for field, supported in only.items():
+        if (value := raw.get(field, supported)) != supported:
+            raise ConfigError(f"{path}: {field} {value!r} is not supported; only {supported!r} is")
+    if _rope_kind(_rope(raw)) not in ("default", "llama3"):
+        raise ConfigError(f"{path}: rope_scaling {_rope(raw)} is not supported; 'default' and 'llama3' are")

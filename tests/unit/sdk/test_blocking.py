@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+
 from baton.clients import RolloutClient, blocking
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import InvalidRequestError, StalePolicyError

@@ -8,16 +8,20 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+
 from baton import errors
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
 from baton.clients import RolloutClient
 from baton.errors import BatonError, to_status
 from processes import free_port
-
 from services.common.interceptors import ErrorInterceptor
 
-CLASSES = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, BatonError) and kind is not BatonError]
+CLASSES = [
+    kind
+    for kind in vars(errors).values()
+    if inspect.isclass(kind) and issubclass(kind, BatonError) and kind is not BatonError
+]
 
 
 class Raising(RolloutServiceServicer):
@@ -31,15 +35,21 @@ class Raising(RolloutServiceServicer):
         self.calls += 1
         raise self.error
 
-    async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateResponse]:
         yield pb.GenerateResponse()
         raise self.error
 
-    async def UpdateWeights(self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext) -> pb.UpdateWeightsResponse:
+    async def UpdateWeights(
+        self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.UpdateWeightsResponse:
         self.calls += 1
         await asyncio.sleep(30)
 
-    async def CommitWeights(self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext) -> pb.CommitWeightsResponse:
+    async def CommitWeights(
+        self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CommitWeightsResponse:
         return pb.CommitWeightsResponse()
 
 
@@ -90,9 +100,14 @@ def test_a_subclass_without_a_row_is_sent_as_its_category() -> None:
     assert to_status(NarrowError("x")) == (grpc.StatusCode.NOT_FOUND, "x", "NotFoundError")
 
 
-async def test_an_unexpected_exception_is_a_service_fault_and_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_is_a_service_fault_and_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with served(Raising(ZeroDivisionError("division by zero"))) as (client, _):
-        with caplog.at_level(logging.ERROR), pytest.raises(errors.ServiceFaultError, match="ZeroDivisionError: division by zero"):
+        with (
+            caplog.at_level(logging.ERROR),
+            pytest.raises(errors.ServiceFaultError, match="ZeroDivisionError: division by zero"),
+        ):
             await client.get_status()
     assert "RolloutService/GetStatus failed" in caplog.text
     assert "Traceback" in caplog.text
@@ -106,10 +121,15 @@ async def test_an_expected_error_is_not_logged(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.parametrize("character", ["x", "\u00e9", "\U0001f600", "\n"], ids=ascii)
-async def test_a_very_long_message_is_cut_for_the_wire_and_logged_whole(character: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_very_long_message_is_cut_for_the_wire_and_logged_whole(
+    character: str, caplog: pytest.LogCaptureFixture
+) -> None:
     message = "the beginning " + character * 50_000 + " the end"
     async with served(Raising(errors.NotFoundError(message))) as (client, _):
-        with caplog.at_level(logging.ERROR), pytest.raises(errors.NotFoundError, match="(?s)^the beginning .* cut here; the service's log"):
+        with (
+            caplog.at_level(logging.ERROR),
+            pytest.raises(errors.NotFoundError, match=r"(?s)^the beginning .* cut here; the service's log"),
+        ):
             await client.get_status()
     assert message in caplog.text
 
@@ -140,7 +160,9 @@ async def test_a_deadline_names_the_call_its_address_and_the_seconds() -> None:
 async def test_a_service_that_is_not_there_is_a_deadline_that_names_its_address() -> None:
     address = f"127.0.0.1:{free_port()}"
     async with RolloutClient(address, timeout_s=0.3) as client:
-        with pytest.raises(errors.DeadlineError, match=rf"RolloutService\.GetStatus at {address} did not answer within 0\.3 s"):
+        with pytest.raises(
+            errors.DeadlineError, match=rf"RolloutService\.GetStatus at {address} did not answer within 0\.3 s"
+        ):
             await client.get_status()
 
 
@@ -151,7 +173,9 @@ async def test_a_service_that_goes_away_during_a_call_is_named_with_its_address(
         while not servicer.calls:
             await asyncio.sleep(0.01)
         await server.stop(None)
-        with pytest.raises(errors.ServiceUnavailableError, match=rf"RolloutService\.UpdateWeights: no service at {client.address}"):
+        with pytest.raises(
+            errors.ServiceUnavailableError, match=rf"RolloutService\.UpdateWeights: no service at {client.address}"
+        ):
             await call
 
 

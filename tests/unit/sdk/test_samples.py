@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from baton.api.common.v1 import samples_pb2 as pb
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
-from hypothesis import given
-from hypothesis import strategies as st
 
 GRPC_LIMIT = 4 * 1024 * 1024
 RAGGED = {"prompt_ids": np.int32, "response_ids": np.int32}
@@ -37,7 +38,9 @@ def random_samples(size: int, seed: int, absent: frozenset[str] = frozenset()) -
         own = lengths[name if name in RAGGED else "response_ids"].astype(np.uint32)
         columns[name] = Ragged(values(dtype, int(own.sum())), own)
     columns |= {name: [rng.choice(["", "x", "\u00e9\u4e2d" * 3]) for _ in range(size)] for name in TEXTS}
-    return Samples([f"s{i}" for i in range(size)], **{name: column for name, column in columns.items() if name not in absent})
+    return Samples(
+        [f"s{i}" for i in range(size)], **{name: column for name, column in columns.items() if name not in absent}
+    )
 
 
 OPTIONAL = [*RAGGED, *PER_TOKEN, *SCALARS, *TEXTS]
@@ -100,7 +103,9 @@ def test_concat_refuses_a_column_that_only_some_parts_have() -> None:
 
 
 @given(BATCHES, st.integers(0, 4000))
-def test_split_keeps_order_and_content_and_no_part_of_several_samples_is_over_the_limit(samples: Samples, limit: int) -> None:
+def test_split_keeps_order_and_content_and_no_part_of_several_samples_is_over_the_limit(
+    samples: Samples, limit: int
+) -> None:
     parts = list(samples.split(limit))
     assert listed(Samples.concat(parts)) == listed(samples)
     assert all(len(part) == 1 or part.to_proto().ByteSize() <= limit for part in parts)
@@ -169,6 +174,8 @@ def test_a_ragged_column_whose_lengths_do_not_fit_is_refused_by_name(name: str, 
 
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_a_per_token_column_must_have_the_lengths_of_the_responses(name: str) -> None:
-    samples = Samples(["a", "b"], response_ids=Ragged.of([[1, 2], [3]], np.int32), **{name: Ragged.of([[1], [1, 1]], PER_TOKEN[name])})
+    samples = Samples(
+        ["a", "b"], response_ids=Ragged.of([[1, 2], [3]], np.int32), **{name: Ragged.of([[1], [1, 1]], PER_TOKEN[name])}
+    )
     with pytest.raises(InvalidRequestError, match=rf"samples\.{name} has other lengths than response_ids"):
         Samples.from_proto(samples.to_proto())

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from baton.config.algorithm import GrpoConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.config.algorithm import GrpoConfig
 from services.trainer.algorithms.grpo import group_advantages, grpo_loss
 from services.trainer.algorithms.losses import TokenBatch, token_weights
 
@@ -51,7 +51,9 @@ def test_token_normalisation_gives_every_token_the_same_share_and_sequence_every
 def test_advantages_are_relative_to_the_group_that_each_sample_carries(normalize: bool) -> None:
     rewards, mean, std = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.5, 0.5, 2.0]), torch.tensor([0.5, 0.5, 0.25])
     expected = [1.0, -1.0, 4.0] if normalize else [0.5, -0.5, 1.0]
-    assert group_advantages(rewards, mean, std, GrpoConfig(std_normalization=normalize)).tolist() == pytest.approx(expected, rel=1e-5)
+    assert group_advantages(rewards, mean, std, GrpoConfig(std_normalization=normalize)).tolist() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_a_group_of_equal_rewards_has_no_advantage() -> None:
@@ -71,7 +73,12 @@ def reference_loss(logprob: float, rollout: float, advantage: float, config: Grp
     return loss, gradient, gradient == 0.0 and advantage != 0
 
 
-TOKEN = st.tuples(st.floats(-6, -0.01), st.floats(-6, -0.01), st.sampled_from([-2.0, -0.5, 0.0, 0.5, 2.0]), st.sampled_from([0.0, 0.1, 0.5]))
+TOKEN = st.tuples(
+    st.floats(-6, -0.01),
+    st.floats(-6, -0.01),
+    st.sampled_from([-2.0, -0.5, 0.0, 0.5, 2.0]),
+    st.sampled_from([0.0, 0.1, 0.5]),
+)
 CONFIGS = st.builds(
     GrpoConfig,
     clip_ratio_low=st.sampled_from([0.0, 0.1, 0.2]),
@@ -82,13 +89,17 @@ CONFIGS = st.builds(
 
 @given(st.lists(TOKEN, min_size=1, max_size=12), CONFIGS)
 def test_loss_and_gradient_are_the_references(tokens: list[tuple[float, ...]], config: GrpoConfig) -> None:
-    logprobs, rollout, advantages, weights = (torch.tensor(column, dtype=torch.float64) for column in zip(*tokens, strict=True))
+    logprobs, rollout, advantages, weights = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*tokens, strict=True)
+    )
     logprobs.requires_grad_()
     output = grpo_loss(logprobs, torch.ones_like(logprobs), TokenBatch(rollout, advantages, weights), config)
     output.loss.backward()
     expected = [reference_loss(logprob, old, advantage, config) for logprob, old, advantage, _ in tokens]
     share = weights.tolist()
-    assert output.loss.item() == pytest.approx(sum(loss * w for (loss, _, _), w in zip(expected, share, strict=True)), abs=1e-9)
+    assert output.loss.item() == pytest.approx(
+        sum(loss * w for (loss, _, _), w in zip(expected, share, strict=True)), abs=1e-9
+    )
     ratios = [math.exp(logprob - old) for logprob, old, _, _ in tokens]
     edges = (1 - config.clip_ratio_low, 1 + config.clip_ratio_high, config.dual_clip or 0.0)
     for n, (_, gradient, _) in enumerate(expected):
@@ -101,7 +112,9 @@ def test_loss_and_gradient_are_the_references(tokens: list[tuple[float, ...]], c
     [(1.5, 1.0, None), (0.5, -1.0, None), (4.0, -1.0, 3.0)],
     ids=["above the upper clip", "below the lower clip", "beyond the dual clip"],
 )
-def test_a_clipped_token_has_no_gradient_and_counts_as_clipped(ratio: float, advantage: float, dual_clip: float | None) -> None:
+def test_a_clipped_token_has_no_gradient_and_counts_as_clipped(
+    ratio: float, advantage: float, dual_clip: float | None
+) -> None:
     logprobs = torch.tensor([math.log(ratio) - 5.0], requires_grad=True)
     batch = TokenBatch(torch.tensor([-5.0]), torch.tensor([advantage]), torch.ones(1))
     output = grpo_loss(logprobs, torch.zeros(1), batch, GrpoConfig(dual_clip=dual_clip))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from baton.errors import InvalidRequestError
-from baton.samples import Ragged, Samples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.errors import InvalidRequestError
+from baton.samples import Ragged, Samples
 from services.trainer.packing import PackedBatch, Segment, pack, segment_mask
 
 TOKENS = st.integers(0, 9)
@@ -39,7 +39,9 @@ def visible(batch: PackedBatch) -> torch.Tensor:
 def test_every_prediction_sees_its_prompt_and_the_response_before_it_and_nothing_else(pairs: list, share: bool) -> None:
     batch = pack(samples_of(pairs), share_prefix=share)
     allowed = visible(batch)
-    predictions = [(prompt + response[:j], response[j], i) for i, (prompt, response) in enumerate(pairs) for j in range(len(response))]
+    predictions = [
+        (prompt + response[:j], response[j], i) for i, (prompt, response) in enumerate(pairs) for j in range(len(response))
+    ]
     assert len(batch.target_rows_N) == len(predictions)
     for n, (context, target, sample) in enumerate(predictions):
         seen = allowed[batch.target_rows_N[n]]

@@ -1,4 +1,4 @@
-"""One weight update between processes over gloo: bit-equal tensors on every side, and an error in time when a side is missing."""
+"""One weight update between processes over gloo: bit-equal on every side, and an error in time when a side is missing."""
 
 import os
 import signal
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from baton.errors import DeadlineError
 from processes import free_port
 from ranks import Rank
-
 from services.common.weight_sync.group import BroadcastGroup, open_store
 from services.common.weight_sync.plan import Bucket, describe, plan_buckets
 from services.common.weight_sync.transfer import receive, send
@@ -48,13 +48,18 @@ def lead(store: torch.distributed.TCPStore, size: int, timeout_s: float) -> Broa
     return BroadcastGroup(store, HOST, rank=0, size=size, backend="gloo", group_id="g", timeout_s=timeout_s)
 
 
-def receive_versions(port: int, rank: int, size: int, dtype: torch.dtype, versions: int) -> list[tuple[str, int, dict[str, bytes]]]:
+def receive_versions(
+    port: int, rank: int, size: int, dtype: torch.dtype, versions: int
+) -> list[tuple[str, int, dict[str, bytes]]]:
     """A receiver's (digest, bytes, tensors) of each update."""
     group, answers = join(port, rank, size, 30.0), []
     for _ in range(versions):
         arrived: dict[str, bytes] = {}
         transfer = receive(
-            group, buckets_of(SHAPES, dtype), lambda pairs, into=arrived: into.update((n, as_bytes(t)) for n, t in pairs), CPU
+            group,
+            buckets_of(SHAPES, dtype),
+            lambda pairs, into=arrived: into.update((n, as_bytes(t)) for n, t in pairs),
+            CPU,
         )
         answers.append((transfer.digest.hexdigest(), transfer.bytes, arrived))
     return answers
@@ -94,7 +99,9 @@ def test_a_missing_receiver_is_a_deadline_error_within_the_timeout_that_names_th
     store = open_store(HOST)
     present = Rank(receive_large, store.port, 1, 3, TIMEOUT_S, None)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=rf"weight group g: rank 0 of 3 did not meet the others at {HOST}:{store.port} within 1 s"):
+    with pytest.raises(
+        DeadlineError, match=rf"weight group g: rank 0 of 3 did not meet the others at {HOST}:{store.port} within 1 s"
+    ):
         lead(store, 3, TIMEOUT_S)
     assert time.monotonic() - started < TIMEOUT_S + SLACK_S
     done, (kind, message, _) = present.outcome(TIMEOUT_S + SLACK_S)
@@ -111,23 +118,26 @@ def test_a_missing_sender_is_a_deadline_error_that_names_its_address() -> None:
 
 
 def test_a_receiver_killed_in_the_middle_ends_the_sender_and_the_other_receiver_in_time() -> None:
-    store = open_store(HOST)
-    killed = Rank(receive_large, store.port, 1, 3, 2 * TIMEOUT_S, 3)
-    other = Rank(receive_large, store.port, 2, 3, 2 * TIMEOUT_S, None)
-    group = lead(store, 3, 2 * TIMEOUT_S)
+    store, timeout_s = open_store(HOST), 5.0
+    killed = Rank(receive_large, store.port, 1, 3, timeout_s, 3)
+    other = Rank(receive_large, store.port, 2, 3, timeout_s, None)
+    group = lead(store, 3, timeout_s)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=r"weight broadcast of 4194304 bytes did not finish .* or a member of the group died"):
+    with pytest.raises(
+        DeadlineError, match=r"weight broadcast of 4194304 bytes did not finish .* or a member of the group died"
+    ):
         send(group, buckets_of(LARGE, torch.float32), ((name, torch.ones(shape)) for name, shape in LARGE), CPU)
-    assert time.monotonic() - started < 2 * TIMEOUT_S + SLACK_S
+    assert time.monotonic() - started < timeout_s + SLACK_S
     assert killed.outcome(5.0) == (False, ("killed", "", ""))
-    assert "weight broadcast of 4194304 bytes did not finish" in other.result(2 * TIMEOUT_S + SLACK_S)
+    assert "weight broadcast of 4194304 bytes did not finish" in other.result(timeout_s + SLACK_S)
 
 
 def test_a_sender_that_stops_sending_is_a_deadline_error_for_the_receiver() -> None:
-    store = open_store(HOST)
-    receiver = Rank(receive_large, store.port, 1, 2, TIMEOUT_S, None)
-    lead(store, 2, TIMEOUT_S)
-    assert "weight broadcast of 4194304 bytes did not finish within 1 s" in receiver.result(TIMEOUT_S + SLACK_S)
+    store, timeout_s = open_store(HOST), 3.0
+    receiver = Rank(receive_large, store.port, 1, 2, timeout_s, None)
+    group = lead(store, 2, timeout_s)
+    assert "weight broadcast of 4194304 bytes did not finish within 3 s" in receiver.result(timeout_s + SLACK_S)
+    assert group.rank == 0, "the group stays open until here"
 
 
 def test_tensors_in_another_order_than_the_plans_are_refused_by_name() -> None:

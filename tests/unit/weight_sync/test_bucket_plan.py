@@ -1,16 +1,20 @@
 """The plan of a broadcast: every tensor in order, in buckets that both sides cut alike."""
 
+from itertools import pairwise
+
 import pytest
 import torch
-from baton.api.common.v1 import weights_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.api.common.v1 import weights_pb2
 from services.common.weight_sync.plan import ALIGNMENT, describe, payload_bytes, plan_buckets
 
 DTYPES = st.sampled_from(["float32", "bfloat16", "int8", "float64"])
 TENSORS = st.lists(st.tuples(DTYPES, st.lists(st.integers(0, 9), max_size=3)), max_size=12).map(
-    lambda drawn: [weights_pb2.WeightTensor(name=f"t{i}", dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(drawn)]
+    lambda drawn: [
+        weights_pb2.WeightTensor(name=f"t{i}", dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(drawn)
+    ]
 )
 LIMITS = st.integers(0, 40).map(lambda blocks: blocks * ALIGNMENT)
 
@@ -48,7 +52,7 @@ def test_tensors_in_a_bucket_are_aligned_and_do_not_overlap(tensors: list, limit
 @given(TENSORS, LIMITS)
 def test_no_bucket_could_take_the_next_ones_first_tensor(tensors: list, limit: int) -> None:
     buckets = plan_buckets(tensors, limit)
-    for bucket, following in zip(buckets, buckets[1:], strict=False):
+    for bucket, following in pairwise(buckets):
         assert bucket.nbytes + following.slots[0].nbytes > limit
 
 

@@ -36,7 +36,9 @@ def test_the_order_of_tensors_does_not_matter(names: list[str]) -> None:
 def test_parts_merged_are_the_whole_however_it_is_parted(owners: list[int]) -> None:
     tensors, merged = model(), WeightsDigest()
     for owner in range(3):
-        merged.merge(digest({name: tensor for (name, tensor), whose in zip(tensors.items(), owners, strict=True) if whose == owner}))
+        merged.merge(
+            digest({name: tensor for (name, tensor), whose in zip(tensors.items(), owners, strict=True) if whose == owner})
+        )
     assert merged.hexdigest() == digest(tensors)
 
 

@@ -1,0 +1,51 @@
+"""`torchrun megatron_side.py DIRECTORY TP`: scores the samples with the trainer's engine on every model in DIRECTORY."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from scored_models import MODELS, samples
+
+from baton.config.trainable import TrainableConfig
+from services.trainer.megatron.parallel import Layout
+from services.trainer.packing import pack
+
+
+def score(layout: Layout, directory: Path) -> dict[str, np.ndarray]:
+    """As `transformers_side.score`, in two packed rows with shared prompts; `apart` without sharing them."""
+    from services.trainer.megatron.engine import Engine
+    from services.trainer.megatron.model import TokenScores
+
+    config = TrainableConfig(dtype="float32", tensor_model_parallel_size=layout.tensor_size)
+    engine = Engine(config, layout, directory, total_steps=1)
+    batch = samples()
+    tokens = int(batch.response_ids.lengths.sum())
+    halves = [batch.take(range(7)), batch.take(range(7, 10))]
+    apart = torch.cat(engine.score([pack(half, share_prefix=False) for half in halves]))
+
+    def loss(_: int, scores: TokenScores) -> tuple[torch.Tensor, TokenScores]:
+        detached = TokenScores(scores.logprobs_N.detach(), scores.entropies_N)
+        return -scores.logprobs_N.sum() / tokens, detached
+
+    scores = engine.forward_backward([pack(half) for half in halves], loss)
+    norm, _ = engine.step()
+    columns = {"logprobs": [half.logprobs_N for half in scores], "entropies": [half.entropies_N for half in scores]}
+    return {name: torch.cat(parts).numpy() for name, parts in columns.items()} | {
+        "apart": apart.numpy(),
+        "grad_norm": np.array(norm),
+    }
+
+
+def main(directory: Path, tensor: int) -> None:
+    layout = Layout.start(tensor=tensor, pipeline=1, device="cpu", timeout_s=60, seed=0)
+    for name in MODELS:
+        scores = score(layout, directory / name)
+        if layout.world_rank == 0:
+            np.savez(directory / f"{name}-tp{tensor}.npz", **scores)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

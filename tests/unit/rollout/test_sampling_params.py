@@ -1,0 +1,81 @@
+"""Run-file options and a request's overrides become vLLM's SamplingParams."""
+
+from typing import Any
+
+import pytest
+
+from baton.clients.rollout import SamplingParams
+from baton.config.policy import PolicyConfig
+from baton.errors import InvalidRequestError
+
+pytestmark = pytest.mark.slow  # importing vLLM takes more than five seconds
+
+
+def sampled(config: dict[str, Any] | None = None, prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
+    from services.rollout.sampling import sampling_params
+
+    return sampling_params(PolicyConfig(**config or {}), SamplingParams(**overrides).to_proto(), "g", prompt_tokens, context)
+
+
+RUN_FILE = {
+    "n": 3, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "presence_penalty": 0.5, "frequency_penalty": 0.25,
+    "repetition_penalty": 1.25, "ignore_eos": True, "max_new_tokens": 7, "stop_token_list": "x;y",
+}  # fmt: skip
+
+
+def test_without_overrides_the_run_file_is_followed() -> None:
+    params = sampled(RUN_FILE)
+    assert (params.n, params.temperature, params.top_p, params.top_k, params.max_tokens) == (3, 0.7, 0.9, 40, 7)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.5, 0.25, 1.25)
+    assert (params.ignore_eos, params.stop, params.seed) == (True, ["x", "y"], None)
+
+
+OVERRIDES = {"n": 5, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "ignore_eos": False, "seed": 11}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_each_override_replaces_its_option_and_no_other(name: str) -> None:
+    changed, plain = sampled(RUN_FILE, **{name: OVERRIDES[name]}), sampled(RUN_FILE)
+    assert getattr(changed, name) == pytest.approx(OVERRIDES[name])
+    for other in {*OVERRIDES} - {name}:
+        assert getattr(changed, other) == getattr(plain, other)
+
+
+@pytest.mark.parametrize(("name", "zero"), [("temperature", 0.0), ("seed", 0), ("top_k", 0), ("ignore_eos", False)])
+def test_an_override_of_zero_is_not_taken_for_an_unset_one(name: str, zero: Any) -> None:
+    assert getattr(sampled(RUN_FILE | {"n": 1}, **{name: zero}), name) == zero
+
+
+@pytest.mark.parametrize(
+    ("run_file", "override", "expected"),
+    [(None, None, 54), (7, None, 7), (7, 20, 20), (None, 20, 20), (7, 100, 54), (100, None, 54)],
+)
+def test_a_response_is_limited_by_the_override_else_the_run_file_and_always_by_the_room_that_is_left(
+    run_file: int | None, override: int | None, expected: int
+) -> None:
+    assert sampled({"max_new_tokens": run_file}, max_new_tokens=override).max_tokens == expected
+
+
+def test_the_log_probability_of_the_sampled_token_is_always_asked_for() -> None:
+    assert sampled().logprobs == 0
+
+
+def test_a_prompt_that_leaves_room_for_one_token_gets_it() -> None:
+    assert sampled(prompt_tokens=63, context=64).max_tokens == 1
+
+
+@pytest.mark.parametrize("prompt_tokens", [64, 65, 1000])
+def test_a_prompt_that_leaves_no_room_is_refused_with_its_group_and_both_lengths(prompt_tokens: int) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"prompt g has {prompt_tokens} tokens, .* context of 64; shorten"):
+        sampled(prompt_tokens=prompt_tokens, context=64)
+
+
+@pytest.mark.parametrize("override", [{"temperature": -1.0}, {"top_p": 1.5}, {"top_k": -7}, {"n": 0}, {"max_new_tokens": 0}])
+def test_an_override_that_makes_no_sense_is_refused_with_its_group(override: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="group g"):
+        sampled(**override)
+
+
+def test_greedy_sampling_of_several_responses_is_refused_because_they_would_be_equal() -> None:
+    with pytest.raises(InvalidRequestError, match="group g"):
+        sampled(n=2, temperature=0.0)
