@@ -21,8 +21,7 @@ from baton.config.models import ModelsConfig
 from baton.config.roles import RoleConfig
 from baton.config.run import RunConfig
 from baton.config.schema_paths import sections_in
-from baton.config.unbuilt import _OPTIONS as UNBUILT_OPTIONS
-from baton.config.unbuilt import _ROLES as UNBUILT_ROLES
+from baton.config.unbuilt import UNBUILT_OPTIONS, UNBUILT_ROLES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "run-file.md"
 

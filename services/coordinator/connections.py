@@ -5,11 +5,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from baton.clients import BufferClient, RolloutClient, TrainerClient
 from baton.config.services import DeadlinesConfig, ServicesConfig
 from baton.errors import BatonError, ConfigError, DeadlineError, ServiceFaultError, ServiceUnavailableError
 from baton.weights import WeightPublisher
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +92,14 @@ def addresses(
     return Addresses(found["buffer"], found["trainer"], found["rollout"])
 
 
-async def until_ready(service: str, ask: Callable[[], Awaitable[object]], timeout_s: float) -> None:
-    """Asks until the service answers. Raises DeadlineError, naming it, after `timeout_s`."""
+async def until_ready(service: str, ask: Callable[[], Awaitable[Answer]], timeout_s: float) -> Answer:
+    """Asks until the service answers, and returns that. Raises DeadlineError, naming it, after `timeout_s`."""
     last = "no answer"
     try:
         async with asyncio.timeout(timeout_s):
             while True:
                 try:
-                    await ask()
-                    return
+                    return await ask()
                 except (DeadlineError, ServiceUnavailableError) as error:
                     if str(error) != last:
                         log.info("waiting for %s: %s", service, error)

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from baton.config import RunConfig
 from baton.engine import Engine, Group, PromptItem
-from baton.errors import InvalidRequestError
+from baton.errors import InvalidRequestError, ServiceFaultError
 from baton.weights import Publication
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, blame, until_ready
@@ -102,7 +102,8 @@ class Driver:
             self._enter("start", f"rollout at {replica.address}")
             await until_ready(f"rollout at {replica.address}", replica.get_status, startup_s)
         self._enter("start", services.trainer_name)
-        await until_ready(services.trainer_name, services.trainer.get_status, startup_s)
+        status = await until_ready(services.trainer_name, services.trainer.get_status, startup_s)
+        self.state.global_step = status.global_step
         self.state.prompts_consumed = self._config.runtime.consumed_samples // self._config.runtime.num_inference_per_prompt
 
     async def finish(self) -> str:
@@ -192,11 +193,21 @@ class Driver:
                         expected_digests={version: self.state.digests[version]},
                         timeout_s=self._config.deadlines.train_step_s,
                     )  # fmt: skip
-                self.state.global_step = step.global_step
+                self._check_step(step.global_step)
                 tally.add_step(step.metrics, step.computed_tokens)
                 if step.global_step % self._config.runtime.log_interval == 0:
                     log.info("step %d: %s", step.global_step, _brief(step.metrics))
         await self.save()
+
+    def _check_step(self, global_step: int) -> None:
+        """Raises ServiceFaultError if the trainer is not where this run left it: its weights are other ones then."""
+        expected = self.state.global_step + 1
+        if global_step != expected:
+            raise ServiceFaultError(
+                f"{self._services.trainer_name} took optimizer step {global_step}, but step {expected} was due; it was restarted, "
+                "or somebody else trains with it; start the run anew with a trainer of its own"
+            )
+        self.state.global_step = global_step
 
     async def _publish_if_due(self, finished_episodes: int) -> Publication | None:
         """Makes the trainer's weights the next version on all replicas."""

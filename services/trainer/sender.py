@@ -42,8 +42,9 @@ class WeightSender:
         return self._group
 
     def adopt(self, group_id: str) -> None:
-        """All ranks: use the id that rank 0 gave the merged group."""
+        """All ranks: use the id that rank 0 gave the merged group. Empty closes the group."""
         self._group.group_id = group_id
+        self._broadcast = None
 
     def publish(self, group_id: str, timeout_s: float) -> Transfer | None:
         """Sends every bucket to the receivers; None on ranks that only gather. Raises NotFoundError for another group."""
@@ -65,6 +66,6 @@ class WeightSender:
                 )  # fmt: skip
             return send(self._broadcast, plan_buckets(self._group.senders[0].tensors, self._bucket_bytes), tensors, layout.device)
         except BaseException:
-            self._broadcast = None
-            self._group.group_id = ""
+            for _ in tensors:  # the other tensor-parallel ranks gather all the same, and wait for this one
+                pass
             raise

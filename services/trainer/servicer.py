@@ -1,5 +1,6 @@
 """The trainer service's RPCs, on rank 0: decode, run the command on every rank, encode."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
+from baton.errors import BatonError, NotFoundError
 from services.trainer.megatron.checkpoint import size_of
 from services.trainer.ranks import Ranks
 from services.trainer.trainer import Trainer, combine_groups, combine_logprobs, combine_publications, combine_steps
@@ -23,9 +25,13 @@ class TrainerServicer(TrainerServiceServicer):
         self._ranks = ranks
         self._model = model
         self._parameters = parameters
+        self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:  # noqa: N802
-        return combine_steps(await self._ranks.execute("TrainStep", request.SerializeToString()))
+        raw = request.SerializeToString()
+        async with self._step:
+            await self._ranks.execute("LeaseStep", raw)
+            return combine_steps(await self._ranks.execute("TrainStep", raw))
 
     async def ComputeLogprobs(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ComputeLogprobsRequest], context: Context
@@ -41,7 +47,13 @@ class TrainerServicer(TrainerServiceServicer):
         return pb.OpenWeightGroupResponse(group=group)
 
     async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:  # noqa: N802
-        return combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
+        try:
+            return combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
+        except NotFoundError:
+            raise  # it names another group than the open one, which is whole
+        except BatonError:
+            await self._ranks.execute("AdoptWeightGroup", b"")  # a broken group is closed on every rank
+            raise
 
     async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:  # noqa: N802
         parts = await self._ranks.execute("SaveCheckpoint", request.directory.encode())

@@ -3,7 +3,7 @@
     buffer ──Lease──▶ micro-batches of this data-parallel rank ──▶ packed rows ──▶ pipeline ──▶ gradients ──▶ update
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 
 from baton.clients.buffer import MicroBatch
 from baton.config.algorithm import GrpoConfig
-from baton.errors import DigestMismatchError, InvalidRequestError
 from baton.samples import RewardStatus, Samples
 from services.trainer.algorithms.grpo import group_advantages, grpo_loss
 from services.trainer.algorithms.losses import TokenBatch, token_weights
@@ -30,19 +29,6 @@ class StepReport:
     samples: int
     response_tokens: int
     computed_tokens: int
-
-
-def check_digests(samples: Samples, expected: Mapping[int, str]) -> None:
-    """Raises DigestMismatchError for a sample whose weights this run never published."""
-    if not expected or samples.weights_digests is None:
-        return
-    for sample_id, version, digest in zip(samples.sample_ids, samples.policy_version_max, samples.weights_digests, strict=True):
-        if expected.get(int(version)) != digest:
-            published = expected.get(int(version), "nothing")
-            raise DigestMismatchError(
-                f"sample {sample_id} was sampled from weights {digest or '(none)'} as version {version}, but the trainer "
-                f"published {published} as that version; the rollout side is not serving what was published"
-            )
 
 
 def loss_mask(samples: Samples, wrapped: np.ndarray | None, tail: str) -> np.ndarray:
@@ -67,10 +53,8 @@ class _Part:
 def _prepare(batches: Sequence[MicroBatch], tail: str, share_prefix: bool) -> list[_Part]:
     parts = []
     for batch in batches:
-        for column in ("rewards", "reward_status", "group_reward_mean", "group_reward_std", "rollout_logprobs"):
-            if getattr(batch.samples, column) is None:
-                raise InvalidRequestError(f"the leased samples lack {column}; the flow must make it before it puts them")
-        parts.append(_Part(pack(batch.samples, share_prefix=share_prefix), batch.samples, loss_mask(batch.samples, batch.wrapped, tail)))
+        packed = pack(batch.samples, share_prefix=share_prefix)
+        parts.append(_Part(packed, batch.samples, loss_mask(batch.samples, batch.wrapped, tail)))
     return parts
 
 

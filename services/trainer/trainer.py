@@ -6,6 +6,7 @@ The commands run on all ranks at once; `combine_*` makes rank 0's answer out of 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +18,52 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.clients import BufferClient
 from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
-from baton.errors import InvalidRequestError
+from baton.errors import NotReadyError
 from baton.samples import Samples
 from services.common.weight_sync.digest import WeightsDigest
+from services.trainer import whole_directory
+from services.trainer.checks import SCORED, TRAINED, check_digests, check_lengths, require
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
 from services.trainer.packing import pack
 from services.trainer.ranks import Handler
 from services.trainer.sender import WeightSender
-from services.trainer.step import check_digests, train_step
+from services.trainer.step import train_step
 
 SCORE_TOKENS = 4096
 """Samples are scored in rows of about this many tokens."""
 
 
+StepKey = tuple[str, int, int, int]
+"""(run, episode, pass, step)"""
+
+
+def _key(request: pb.TrainStepRequest) -> StepKey:
+    return request.run_id, request.episode_id, request.pass_index, request.step_index
+
+
+@dataclass(frozen=True, slots=True)
+class _Leased:
+    """This rank's share of a step that may be taken."""
+
+    key: StepKey
+    batches: list[MicroBatch]
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Taken:
+    """The last step, kept so that a repeated request gets the same answer."""
+
+    key: StepKey
+    lease_id: str
+    response: pb.TrainStepResponse
+    acknowledged: bool = False
+
+
 class Trainer:
-    """One rank's state: the engine, the sender, and which step was taken last."""
+    """One rank's state: the engine, the sender, and which step is leased or was taken last."""
 
     def __init__(self, run: RunConfig, engine: Engine, source: Path) -> None:
         self._run = run
@@ -41,13 +71,15 @@ class Trainer:
         self.engine = engine
         self._source = source
         self.global_step = 0
-        self._last_step: tuple[tuple, pb.TrainStepResponse] | None = None
+        self._leased: _Leased | None = None
+        self._taken: _Taken | None = None
         policy_dtype = getattr(torch, run.models.policy.dtype)
         self._sender = WeightSender(engine, run.services.host, policy_dtype, run.runtime.coalesced_buffer_mb << 20)
 
     def handlers(self) -> dict[str, Handler]:
         """The commands, for `Ranks`."""
         return {
+            "LeaseStep": lambda raw: self.lease_step(pb.TrainStepRequest.FromString(raw)),
             "TrainStep": lambda raw: self.train_step(pb.TrainStepRequest.FromString(raw)).SerializeToString(),
             "ComputeLogprobs": lambda raw: self.compute_logprobs(samples_pb2.SampleBatch.FromString(raw)),
             "OpenWeightGroup": lambda raw: self._sender.open(pb.OpenWeightGroupRequest.FromString(raw).receivers).SerializeToString(),
@@ -58,33 +90,49 @@ class Trainer:
             "ExportModel": lambda raw: self.export(Path(raw.decode())),
         }
 
+    def lease_step(self, request: pb.TrainStepRequest) -> bytes:
+        """Leases and checks this rank's micro-batches. A command of its own, so that one rank's refusal stops them all
+        before any of them computes and waits for the others."""
+        key = _key(request)
+        if self._taken is None or self._taken.key != key:
+            started = time.perf_counter()
+            batches = asyncio.run(self._lease(request))
+            for batch in batches:
+                require(batch.samples, TRAINED)
+                check_lengths(batch.samples, self.engine.shape.max_positions)
+                check_digests(batch.samples, request.expected_digests)
+            self._leased = _Leased(key, batches, time.perf_counter() - started)
+        return b""
+
     def train_step(self, request: pb.TrainStepRequest) -> pb.TrainStepResponse:
-        """Leases this rank's micro-batches, takes the step, and (rank 0) acknowledges the lease."""
-        key = (request.run_id, request.episode_id, request.pass_index, request.step_index)
-        if self._last_step and self._last_step[0] == key:
-            return self._last_step[1]
+        """Takes the leased step, unless it was taken before; (rank 0) acknowledges the lease, until that has succeeded."""
+        key = _key(request)
+        if self._taken is None or self._taken.key != key:
+            self._taken = self._take(key)
+        if self.engine.layout.world_rank == 0 and not self._taken.acknowledged:
+            asyncio.run(self._acknowledge(request, self._taken.lease_id))
+            self._taken.acknowledged = True
+        return self._taken.response
+
+    def _take(self, key: StepKey) -> "_Taken":
+        leased, self._leased = self._leased, None
+        if leased is None or leased.key != key:
+            raise NotReadyError(f"step {key} is not leased here; lease it first")
         started = time.perf_counter()
-        batches = asyncio.run(self._lease(request))
-        for batch in batches:
-            check_digests(batch.samples, request.expected_digests)
-        leased = time.perf_counter()
         report = train_step(
-            self.engine, batches, self._run.algorithm, tail=self._run.runtime.tail, share_prefix=self._config.share_prefix
-        )
+            self.engine, leased.batches, self._run.algorithm,
+            tail=self._run.runtime.tail, share_prefix=self._config.share_prefix,
+        )  # fmt: skip
         self.global_step += 1
-        stepped = time.perf_counter()
-        if self.engine.layout.world_rank == 0:
-            asyncio.run(self._acknowledge(request, batches[0].lease_id))
         metrics = report.sums | {
             "grad_norm": report.grad_norm, "lr": report.learning_rate,
-            "seconds/lease": leased - started, "seconds/compute": stepped - leased,
+            "seconds/lease": leased.seconds, "seconds/compute": time.perf_counter() - started,
         }  # fmt: skip
         response = pb.TrainStepResponse(
             global_step=self.global_step, metrics=metrics, samples=report.samples,
             response_tokens=report.response_tokens, computed_tokens=report.computed_tokens,
         )  # fmt: skip
-        self._last_step = (key, response)
-        return response
+        return _Taken(key, leased.batches[0].lease_id, response)
 
     async def _lease(self, request: pb.TrainStepRequest) -> list[MicroBatch]:
         layout = self.engine.layout
@@ -103,9 +151,8 @@ class Trainer:
     def compute_logprobs(self, message: samples_pb2.SampleBatch) -> bytes:
         """float32 per response token, on the last pipeline stage; nothing elsewhere. Every data-parallel rank does all."""
         samples = Samples.from_proto(message)
-        limit = self.engine.shape.max_positions
-        if (longest := int(samples.token_counts().max())) > limit:
-            raise InvalidRequestError(f"a sample has {longest} tokens, more than the model's context of {limit}")
+        require(samples, SCORED)
+        check_lengths(samples, self.engine.shape.max_positions)
         rows, start, tokens = [], 0, 0
         for i, count in enumerate(samples.token_counts()):
             if i > start and tokens + count > SCORE_TOKENS:
@@ -131,16 +178,19 @@ class Trainer:
     def load(self, path: Path) -> bytes:
         """Restores a checkpoint."""
         self.global_step = int(checkpoint.load(self.engine, path)["global_step"])
-        self._last_step = None
+        self._taken = None
         return b""
 
     def export(self, directory: Path) -> bytes:
         """Writes a Hugging Face directory; returns this rank's bytes as decimal text."""
         layout = self.engine.layout
-        written = export_hf(self.engine.policy, layout, directory) if layout.data_rank == 0 else 0
+        partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
+        dist.barrier()
+        written = export_hf(self.engine.policy, layout, partial) if layout.data_rank == 0 else 0
         dist.barrier()
         if layout.world_rank == 0:
-            finish_export(self._source, directory)
+            finish_export(self._source, partial)
+            whole_directory.finish(directory)
         dist.barrier()
         return str(written).encode()
 

@@ -173,7 +173,7 @@ def test_a_service_is_spoken_to_at_its_port_once_it_is_healthy(name):
     for other, number in found:
         assert number == port(other), f"{name} looks for {other} at {number}"
         assert other in waited_for(name), f"{name} does not wait for {other}"
-    talkers = {"buffer": {"store"}, "coordinator": {"buffer", "rollout", "trainer"}, "run": {"coordinator", "store"}}
+    talkers = {"buffer": {"store"}, "coordinator": {"buffer", "rollout", "trainer"}, "run": {"coordinator"}}
     assert {other for other, _ in found} == talkers.get(name, set())
 
 

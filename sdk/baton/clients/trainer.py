@@ -32,7 +32,7 @@ class TrainerClient(ServiceClient):
     async def compute_logprobs(self, samples: Samples, *, timeout_s: float = 600.0) -> Ragged:
         """Log-probabilities of every response token, by the model as it is now: one row per sample."""
         requests = [pb.ComputeLogprobsRequest(samples=part.to_proto()) for part in samples.split()]
-        values, lengths = [], []
+        values, lengths = [np.empty(0, "<f4")], [np.empty(0, "<u4")]
         async for answer in self._stream("ComputeLogprobs", requests, timeout_s):
             values.append(np.frombuffer(answer.logprobs.values, "<f4"))
             lengths.append(np.frombuffer(answer.logprobs.lengths, "<u4"))

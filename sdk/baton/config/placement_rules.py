@@ -124,6 +124,13 @@ def service_problems(run: RunConfig) -> Iterator[str]:
             f"must have one address for each replica of models.policy ({replicas})",
             f"set models.policy.num_replica to {len(services.rollout_addresses)}, or correct the list",
         )
+    if services.rollout_addresses and services.host == "0.0.0.0":
+        yield problem(
+            "services.host",
+            services.host,
+            "must be an address that the rollouts reach this machine by: they fetch weights from it",
+            "write this machine's address or name",
+        )
     last_rollout_port = services.rollout_port + replicas - 1
     if services.rollout_port and last_rollout_port > 65535:
         yield problem(

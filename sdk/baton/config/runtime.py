@@ -63,7 +63,7 @@ class RuntimeConfig(Section):
     `module:callable`. null: the one given to `engine.set_relay_sample_fn`."""
 
     save_episode_interval: Count | None = None
-    """Episodes between two checkpoints. 0 or null: none are written."""
+    """Episodes between two checkpoints. 0 or null: only the one at the end is written."""
 
     eval_episode_interval: Count = 0
     """Episodes between two evaluations. 0: never."""
@@ -87,7 +87,7 @@ class RuntimeConfig(Section):
     """Optimizer step whose data checkpoint is resumed. null: the latest."""
 
     consumed_samples: Count = 0
-    """Prompts to skip at the start; a resumed run sets it by itself."""
+    """Samples whose prompts to skip at the start."""
 
     exp_name: str = "baton"
     """Name of the experiment; a directory of this name is made in `output_dir` unless its path already has

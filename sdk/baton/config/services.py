@@ -29,7 +29,8 @@ class ServicesConfig(Section):
     run."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address that the started services listen on. 0.0.0.0 opens them to other machines."""
+    """Address that the started services listen on, and that the trainer tells the receivers of weights. To
+    serve other machines write this machine's own address or name, not 0.0.0.0."""
 
     buffer_port: Port = 0
     """Port of the buffer. 0: any free one."""
@@ -102,8 +103,7 @@ class DeadlinesConfig(Section):
     """One optimizer step."""
 
     publish_s: Seconds = 300.0
-    """One transfer of the weights to all rollout replicas; a replica that misses it is taken out until it
-    catches up."""
+    """One transfer of the weights to all rollout replicas."""
 
     checkpoint_s: Seconds = 1800.0
     """One checkpoint, written or read."""

@@ -13,20 +13,24 @@ from baton.config.problems import problem
 if TYPE_CHECKING:
     from baton.config.run import RunConfig
 
-_OPTIONS = {
+UNBUILT_OPTIONS = {
     "runtime": (
-        "max_relay_episode", "relay_episode_offset", "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums",
+        "max_relay_episode", "relay_episode_offset", "relay_sample_fn", "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums",
         "load_data_checkpoint_iteration",
     ),
     "models.*": (
         "load", "lora", "batch_generation", "expert_model_parallel_size", "trust_remote_code",
         "adaptive_parallel_strategy_on_checkpoint",
     ),
-    "models.policy": ("use_beam_search", "prompt_logprobs", "generator"),
+    "models.policy": (
+        "use_beam_search", "prompt_logprobs", "generator",
+        # the trainer does not mirror these yet: its log-probabilities would be of another distribution
+        "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    ),
     "models.ppo_policy": ("recompute_granularity", "sequence_parallel"),
     "store": ("ack_on", "relay_max_bytes", "relay_when_full"),
 }  # fmt: skip
-_ROLES = ("reference", "value", "reward", "ppo_value")
+UNBUILT_ROLES = ("reference", "value", "reward", "ppo_value")
 
 
 def unbuilt_problems(run: RunConfig) -> Iterator[str]:
@@ -34,12 +38,12 @@ def unbuilt_problems(run: RunConfig) -> Iterator[str]:
     sections = {"runtime": run.runtime, "store": run.store}
     sections |= {f"models.{name}": role for name, role in run.models.roles().items()}
     for path, section in sections.items():
-        names = _OPTIONS.get(path, ()) + (_OPTIONS["models.*"] if path.startswith("models.") else ())
+        names = UNBUILT_OPTIONS.get(path, ()) + (UNBUILT_OPTIONS["models.*"] if path.startswith("models.") else ())
         for name in names:
             value, default = getattr(section, name, None), type(section).model_fields[name].get_default()
             if name in section.model_fields_set and value != default and not _is_off(value):
                 yield problem(f"{path}.{name}", value, "is not carried out by any service yet", "leave it out")
-    for role in _ROLES:
+    for role in UNBUILT_ROLES:
         if role in run.models.roles():
             yield problem(f"models.{role}", "a section", "no service plays this role yet", "leave the section out")
 

@@ -102,7 +102,8 @@ class Deployment:
     def kill(self) -> None:
         """Ends at once whatever is left, and removes what it leaves half written."""
         kill_all(self._children)
-        self.plan.directory.remove_half_written()
+        if any(child.name == "trainer" for child in self._children):  # one elsewhere may still be writing
+            self.plan.directory.remove_half_written()
 
     async def _start(self) -> None:
         config = self.plan.config

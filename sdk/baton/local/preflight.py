@@ -21,7 +21,8 @@ def check(config: RunConfig, *, has_app: bool) -> None:
     problems = [*_missing_directories(config), *_taken_ports(config)]
     if problems:
         raise ConfigError("\n".join(problems))
-    if config.store.url is None and config.services.buffer_address is None:
+    services = config.services
+    if services.coordinator_address is None and services.buffer_address is None and config.store.url is None:
         find_server()
 
 

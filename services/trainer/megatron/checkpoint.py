@@ -1,13 +1,13 @@
 """Megatron's distributed checkpoint of weights, optimizer and schedule; a killed save never leaves a loadable half."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from baton.errors import NotFoundError
+from services.trainer import whole_directory
 from services.trainer.megatron.engine import Engine
 
 MARKER = "baton.json"
@@ -22,18 +22,14 @@ def _state(engine: Engine, *, loading: bool) -> dict:
 def save(engine: Engine, directory: Path, facts: dict[str, object]) -> Path:
     """Writes `step-<global_step>` into `directory`; `facts` must hold `global_step`. A collective. Returns its path."""
     target = directory / f"step-{facts['global_step']:08d}"
-    partial = target.with_name(target.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    partial = whole_directory.begin(target, empty=dist.get_rank() == 0)
     dist.barrier()
     dist_checkpointing.save(_state(engine, loading=False), str(partial))
     dist.barrier()
     if dist.get_rank() == 0:
         schedule = {"schedule": engine.schedule.state_dict()}
         (partial / MARKER).write_text(json.dumps(facts | schedule, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        whole_directory.finish(target)
     dist.barrier()
     return target
 
@@ -43,8 +39,8 @@ def load(engine: Engine, path: Path) -> dict[str, object]:
 
     Raises NotFoundError if `path` is not a whole checkpoint.
     """
-    if not (path / MARKER).is_file():
-        raise NotFoundError(f"{path} is not a whole checkpoint: it has no {MARKER}")
+    if path.suffix == whole_directory.SUFFIX or not (path / MARKER).is_file():
+        raise NotFoundError(f"{path} is not a whole checkpoint; take a directory that SaveCheckpoint returned")
     facts = json.loads((path / MARKER).read_text())
     state = dist_checkpointing.load(_state(engine, loading=True), str(path))
     engine.policy.load_state_dict(state["model"])

@@ -80,14 +80,11 @@ def hf_shapes(model: PolicyModel, layout: Layout) -> list[tuple[str, tuple[int, 
     return answer
 
 
-def export_hf(model: PolicyModel, layout: Layout, target: Path) -> int:
-    """Writes this pipeline stage's safetensors beside `target`. Returns the bytes that this rank wrote.
+def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
+    """Writes this pipeline stage's safetensors into `partial`. Returns the bytes that this rank wrote.
 
-    A collective over the ranks of data-parallel rank 0. The directory appears whole, or not at all: rank 0 calls
-    `finish_export` after every rank has returned.
+    A collective over the ranks of data-parallel rank 0; rank 0 calls `finish_export` after every rank has returned.
     """
-    partial = target.with_name(target.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     written, pending, pending_bytes, part = 0, {}, 0, 0
 
     def flush() -> None:
@@ -106,9 +103,8 @@ def export_hf(model: PolicyModel, layout: Layout, target: Path) -> int:
     return written
 
 
-def finish_export(source: Path, target: Path) -> None:
-    """Writes the index, copies config and tokenizer beside the weights, and moves the directory to its final name."""
-    partial = target.with_name(target.name + ".partial")
+def finish_export(source: Path, partial: Path) -> None:
+    """Writes the index, and copies config and tokenizer beside the weights."""
     files, total = {}, 0
     for path in sorted(partial.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -119,5 +115,3 @@ def finish_export(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.suffix in (".json", ".txt", ".jinja", ".model") and path.name != "model.safetensors.index.json":
             shutil.copyfile(path, partial / path.name)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
