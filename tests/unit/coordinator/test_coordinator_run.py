@@ -115,6 +115,19 @@ async def test_samples_of_other_weights_stop_the_run_and_name_the_side(buffer, r
     assert f"published version 1 as {good.weights_digest}" in state.error
 
 
+async def test_a_trainer_that_was_restarted_within_the_run_is_noticed_at_its_next_step(buffer, run_id, tmp_path):
+    def forget(global_step, samples):
+        if global_step == 3:
+            trainer.global_step = 0
+        return {"loss": 0.0}
+
+    trainer = FakeTrainer(forget)
+    async with place(buffer.address, tmp_path, trainer=trainer) as there:
+        state = await run_to_end(there, run_id)
+    assert state.life is Life.FAILED
+    assert "took optimizer step 1, but step 4 was due" in state.error
+
+
 async def test_a_trainer_that_dies_in_a_step_fails_the_run_soon(buffer, run_id, tmp_path):
     async with place(buffer.address, tmp_path, trainer=FakeTrainer(delay_s=60)) as there:
         there.coordinator.start_run(run_id)
