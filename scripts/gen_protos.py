@@ -1,7 +1,7 @@
 """Generates sdk/baton/api from protos/. The only place protoc runs; its output is committed.
 
-    python scripts/gen_protos.py           write sdk/baton/api
-    python scripts/gen_protos.py --check   fail if the committed code differs
+python scripts/gen_protos.py           write sdk/baton/api
+python scripts/gen_protos.py --check   fail if the committed code differs
 """
 
 import argparse
@@ -40,7 +40,9 @@ def generate(out: Path) -> Path:
 
 def differences(generated: Path, committed: Path) -> list[str]:
     """Paths whose content differs between the two trees."""
-    names = {path.relative_to(tree) for tree in (generated, committed) for path in tree.rglob("*.py*") if path.suffix != ".pyc"}
+    names = {
+        path.relative_to(tree) for tree in (generated, committed) for path in tree.rglob("*.py*") if path.suffix != ".pyc"
+    }
     return sorted(
         str(name)
         for name in names

@@ -51,7 +51,9 @@ class ServiceClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     def _name(self, method: str) -> str:
@@ -64,9 +66,7 @@ class ServiceClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._name(method), self.address, timeout) from None
 
-    async def _stream(
-        self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None
-    ) -> AsyncIterator[Any]:
+    async def _stream(self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None) -> AsyncIterator[Any]:
         timeout = self.timeout_s if timeout_s is None else timeout_s
         call = getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=True)
         try:

@@ -6,8 +6,9 @@ The broadcast itself runs between the services; this module only says when, and 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from baton.api.common.v1 import weights_pb2
 from baton.clients.rollout import RolloutClient
@@ -88,7 +89,7 @@ class WeightPublisher:
         return self._group
 
 
-async def _all_or_first_error(*calls):  # noqa: ANN002, ANN202 - a typed gather
+async def _all_or_first_error(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     """Like gather, but the first error cancels the other calls and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as tasks:

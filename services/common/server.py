@@ -26,7 +26,9 @@ def service_arguments(description: str) -> argparse.ArgumentParser:
     """The options that every service takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--run-file", type=Path, required=True, help="the run's YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one option of the run file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one option of the run file"
+    )
     parser.add_argument("--listen", default="127.0.0.1:0", help="host:port of the gRPC server; port 0 takes a free one")
     parser.add_argument("--ready-file", type=Path, help="written once the service answers: {address, pid}")
     return parser

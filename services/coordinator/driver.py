@@ -63,9 +63,7 @@ class Driver:
         self._services = services
         self._store = StateStore(services.buffer, state.run_id)
         self._flow = engine.flow or generate_and_score
-        self._rewards = RewardPool(
-            reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s
-        )
+        self._rewards = RewardPool(reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s)
         self._prompts: Prompts
         self._saved_step = -1
         dynamic = config.runtime.stream_data_loader_type == "dynamic" or config.models.policy.n > 1
@@ -204,8 +202,8 @@ class Driver:
         expected = self.state.global_step + 1
         if global_step != expected:
             raise ServiceFaultError(
-                f"{self._services.trainer_name} took optimizer step {global_step}, but step {expected} was due; it was restarted, "
-                "or somebody else trains with it; start the run anew with a trainer of its own"
+                f"{self._services.trainer_name} took optimizer step {global_step}, but step {expected} was due; it was "
+                "restarted, or somebody else trains with it; start the run anew with a trainer of its own"
             )
         self.state.global_step = global_step
 

@@ -57,10 +57,8 @@ class VllmEngine:
 
     async def generate(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
         """All responses to one prompt. Cancelling it aborts the request in the engine."""
-        answer = None
-        async for answer in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id):
-            pass
-        return answer
+        outputs = [output async for output in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
+        return outputs[-1]
 
     async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
         """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.
@@ -91,7 +89,9 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def to_samples(output: RequestOutput, group_id: str, episode_id: int, version: int, digest: str, temperature: float) -> Samples:
+def to_samples(
+    output: RequestOutput, group_id: str, episode_id: int, version: int, digest: str, temperature: float
+) -> Samples:
     """One group's samples, without rewards."""
     count = len(output.outputs)
     finish = np.array([_FINISH[completion.finish_reason] for completion in output.outputs], np.uint8)

@@ -9,7 +9,9 @@ from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
 
 
-def sampling_params(config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int) -> SamplingParams:
+def sampling_params(
+    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int
+) -> SamplingParams:
     """Returns what to sample one prompt of `prompt_tokens` with, in a model of `context` tokens.
 
     Raises InvalidRequestError, naming the group and both lengths, if the prompt leaves no room for a response.

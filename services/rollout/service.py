@@ -48,9 +48,7 @@ class Replica:
         work = []
         for prompt in request.prompts:
             tokens = self._tokens(prompt)
-            params = sampling_params(
-                self._config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len
-            )
+            params = sampling_params(self._config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len)
             work.append((prompt.group_id, tokens, params))
         tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
         try:
@@ -80,9 +78,7 @@ class Replica:
         self.gate.begin(version)
         try:
             async with asyncio.timeout(timeout_s):
-                reports = await self.engine.update_weights(
-                    group.SerializeToString(), group.group_id, first_rank, timeout_s
-                )
+                reports = await self.engine.update_weights(group.SerializeToString(), group.group_id, first_rank, timeout_s)
         except TimeoutError:
             self.gate.fail(version, f"not all weights arrived within {timeout_s:g} s")
             raise DeadlineError(self.gate.reason) from None

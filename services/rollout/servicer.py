@@ -15,23 +15,23 @@ class RolloutServicer(RolloutServiceServicer):
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
-    async def Generate(  # noqa: N802 - gRPC's spelling
+    async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateResponse]:
         async for samples, texts in self._replica.generate(request):
             yield pb.GenerateResponse(samples=samples.to_proto(), texts=texts)
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:  # noqa: N802
+    async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
         return self._replica.status()
 
-    async def UpdateWeights(  # noqa: N802
+    async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.UpdateWeightsResponse:
         return await self._replica.update_weights(
             request.policy_version, request.group, request.first_rank, request.timeout_s
         )
 
-    async def CommitWeights(  # noqa: N802
+    async def CommitWeights(
         self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitWeightsResponse:
         return await self._replica.commit_weights(request.policy_version, request.weights_digest)

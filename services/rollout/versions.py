@@ -49,7 +49,9 @@ class VersionGate:
         if (version, digest) == (self.version, self.digest):
             return 0.0
         if self._pending is None or self._pending[0] != version:
-            raise NotReadyError(f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})")
+            raise NotReadyError(
+                f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})"
+            )
         if (arrived := self._pending[1]) != digest:
             self.fail(version, "its digest is not the sender's")
             raise DigestMismatchError(f"version {version} arrived with digest {arrived}, the sender's is {digest}")

@@ -71,7 +71,9 @@ def pack(samples: Samples, *, share_prefix: bool = True) -> PackedBatch:
     for group in _groups(samples, share_prefix):
         prompt = prompts[group[0]]
         if len(prompt) == 0:
-            raise InvalidRequestError(f"sample {samples.sample_ids[group[0]]} has an empty prompt; give it at least one token")
+            raise InvalidRequestError(
+                f"sample {samples.sample_ids[group[0]]} has an empty prompt; give it at least one token"
+            )
         tokens.append(prompt)
         positions.append(np.arange(len(prompt)))
         branches, branch_start = [], start + len(prompt)

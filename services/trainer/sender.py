@@ -49,7 +49,9 @@ class WeightSender:
     def publish(self, group_id: str, timeout_s: float) -> Transfer | None:
         """Sends every bucket to the receivers; None on ranks that only gather. Raises NotFoundError for another group."""
         if group_id != self._group.group_id:
-            raise NotFoundError(f"weight group {group_id} is not open (the open one is {self._group.group_id or 'none'}); open it again")
+            raise NotFoundError(
+                f"weight group {group_id} is not open (the open one is {self._group.group_id or 'none'}); open it again"
+            )
         layout = self._engine.layout
         if layout.data_rank != 0:
             return None
@@ -64,7 +66,9 @@ class WeightSender:
                     self._store, self._host, rank=0, size=self._group.receivers + 1, backend=self._group.backend,
                     group_id=group_id, timeout_s=timeout_s,
                 )  # fmt: skip
-            return send(self._broadcast, plan_buckets(self._group.senders[0].tensors, self._bucket_bytes), tensors, layout.device)
+            return send(
+                self._broadcast, plan_buckets(self._group.senders[0].tensors, self._bucket_bytes), tensors, layout.device
+            )
         except BaseException:
             for _ in tensors:  # the other tensor-parallel ranks gather all the same, and wait for this one
                 pass

@@ -27,13 +27,13 @@ class TrainerServicer(TrainerServiceServicer):
         self._parameters = parameters
         self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
-    async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:  # noqa: N802
+    async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:
         raw = request.SerializeToString()
         async with self._step:
             await self._ranks.execute("LeaseStep", raw)
             return combine_steps(await self._ranks.execute("TrainStep", raw))
 
-    async def ComputeLogprobs(  # noqa: N802
+    async def ComputeLogprobs(
         self, request_iterator: AsyncIterator[pb.ComputeLogprobsRequest], context: Context
     ) -> AsyncIterator[pb.ComputeLogprobsResponse]:
         async for request in request_iterator:
@@ -41,12 +41,12 @@ class TrainerServicer(TrainerServiceServicer):
             lengths = np.frombuffer(request.samples.response_ids.lengths, "<u4")
             yield pb.ComputeLogprobsResponse(logprobs=combine_logprobs(parts, lengths))
 
-    async def OpenWeightGroup(self, request: pb.OpenWeightGroupRequest, context: Context) -> pb.OpenWeightGroupResponse:  # noqa: N802
+    async def OpenWeightGroup(self, request: pb.OpenWeightGroupRequest, context: Context) -> pb.OpenWeightGroupResponse:
         group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))
         await self._ranks.execute("AdoptWeightGroup", group.group_id.encode())
         return pb.OpenWeightGroupResponse(group=group)
 
-    async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:  # noqa: N802
+    async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:
         try:
             return combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
         except NotFoundError:
@@ -55,20 +55,20 @@ class TrainerServicer(TrainerServiceServicer):
             await self._ranks.execute("AdoptWeightGroup", b"")  # a broken group is closed on every rank
             raise
 
-    async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:  # noqa: N802
+    async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:
         parts = await self._ranks.execute("SaveCheckpoint", request.directory.encode())
         path = parts[0].decode()
         return pb.SaveCheckpointResponse(path=path, bytes=size_of(Path(path)))
 
-    async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:  # noqa: N802
+    async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:
         await self._ranks.execute("LoadCheckpoint", request.path.encode())
         return pb.LoadCheckpointResponse(global_step=self._trainer.global_step)
 
-    async def ExportModel(self, request: pb.ExportModelRequest, context: Context) -> pb.ExportModelResponse:  # noqa: N802
+    async def ExportModel(self, request: pb.ExportModelRequest, context: Context) -> pb.ExportModelResponse:
         parts = await self._ranks.execute("ExportModel", request.directory.encode())
         return pb.ExportModelResponse(bytes=sum(int(part) for part in parts))
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         layout = self._trainer.engine.layout
         return pb.GetStatusResponse(
             model=self._model,

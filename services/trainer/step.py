@@ -1,6 +1,6 @@
 """One optimizer step: lease -> pack -> forward and backward -> update. Runs on every rank.
 
-    buffer ──Lease──▶ micro-batches of this data-parallel rank ──▶ packed rows ──▶ pipeline ──▶ gradients ──▶ update
+buffer ──Lease──▶ micro-batches of this data-parallel rank ──▶ packed rows ──▶ pipeline ──▶ gradients ──▶ update
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,9 @@ def _global_total(parts: Sequence[_Part], normalization: str, engine: Engine) ->
     return max(engine.sum_over_data_parallel(local), 1.0)
 
 
-def train_step(engine: Engine, batches: Sequence[MicroBatch], algorithm: GrpoConfig, *, tail: str, share_prefix: bool) -> StepReport:
+def train_step(
+    engine: Engine, batches: Sequence[MicroBatch], algorithm: GrpoConfig, *, tail: str, share_prefix: bool
+) -> StepReport:
     """Accumulates the gradient of the global batch's loss and updates the weights once."""
     parts = _prepare(batches, tail, share_prefix)
     total = _global_total(parts, algorithm.loss_normalization, engine)
@@ -85,7 +87,9 @@ def train_step(engine: Engine, batches: Sequence[MicroBatch], algorithm: GrpoCon
         batch = TokenBatch(
             rollout_logprobs_N=torch.tensor(samples.rollout_logprobs.values, device=device),
             advantages_N=advantages_S[sample_of_N],
-            weights_N=token_weights(mask_N, sample_of_N, len(samples), normalization=algorithm.loss_normalization, total=total),
+            weights_N=token_weights(
+                mask_N, sample_of_N, len(samples), normalization=algorithm.loss_normalization, total=total
+            ),
         )
         output = grpo_loss(scores.logprobs_N, scores.entropies_N, batch, algorithm)
         return output.loss, output.sums

@@ -189,9 +189,8 @@ class Trainer:
         written = export_hf(self.engine.policy, layout, partial) if layout.data_rank == 0 else 0
         dist.barrier()
         if layout.world_rank == 0:
-            finish_export(self._source, partial)
+            finish_export(self._source, partial, next(self.engine.policy.parameters()).dtype)
             whole_directory.finish(directory)
-        dist.barrier()
         return str(written).encode()
 
 

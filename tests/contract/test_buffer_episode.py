@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from buffer_samples import make_samples
+
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.clients.buffer import BufferClient
 from baton.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError
 from baton.samples import Samples
-from buffer_samples import make_samples
 from processes import ServiceProcess
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from buffer_samples import make_samples, numbers_of
+
 from baton.clients.buffer import BufferClient
 from baton.errors import BackpressureError, ServiceUnavailableError, StoreUnavailableError
-from buffer_samples import make_samples, numbers_of
 from processes import ServiceProcess, StoreProcess, free_port
 
 SIZES = {"expected_samples": 24, "global_batch_size": 8, "micro_batch_size": 2}

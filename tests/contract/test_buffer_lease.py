@@ -5,9 +5,10 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from buffer_samples import make_samples, numbers_of
+
 from baton.clients.buffer import BufferClient
 from baton.errors import ConflictError, DeadlineError, InvalidRequestError, NotFoundError
-from buffer_samples import make_samples, numbers_of
 from processes import ServiceProcess
 
 

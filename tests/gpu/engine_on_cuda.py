@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from baton.config.trainable import TrainableConfig
-from baton.samples import Ragged, Samples
 from transformers import AutoModelForCausalLM
 
+from baton.config.trainable import TrainableConfig
+from baton.samples import Ragged, Samples
 from services.trainer.megatron.parallel import Layout
 from services.trainer.packing import pack
 

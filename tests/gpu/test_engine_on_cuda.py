@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from models import make_model
 
 torch = pytest.importorskip("torch")

@@ -5,8 +5,9 @@ import json
 import re
 
 import pytest
-from baton.testing import FakeRollout, FakeTrainer, serve
 from cli_process import Place
+
+from baton.testing import FakeRollout, FakeTrainer, serve
 
 RUN_FILE = """
 models: {policy: {}}

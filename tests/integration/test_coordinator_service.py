@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.clients import CoordinatorClient
 from baton.errors import ConflictError, NotFoundError

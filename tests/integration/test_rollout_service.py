@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from baton.clients import RolloutClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
 from baton.errors import InvalidRequestError, NotReadyError, StalePolicyError
@@ -44,7 +45,11 @@ async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
 
 
 async def test_each_group_has_n_samples_with_ids_log_probabilities_and_version(rollout: RolloutClient) -> None:
-    prompts = [Prompt("a", token_ids=[5, 6, 7]), Prompt("b", text="w1 w2"), Prompt("c", chat=[{"role": "user", "content": "w3"}])]
+    prompts = [
+        Prompt("a", token_ids=[5, 6, 7]),
+        Prompt("b", text="w1 w2"),
+        Prompt("c", chat=[{"role": "user", "content": "w3"}]),
+    ]
     groups = await collect(rollout.generate(prompts, sampling=SamplingParams(n=3), episode_id=4))
     assert set(groups) == {"a", "b", "c"}
     for name, group in groups.items():
@@ -98,8 +103,10 @@ async def test_a_prompt_without_input_is_refused(rollout: RolloutClient) -> None
 
 
 @pytest.mark.parametrize("demand", [{"exact_version": 3}, {"min_version": 1}])
-async def test_another_version_than_the_served_one_is_refused_by_number(rollout: RolloutClient, demand: dict[str, int]) -> None:
-    with pytest.raises(StalePolicyError, match="serves (version )?0"):
+async def test_another_version_than_the_served_one_is_refused_by_number(
+    rollout: RolloutClient, demand: dict[str, int]
+) -> None:
+    with pytest.raises(StalePolicyError, match=r"serves (version )?0"):
         await collect(rollout.generate([Prompt("a", token_ids=[5])], **demand))
 
 
@@ -110,7 +117,9 @@ async def test_a_commit_without_an_update_is_refused(rollout: RolloutClient) -> 
 
 async def test_a_cancelled_request_leaves_nothing_running(rollout: RolloutClient) -> None:
     sampling = SamplingParams(n=16, max_new_tokens=CONTEXT - 2, ignore_eos=True)
-    call = asyncio.create_task(collect(rollout.generate([Prompt(f"p{i}", token_ids=[5]) for i in range(32)], sampling=sampling)))
+    call = asyncio.create_task(
+        collect(rollout.generate([Prompt(f"p{i}", token_ids=[5]) for i in range(32)], sampling=sampling))
+    )
     while (await rollout.get_status()).running_requests == 0:
         await asyncio.sleep(0.01)
     call.cancel()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from baton.clients import BufferClient, RolloutClient, TrainerClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.samples import Ragged, RewardStatus, Samples

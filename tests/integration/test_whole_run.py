@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cli_process import Place
+
 from models import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -41,7 +42,8 @@ def place(tmp_path: Path, model: Path) -> Iterator[Place]:
             "train_global_batch_size": 16, "save_episode_interval": 1,
         },
         "models": {
-            "policy": {"model": str(model), "seq_length": 64, "max_new_tokens": 16, "enforce_eager": True, "dtype": "float32"},
+            "policy": {"model": str(model), "seq_length": 64, "max_new_tokens": 16, "enforce_eager": True,
+                       "dtype": "float32"},
             "ppo_policy": {"lr": 1e-3, "dtype": "float32"},
         },
     }  # fmt: skip
@@ -71,7 +73,11 @@ def read_until(run: subprocess.Popen, pattern: str) -> str:
 def service_pid(place: Place, name: str) -> int:
     """The service's own process, below its keeper."""
     deployment = json.loads((place.runs / "a" / "deployment.json").read_text())
-    return json.loads((place.runs / "a" / "ready" / f"{name}.json").read_text())["pid"] if name != "store" else _store_pid(deployment)
+    return (
+        json.loads((place.runs / "a" / "ready" / f"{name}.json").read_text())["pid"]
+        if name != "store"
+        else _store_pid(deployment)
+    )
 
 
 def _store_pid(deployment: dict) -> int:
@@ -98,7 +104,9 @@ def test_a_run_ends_with_metrics_plot_checkpoint_and_a_loadable_export(place: Pl
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"step-{step:08d}" for step in (1, 2, 3)]
     load = "from transformers import AutoModelForCausalLM, AutoTokenizer as T; import sys; d = sys.argv[1]; "
     load += "AutoModelForCausalLM.from_pretrained(d); print(T.from_pretrained(d)('w1 w2').input_ids)"
-    loaded = subprocess.run([os.sys.executable, "-c", load, str(folder / "export")], capture_output=True, text=True, timeout=120)
+    loaded = subprocess.run(
+        [os.sys.executable, "-c", load, str(folder / "export")], capture_output=True, text=True, timeout=120
+    )
     assert loaded.stdout.strip() == "[4, 5]", loaded.stderr
 
 

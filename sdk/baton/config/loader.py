@@ -51,9 +51,7 @@ def read_tree(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     if problems:
         raise config_error(problems, str(path))
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
-        raise ConfigError(
-            f"{path}: includes: got {includes!r}; must be a list of file names; write [name.yaml]"
-        )
+        raise ConfigError(f"{path}: includes: got {includes!r}; must be a list of file names; write [name.yaml]")
     merged: dict[str, Any] = {}
     for name in includes:
         merged = merge(merged, read_tree(path.parent / name, (*including, own)))
@@ -89,9 +87,7 @@ def _add_model_files(tree: dict[str, Any], run_file: Path) -> None:
             continue
         file = run_file.parent / str(file_name)
         if not file.is_file():
-            raise ConfigError(
-                f"{option}: got {file_name!r}; must be a file beside {run_file}; {file} does not exist"
-            )
+            raise ConfigError(f"{option}: got {file_name!r}; must be a file beside {run_file}; {file} does not exist")
         models[name] = merge(read_tree(file), section)
 
 
@@ -100,9 +96,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     option, equals, text = override.partition("=")
     keys = option.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(
-            f"override {override!r}: must be option=value; write it like runtime.num_episode=10"
-        )
+        raise ConfigError(f"override {override!r}: must be option=value; write it like runtime.num_episode=10")
     node: Any = tree
     for depth, key in enumerate(keys):
         is_last = depth == len(keys) - 1

@@ -26,9 +26,7 @@ def placement_problems(run: RunConfig) -> Iterator[str]:
 
 def _devices(path: str, role: RoleConfig) -> Iterator[str]:
     if role.device == "cpu" and role.num_gpu:
-        yield problem(
-            f"{path}.num_gpu", role.num_gpu, "must be 0 when device is cpu", "remove it, or the device"
-        )
+        yield problem(f"{path}.num_gpu", role.num_gpu, "must be 0 when device is cpu", "remove it, or the device")
     if role.gpu_per_process is not None and role.num_gpu and role.gpu_per_process > role.num_gpu:
         yield problem(
             f"{path}.gpu_per_process",
@@ -44,13 +42,9 @@ def _devices(path: str, role: RoleConfig) -> Iterator[str]:
             "remove it",
         )
     if role.zero_size > 1 and role.gpus_per_replica > 1:
-        yield problem(
-            f"{path}.zero_size", role.zero_size, "must be 1 when a parallel size is more than 1", "remove it"
-        )
+        yield problem(f"{path}.zero_size", role.zero_size, "must be 1 when a parallel size is more than 1", "remove it")
     if role.zero_size > 1 and role.num_gpu % role.zero_size:
-        yield problem(
-            f"{path}.zero_size", role.zero_size, f"must divide num_gpu ({role.num_gpu})", "remove it"
-        )
+        yield problem(f"{path}.zero_size", role.zero_size, f"must divide num_gpu ({role.num_gpu})", "remove it")
 
 
 def _copies(path: str, role: RoleConfig) -> Iterator[str]:
@@ -104,13 +98,9 @@ def _colocation(run: RunConfig) -> Iterator[str]:
         for name in (part.strip() for part in group.split(",")):
             path = f"runtime.colocation.{index}"
             if name not in known:
-                yield problem(
-                    path, group, f"must name models, which are {', '.join(known)}", f"remove {name!r}"
-                )
+                yield problem(path, group, f"must name models, which are {', '.join(known)}", f"remove {name!r}")
             elif name in seen:
-                yield problem(
-                    path, group, f"must not name {name} again: a model is in one group at most", "remove it"
-                )
+                yield problem(path, group, f"must not name {name} again: a model is in one group at most", "remove it")
             seen.add(name)
 
 
@@ -150,8 +140,6 @@ def service_problems(run: RunConfig) -> Iterator[str]:
     ):
         for port in range(first, first + count) if first else ():
             if port in taken:
-                yield problem(
-                    path, first, f"must not need port {port}, which is {taken[port]}'s", "choose another"
-                )
+                yield problem(path, first, f"must not need port {port}, which is {taken[port]}'s", "choose another")
                 break
             taken[port] = path

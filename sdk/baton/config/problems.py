@@ -71,9 +71,7 @@ def from_validation(error: ValidationError, root: type[Section]) -> list[str]:
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, BrokenRules):
             lines += cause.problems
-        elif (
-            detail["type"] != "default_factory_not_called"
-        ):  # a consequence of another problem in the same section
+        elif detail["type"] != "default_factory_not_called":  # a consequence of another problem in the same section
             lines.append(_line(dict(detail), root))
     return lines
 
@@ -92,9 +90,7 @@ def _line(detail: dict[str, Any], root: type[Section]) -> str:
         return f"{path}.{tag}: is missing; must say which kind of {path} this is; add it"
     if kind == "union_tag_invalid":
         tag = context["discriminator"].strip("'")
-        return problem(
-            f"{path}.{tag}", context["tag"], f"must be one of {context['expected_tags']}", "choose one"
-        )
+        return problem(f"{path}.{tag}", context["tag"], f"must be one of {context['expected_tags']}", "choose one")
     if kind == "literal_error":
         return problem(path, value, f"must be {_yaml_words(context['expected'])}", "choose one of these")
     if kind in _BOUNDS:

@@ -13,11 +13,7 @@ BUILTIN_MODEL = "smollm2-135m-instruct"
 
 def gpus_per_copy(data: dict[str, Any]) -> int:
     """Processes that hold one copy of a model, from its validated sizes; one process drives one GPU."""
-    return (
-        data["tensor_model_parallel_size"]
-        * data["pipeline_model_parallel_size"]
-        * data["expert_model_parallel_size"]
-    )
+    return data["tensor_model_parallel_size"] * data["pipeline_model_parallel_size"] * data["expert_model_parallel_size"]
 
 
 def _replicas(data: dict[str, Any]) -> int:

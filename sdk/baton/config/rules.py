@@ -168,9 +168,7 @@ def _optimizers(run: RunConfig) -> Iterator[str]:
         if trainer is None:
             continue
         if trainer.min_lr > trainer.lr:
-            yield problem(
-                f"models.{name}.min_lr", trainer.min_lr, f"must be at most lr ({trainer.lr})", "lower it"
-            )
+            yield problem(f"models.{name}.min_lr", trainer.min_lr, f"must be at most lr ({trainer.lr})", "lower it")
         if trainer.lr_decay_iters is not None and trainer.lr_warmup_iters >= trainer.lr_decay_iters:
             yield problem(
                 f"models.{name}.lr_warmup_iters",
@@ -184,9 +182,7 @@ def _sampling(run: RunConfig) -> Iterator[str]:
     policy = run.models.policy
     limit = policy.max_new_tokens
     if policy.new_token_limit and limit is None:
-        yield problem(
-            "models.policy.new_token_limit", True, "needs models.policy.max_new_tokens", "add max_new_tokens"
-        )
+        yield problem("models.policy.new_token_limit", True, "needs models.policy.max_new_tokens", "add max_new_tokens")
     if limit is not None and limit >= policy.seq_length:
         yield problem(
             "models.policy.max_new_tokens",
@@ -240,11 +236,7 @@ def _groups(run: RunConfig) -> Iterator[str]:
 
 
 def _fixed_totals(run: RunConfig) -> Iterator[str]:
-    if (
-        run.models.policy.n > 1
-        and run.runtime.stream_data_loader_type == "fixed"
-        and run.algorithm.name == "grpo"
-    ):
+    if run.models.policy.n > 1 and run.runtime.stream_data_loader_type == "fixed" and run.algorithm.name == "grpo":
         yield problem(
             "runtime.stream_data_loader_type",
             "fixed",

@@ -116,11 +116,7 @@ class RunConfig(Section):
     def generation_batch_size(self, role: str) -> int:
         """Prompts in one request to `role`; never more than an episode gives each of its replicas."""
         model = self.models.roles()[role]
-        size = (
-            model.generation_batch_size
-            if model.generation_batch_size > 0
-            else self.runtime.generation_batch_size
-        )
+        size = model.generation_batch_size if model.generation_batch_size > 0 else self.runtime.generation_batch_size
         return max(1, min(size, self.runtime.sample_per_episode // model.num_replica))
 
     def engine_seed(self, replica: int) -> int:

@@ -134,9 +134,7 @@ class RuntimeConfig(Section):
     param_sync_max_workers: int | None = None
     """Inert. Threads that synchronise parameters."""
 
-    routed_expert_regrouping_comm_type: Annotated[
-        Literal["alltoall", "allgather"], BeforeValidator(_lower)
-    ] = "alltoall"
+    routed_expert_regrouping_comm_type: Annotated[Literal["alltoall", "allgather"], BeforeValidator(_lower)] = "alltoall"
     """Inert. How the shards of experts are regrouped before they are sent."""
 
     bucket_size_mb_in_memory_manager: int = 1024

@@ -38,9 +38,7 @@ def _replacement(body: str, env: Mapping[str, str]) -> str:
         return env[name]
     if has_default:
         return _expand(default, env)
-    raise _Unset(
-        f"needs the environment variable {name}, which is not set; set it, or write ${{{name}:default}}"
-    )
+    raise _Unset(f"needs the environment variable {name}, which is not set; set it, or write ${{{name}:default}}")
 
 
 def _expand(text: str, env: Mapping[str, str]) -> str:
@@ -70,10 +68,7 @@ def substitute(value: Any, path: str, problems: list[str], env: Mapping[str, str
     """
     env = os.environ if env is None else env
     if isinstance(value, dict):
-        return {
-            key: substitute(item, f"{path}.{key}" if path else str(key), problems, env)
-            for key, item in value.items()
-        }
+        return {key: substitute(item, f"{path}.{key}" if path else str(key), problems, env) for key, item in value.items()}
     if isinstance(value, list):
         return [substitute(item, f"{path}.{index}", problems, env) for index, item in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:

@@ -13,9 +13,7 @@ AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 def _data_parallel(data: dict[str, Any]) -> int:
     if not data["num_gpu"]:
         return 1
-    return max(
-        1, data["num_gpu"] // (data["tensor_model_parallel_size"] * data["pipeline_model_parallel_size"])
-    )
+    return max(1, data["num_gpu"] // (data["tensor_model_parallel_size"] * data["pipeline_model_parallel_size"]))
 
 
 class TrainableConfig(RoleConfig):

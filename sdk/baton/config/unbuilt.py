@@ -1,4 +1,4 @@
-"""The options that load but that no service carries out yet. A run that sets one is refused: it would silently be another run.
+"""The options that load but that no service carries out yet. A run that sets one is refused: it would be another run.
 
 Each goes from here when the part that carries it out arrives.
 """
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 UNBUILT_OPTIONS = {
     "runtime": (
-        "max_relay_episode", "relay_episode_offset", "relay_sample_fn", "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums",
-        "load_data_checkpoint_iteration",
+        "max_relay_episode", "relay_episode_offset", "relay_sample_fn", "eval_episode_interval", "data_checkpoint_path",
+        "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
         "load", "lora", "batch_generation", "expert_model_parallel_size", "trust_remote_code",

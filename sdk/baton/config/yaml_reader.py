@@ -74,16 +74,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(text, RunFileLoader)
     except yaml.YAMLError as error:
-        hint = (
-            "; put quotes around a ${...} that stands in [ ] or { } or holds a blank" if "${" in text else ""
-        )
+        hint = "; put quotes around a ${...} that stands in [ ] or { } or holds a blank" if "${" in text else ""
         raise ConfigError(f"{path}: is not valid YAML{hint}: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path}: holds a {type(data).__name__}; must be a mapping; start it with `key: value` lines"
-        )
+        raise ConfigError(f"{path}: holds a {type(data).__name__}; must be a mapping; start it with `key: value` lines")
     return data
 
 

@@ -1,11 +1,11 @@
 """The directory of one run, and the record in it by which other commands find the run's processes.
 
-    <output dir>/latest -> <run id>         the deployment that was started last
-    <output dir>/<run id>/run.yaml          the run file after includes, environment and overrides
-                          deployment.json   who supervises, which services run where
-                          logs/<name>.log   output of each service
-                          ready/<name>.json what a service said about itself when it was ready
-                          store/            files of the local store
+<output dir>/latest -> <run id>         the deployment that was started last
+<output dir>/<run id>/run.yaml          the run file after includes, environment and overrides
+                      deployment.json   who supervises, which services run where
+                      logs/<name>.log   output of each service
+                      ready/<name>.json what a service said about itself when it was ready
+                      store/            files of the local store
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The broadcast group between one sender and its receivers: a process group of its own beside whatever else each side runs."""
+"""The broadcast group between one sender and its receivers: a process group beside whatever else each side runs."""
 
 import socket
 from datetime import timedelta

@@ -56,7 +56,10 @@ def send(
 
 
 def receive(
-    group: BroadcastGroup, buckets: Sequence[Bucket], load: Callable[[list[tuple[str, torch.Tensor]]], None], device: torch.device
+    group: BroadcastGroup,
+    buckets: Sequence[Bucket],
+    load: Callable[[list[tuple[str, torch.Tensor]]], None],
+    device: torch.device,
 ) -> Transfer:
     """Hands every bucket's tensors to `load` as they arrive. Each bucket has memory of its own: the engine may keep views
     of a fused layer's parts until the last of them has come."""

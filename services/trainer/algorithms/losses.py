@@ -27,7 +27,9 @@ class LossOutput:
     sums: dict[str, torch.Tensor]
 
 
-def token_weights(mask_N: torch.Tensor, sample_of_N: torch.Tensor, samples: int, *, normalization: str, total: float) -> torch.Tensor:
+def token_weights(
+    mask_N: torch.Tensor, sample_of_N: torch.Tensor, samples: int, *, normalization: str, total: float
+) -> torch.Tensor:
     """Shares of the loss: "token" gives every token 1 / total tokens; "sequence" every sample 1 / total samples, spread
     evenly over its tokens. `total` counts over the global batch; `samples` is the number in this micro-batch."""
     if normalization == "token":

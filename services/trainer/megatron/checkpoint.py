@@ -20,7 +20,8 @@ def _state(engine: Engine, *, loading: bool) -> dict:
 
 
 def save(engine: Engine, directory: Path, facts: dict[str, object]) -> Path:
-    """Writes `step-<global_step>` into `directory`; `facts` must hold `global_step`. A collective. Returns its path."""
+    """Writes `step-<global_step>` into `directory`; `facts` must hold `global_step`. A collective, which
+    rank 0 leaves last. Returns its path."""
     target = directory / f"step-{facts['global_step']:08d}"
     partial = whole_directory.begin(target, empty=dist.get_rank() == 0)
     dist.barrier()
@@ -30,7 +31,6 @@ def save(engine: Engine, directory: Path, facts: dict[str, object]) -> Path:
         schedule = {"schedule": engine.schedule.state_dict()}
         (partial / MARKER).write_text(json.dumps(facts | schedule, indent=1))
         whole_directory.finish(target)
-    dist.barrier()
     return target
 
 

@@ -56,7 +56,9 @@ class Engine:
         """Parameters on this rank."""
         return sum(parameter.numel() for parameter in self.policy.parameters())
 
-    def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction, *, forward_only: bool = False) -> list[Any]:
+    def forward_backward(
+        self, batches: Sequence[PackedBatch], loss: LossFunction, *, forward_only: bool = False
+    ) -> list[Any]:
         """Runs the pipeline over all micro-batches and accumulates gradients of the sum of their losses.
 
         Returns what `loss` reported for each micro-batch on the last stage, an empty list elsewhere.
@@ -91,7 +93,9 @@ class Engine:
         """Log-probabilities [N] per micro-batch on the last stage, without gradients; an empty list elsewhere."""
         self.model.eval()
         with torch.no_grad():
-            answer = self.forward_backward(batches, lambda _, scores: (scores.logprobs_N.sum(), scores.logprobs_N), forward_only=True)
+            answer = self.forward_backward(
+                batches, lambda _, scores: (scores.logprobs_N.sum(), scores.logprobs_N), forward_only=True
+            )
         self.model.train()
         return answer
 

@@ -69,7 +69,11 @@ class ModelShape:
 
     def check_parallelism(self, tensor: int, pipeline: int) -> None:
         """Raises ConfigError if the shapes cannot be split that way."""
-        for name, size in (("attention heads", self.num_heads), ("key/value heads", self.num_kv_heads), ("ffn size", self.ffn_size)):
+        for name, size in (
+            ("attention heads", self.num_heads),
+            ("key/value heads", self.num_kv_heads),
+            ("ffn size", self.ffn_size),
+        ):
             if size % tensor:
                 raise ConfigError(
                     f"tensor_model_parallel_size {tensor} does not divide the model's {size} {name}; choose a divisor"

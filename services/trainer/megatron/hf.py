@@ -103,8 +103,8 @@ def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
     return written
 
 
-def finish_export(source: Path, partial: Path) -> None:
-    """Writes the index, and copies config and tokenizer beside the weights."""
+def finish_export(source: Path, partial: Path, dtype: torch.dtype) -> None:
+    """Writes the index, and copies config and tokenizer beside the weights; the config says the weights' `dtype`."""
     files, total = {}, 0
     for path in sorted(partial.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -115,3 +115,6 @@ def finish_export(source: Path, partial: Path) -> None:
     for path in source.iterdir():
         if path.suffix in (".json", ".txt", ".jinja", ".model") and path.name != "model.safetensors.index.json":
             shutil.copyfile(path, partial / path.name)
+    config = json.loads((partial / "config.json").read_text())
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    (partial / "config.json").write_text(json.dumps(config, indent=1))

@@ -89,7 +89,9 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def transformer_config(shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, **options: Any) -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, **options: Any
+) -> TransformerConfig:
     """Megatron's config of a Hugging Face decoder."""
     return TransformerConfig(
         num_layers=shape.num_layers,

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from baton.errors import InvalidRequestError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.errors import InvalidRequestError
 from services.buffer.batching import Share, first_uses, parse_lease_id, plan, steps_per_pass
 
 

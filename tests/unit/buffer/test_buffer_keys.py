@@ -1,8 +1,8 @@
 """Names in the store."""
 
 import pytest
-from baton.errors import InvalidRequestError
 
+from baton.errors import InvalidRequestError
 from services.buffer.keys import EpisodeKeys, state_key
 from services.buffer.store import hide_password
 

@@ -10,7 +10,6 @@ from typing import Any
 from baton.config import RunConfig
 from baton.engine import Engine
 from baton.testing import FakeRollout, FakeTrainer, Served, serve
-
 from services.coordinator.connections import Addresses
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.events import Event

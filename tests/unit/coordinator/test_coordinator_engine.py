@@ -3,13 +3,14 @@
 import sys
 import textwrap
 
-import baton.engine
 import numpy as np
 import pytest
+from reward_functions import decorated, length
+
+import baton.engine
 from baton.engine import Engine, Group, PromptItem, load_engine
 from baton.errors import ConfigError
 from baton.samples import RewardStatus, Samples
-from reward_functions import decorated, length
 
 
 @pytest.fixture

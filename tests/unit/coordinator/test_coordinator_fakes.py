@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from baton.clients import RolloutClient, TrainerClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import BatonError, DigestMismatchError, NotFoundError, NotReadyError, StalePolicyError

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, RewardStatus, Samples
-
 from services.coordinator.groups import with_group_statistics
 
 V, A, E, T = RewardStatus.VALUE, RewardStatus.ABSTAIN, RewardStatus.ERROR, RewardStatus.TIMEOUT

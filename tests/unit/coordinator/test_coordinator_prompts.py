@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from baton.engine import Engine
-from baton.errors import ConfigError
 from harness import config
 
+from baton.engine import Engine
+from baton.errors import ConfigError
 from services.coordinator.prompts import PromptOrder, build_prompts
 
 APP = Engine(prompts=[{"prompt": f"p{i}", "i": i} for i in range(5)])

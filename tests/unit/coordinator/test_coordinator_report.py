@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
+
 from baton.engine import Group, PromptItem
 from baton.errors import ServiceUnavailableError
 from baton.samples import FinishReason, Ragged, RewardStatus, Samples
 from baton.testing import FakeRollout, serve
-
 from services.coordinator import liveness
 from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport
 from services.coordinator.state import Life, RunState

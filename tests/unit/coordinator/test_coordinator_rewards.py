@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+from harness import config
+
 from baton.config.task import RewardFunctionConfig, RewardsConfig
 from baton.engine import Engine, Group, PromptItem
 from baton.errors import ConfigError, DeadlineError, RunFailedError
 from baton.samples import Ragged, RewardStatus, Samples
-from harness import config
-
 from services.coordinator.builtin_rewards import digits_only
 from services.coordinator.rewards import ErrorBudget, RewardPool, reward_functions
 

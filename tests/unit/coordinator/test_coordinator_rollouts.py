@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
+
 from baton.clients import RolloutClient
 from baton.clients.rollout import SamplingParams
 from baton.engine import PromptItem
 from baton.errors import DigestMismatchError, InvalidRequestError, ServiceFaultError, StalePolicyError
 from baton.testing import FakeRollout, serve
-
 from services.coordinator.digests import check_digests
 from services.coordinator.rollouts import Rollouts
 

@@ -5,13 +5,13 @@ import json
 import time
 
 import pytest
+from harness import config, digits_count, place, questions
+
 from baton.clients import BufferClient
 from baton.clients.rollout import SamplingParams
 from baton.engine import Engine
 from baton.errors import ConfigError, ConflictError, InvalidRequestError, NotFoundError
 from baton.testing import FakeRollout, FakeTrainer
-from harness import config, digits_count, place, questions
-
 from services.coordinator.state import Life, RunState
 
 

@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+
 from baton.clients import BufferClient
 from baton.errors import ConflictError
-
 from services.coordinator.clock import PhaseClock
 from services.coordinator.events import EventLog
 from services.coordinator.state import KEPT_DIGESTS, Life, RunState, StateStore

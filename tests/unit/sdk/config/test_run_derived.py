@@ -43,17 +43,13 @@ def test_the_size_of_the_trainer_follows_from_the_gpus(run_of):
     batches = {"train_global_batch_size": 8}
     by_gpu = run_of(runtime=batches, **trainer(num_gpu=8, tensor_model_parallel_size=2)).models.ppo_policy
     assert (by_gpu.data_parallel_size, by_gpu.world_size) == (4, 8)
-    by_hand = run_of(
-        runtime=batches, **trainer(data_parallel_size=2, pipeline_model_parallel_size=2)
-    ).models.ppo_policy
+    by_hand = run_of(runtime=batches, **trainer(data_parallel_size=2, pipeline_model_parallel_size=2)).models.ppo_policy
     assert (by_hand.data_parallel_size, by_hand.world_size) == (2, 4)
 
 
 def test_a_role_without_a_model_has_that_of_the_role_it_belongs_to(run_of):
     run = run_of(models={"policy": {"model": "p"}, "value": {}, "ppo_value": {"model": "v"}, "reference": {}})
-    names = {
-        role: run.model_name(role) for role in ("policy", "ppo_policy", "reference", "value", "ppo_value")
-    }
+    names = {role: run.model_name(role) for role in ("policy", "ppo_policy", "reference", "value", "ppo_value")}
     assert names == {"policy": "p", "ppo_policy": "p", "reference": "p", "value": "v", "ppo_value": "v"}
     assert run_of(models={"ppo_policy": {"lr": 1e-5}}).model_name("ppo_policy") == "smollm2-135m-instruct"
 

@@ -1,6 +1,7 @@
 """Includes, model files, overrides, older names, and YAML itself."""
 
 import pytest
+
 from baton.config import load_run
 
 
@@ -69,9 +70,7 @@ def test_a_circle_of_includes_is_an_error_that_shows_it(files, error_of):
 
 @pytest.mark.parametrize("text", ["includes: base.yaml", "includes: [3]", "includes: {a: 1}"])
 def test_includes_must_be_a_list_of_names(files, error_of, text):
-    assert "must be a list of file names" in error_of(
-        files(run=f"{text}\nmodels: {{}}\n", base="models: {}\n")
-    )
+    assert "must be a list of file names" in error_of(files(run=f"{text}\nmodels: {{}}\n", base="models: {}\n"))
 
 
 def test_a_missing_include_names_its_path(files, error_of):
@@ -144,15 +143,11 @@ def test_the_last_override_of_an_option_wins(files):
 
 def test_an_override_reaches_into_a_renamed_section(files):
     with pytest.warns(FutureWarning):
-        runtime = load_run(
-            files(run="models: {}\nrlhf: {seed: 1, num_episode: 4}\n"), ["runtime.seed=2"]
-        ).runtime
+        runtime = load_run(files(run="models: {}\nrlhf: {seed: 1, num_episode: 4}\n"), ["runtime.seed=2"]).runtime
     assert (runtime.seed, runtime.num_episode) == (2, 4)
 
 
-@pytest.mark.parametrize(
-    "override", ["runtime.seed", "=3", "runtime..seed=1", "runtime.seed.x=1", "runtime.colocation.4=a"]
-)
+@pytest.mark.parametrize("override", ["runtime.seed", "=3", "runtime..seed=1", "runtime.seed.x=1", "runtime.colocation.4=a"])
 def test_a_malformed_override_is_an_error_that_quotes_it(files, error_of, override):
     path = files(run="models: {}\nruntime: {seed: 1, colocation: []}\n")
     assert repr(override) in error_of(path, (override,))

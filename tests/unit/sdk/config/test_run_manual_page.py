@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+
 from baton.config import load_run
 
 MINIMAL = """
@@ -73,9 +74,7 @@ def test_type_notation_copied_from_the_manual_is_answered_with_the_value_to_writ
 
 
 def test_lora_block_loads_with_its_model_file(files):
-    cfg = load_run(
-        compose(files, LORA, ppo_policy="lr: 2.4e-7\ntrainable: false\nlora: {lora_scaling: 32}\n")
-    )
+    cfg = load_run(compose(files, LORA, ppo_policy="lr: 2.4e-7\ntrainable: false\nlora: {lora_scaling: 32}\n"))
     trainer = cfg.models.ppo_policy
     assert trainer.trainable is True
     assert trainer.lora.enable_lora is True

@@ -1,6 +1,7 @@
 """What a wrong option is answered with: its path, its value, the rule, and the fix."""
 
 import pytest
+
 from baton.config.problems import show
 
 
@@ -29,8 +30,7 @@ from baton.config.problems import show
         ),
         (
             {"models": {"policy": {"prompt_logprobs": "None"}}},
-            'models.policy.prompt_logprobs: got "None"; must be a whole number; write null, or '
-            "remove the line",
+            'models.policy.prompt_logprobs: got "None"; must be a whole number; write null, or remove the line',
         ),
         (
             {"runtime": {"drop_last": 1}},
@@ -66,13 +66,11 @@ from baton.config.problems import show
         ),
         (
             {"models": {"policy": {"gpu_memory_utilization": 0}}},
-            "models.policy.gpu_memory_utilization: got 0; must be greater than 0.0; "
-            "write a number greater than 0.0",
+            "models.policy.gpu_memory_utilization: got 0; must be greater than 0.0; write a number greater than 0.0",
         ),
         (
             {"runtime": {"stream_data_loader_type": "relay"}},
-            "runtime.stream_data_loader_type: got \"relay\"; must be 'fixed' or 'dynamic'; choose "
-            "one of these",
+            "runtime.stream_data_loader_type: got \"relay\"; must be 'fixed' or 'dynamic'; choose one of these",
         ),
         (
             {"models": {"ppo_policy": {"trainable": False}}},
@@ -95,8 +93,7 @@ from baton.config.problems import show
         ),
         (
             {"prompts": {"source": "jsonl", "path": "x", "template": "Q:"}},
-            'prompts.template: got "Q:"; must contain {prompt}, which stands for the prompt; '
-            "add {prompt} where it belongs",
+            'prompts.template: got "Q:"; must contain {prompt}, which stands for the prompt; add {prompt} where it belongs',
         ),
         (
             {"prompts": {"source": "jsonl"}},
@@ -109,8 +106,7 @@ from baton.config.problems import show
         ),
         (
             {"services": {"trainer_address": "localhost"}},
-            'services.trainer_address: got "localhost"; must be host:port; '
-            "write it like 10.0.0.1:50051 or [::1]:50051",
+            'services.trainer_address: got "localhost"; must be host:port; write it like 10.0.0.1:50051 or [::1]:50051',
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from baton.config import ConfigError
 
 GROUPED = {"num_inference_per_prompt": 8, "sample_per_episode": 64}
@@ -19,8 +20,7 @@ def trainer(**options):
 BROKEN = {
     "global batch is a multiple of the micro-batch": (
         {"runtime": {"train_micro_batch_size": 4, "train_global_batch_size": 10}},
-        "runtime.train_global_batch_size: got 10; must be a multiple of "
-        "runtime.train_micro_batch_size (4); write 12",
+        "runtime.train_global_batch_size: got 10; must be a multiple of runtime.train_micro_batch_size (4); write 12",
     ),
     "global batch is a multiple of micro-batch x data-parallel size": (
         {
@@ -40,8 +40,7 @@ BROKEN = {
     ),
     "episode is a multiple of the repeats": (
         {"runtime": {"sample_per_episode": 20, "num_inference_per_prompt": 8}},
-        "runtime.sample_per_episode: got 20; must be a multiple of runtime.num_inference_per_prompt "
-        "(8); write 24",
+        "runtime.sample_per_episode: got 20; must be a multiple of runtime.num_inference_per_prompt (8); write 24",
     ),
     "requests of all replicas fit the episode": (
         {"runtime": {"sample_per_episode": 16}, **policy(num_replica=4, generation_batch_size=8)},
@@ -66,8 +65,7 @@ BROKEN = {
     ),
     "gpus make whole copies": (
         policy(num_gpu=6, tensor_model_parallel_size=4),
-        "models.policy.num_gpu: got 6; must be a multiple of tensor x pipeline x expert parallel "
-        "size (4); write 8",
+        "models.policy.num_gpu: got 6; must be a multiple of tensor x pipeline x expert parallel size (4); write 8",
     ),
     "replicas agree with gpus": (
         policy(num_gpu=8, tensor_model_parallel_size=2, num_replica=2),
@@ -79,8 +77,7 @@ BROKEN = {
             "runtime": {"train_global_batch_size": 4},
             **trainer(num_gpu=8, pipeline_model_parallel_size=2, data_parallel_size=2),
         },
-        "models.ppo_policy.data_parallel_size: got 2; must be num_gpu / (tensor x pipeline parallel size), "
-        "which is 8 / 2",
+        "models.ppo_policy.data_parallel_size: got 2; must be num_gpu / (tensor x pipeline parallel size), which is 8 / 2",
     ),
     "experts divide the data-parallel copies": (
         {
@@ -156,8 +153,7 @@ BROKEN = {
     ),
     "engine arguments do not repeat options": (
         policy(engine_args={"max_model_len": 64}),
-        "models.policy.engine_args.max_model_len: got 64; has an option of its own; set "
-        "models.policy.seq_length",
+        "models.policy.engine_args.max_model_len: got 64; has an option of its own; set models.policy.seq_length",
     ),
     "one prompt file": (
         {"runtime": {"data_path": "a"}, "prompts": {"source": "jsonl", "path": "b"}},
@@ -173,13 +169,11 @@ BROKEN = {
     ),
     "one address for each replica": (
         {"services": {"rollout_addresses": ["a:1", "b:1"]}},
-        'services.rollout_addresses: got ["a:1", "b:1"]; must have one address for each replica of '
-        "models.policy (1)",
+        'services.rollout_addresses: got ["a:1", "b:1"]; must have one address for each replica of models.policy (1)',
     ),
     "rollout ports stay in range": (
         {"services": {"rollout_port": 65535}, **policy(num_replica=2)},
-        "services.rollout_port: got 65535; must leave 2 ports below 65536, one for each replica; "
-        "write at most 65534",
+        "services.rollout_port: got 65535; must leave 2 ports below 65536, one for each replica; write at most 65534",
     ),
     "ports differ": (
         {"services": {"rollout_port": 5000, "buffer_port": 5001}, **policy(num_replica=2)},
@@ -220,9 +214,7 @@ KEPT = {
         "runtime": {"sample_per_episode": 4},
         **policy(num_replica=4),
     },
-    "whole copies": policy(
-        num_gpu=8, tensor_model_parallel_size=2, pipeline_model_parallel_size=2, num_replica=2
-    ),
+    "whole copies": policy(num_gpu=8, tensor_model_parallel_size=2, pipeline_model_parallel_size=2, num_replica=2),
     "a cpu model": policy(device="cpu", num_cpu=2, omp_threads=1),
     "same model twice": {"models": {"policy": {"model": "a"}, "ppo_policy": {"model": "a"}}},
     "groups by n": {"algorithm": {"name": "grpo"}, **policy(n=4)},

@@ -5,6 +5,7 @@ import sys
 
 import pydantic
 import pytest
+
 from baton.config import RunConfig
 from baton.config.inert import INERT_OPTIONS
 from baton.config.schema_paths import option_paths, sections_in
@@ -19,9 +20,7 @@ def sections(section=RunConfig):
 
 @pytest.mark.parametrize("section", sorted(set(sections()), key=lambda s: s.__name__))
 def test_every_option_is_documented(section):
-    undocumented = [
-        name for name, field in section.model_fields.items() if not (field.description or "").strip()
-    ]
+    undocumented = [name for name, field in section.model_fields.items() if not (field.description or "").strip()]
     assert undocumented == []
 
 
@@ -45,9 +44,7 @@ def test_inert_options_are_those_documented_as_inert():
             documented.add(path)
     listed = set()
     for pattern in INERT_OPTIONS:
-        listed |= {
-            pattern.replace("*", role) for role in RunConfig.model_fields["models"].annotation.model_fields
-        }
+        listed |= {pattern.replace("*", role) for role in RunConfig.model_fields["models"].annotation.model_fields}
     assert documented == listed
 
 
@@ -70,9 +67,7 @@ def test_only_the_inert_options_that_were_set_are_reported(run_of):
 
 @pytest.mark.parametrize("role", ["policy", "ppo_policy", "reference", "value", "ppo_value"])
 def test_the_six_roles_are_known(run_of, role):
-    assert (
-        run_of(models={role: {"seq_length": 8} if role == "policy" else {}}).models.roles()[role] is not None
-    )
+    assert run_of(models={role: {"seq_length": 8} if role == "policy" else {}}).models.roles()[role] is not None
 
 
 def test_a_reward_model_is_a_role(run_of):
@@ -180,9 +175,7 @@ def test_reward_functions_are_built_in_names_or_import_paths(run_of, name):
 
 @pytest.mark.parametrize("name", ["", "a b", "mod:", ":fn", "pkg.mod", "mod:fn()", "a:b:c"])
 def test_other_names_of_reward_functions_are_refused(error_of, name):
-    assert "must be a built-in name or module:callable" in error_of(
-        rewards={"functions": [{"function": name}]}
-    )
+    assert "must be a built-in name or module:callable" in error_of(rewards={"functions": [{"function": name}]})
 
 
 @pytest.mark.parametrize("url", ["redis://h:6379/0", "rediss://u:p@h", "unix:///tmp/s.sock"])

@@ -1,6 +1,7 @@
 """`${NAME}` and `${NAME:default}`."""
 
 import pytest
+
 from baton.config import load_run
 from baton.config.substitution import substitute
 
@@ -101,9 +102,7 @@ def test_other_values_are_left_alone(value):
 def test_no_variable_and_no_default_names_the_variable_and_the_option(text):
     problems = []
     substitute({"c": [text]}, "a.b", problems, ENV)
-    assert problems == [
-        "a.b.c.0: needs the environment variable GONE, which is not set; set it, or write ${GONE:default}"
-    ]
+    assert problems == ["a.b.c.0: needs the environment variable GONE, which is not set; set it, or write ${GONE:default}"]
 
 
 @pytest.mark.parametrize("text", ["${NAME", "${}", "${1X}", "${a b}"])

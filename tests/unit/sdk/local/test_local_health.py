@@ -4,10 +4,11 @@ import socket
 
 import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from baton.errors import ServiceUnavailableError
 from baton.local.health import is_answering, is_serving, wait_serving
 from baton.local.store import free_port
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """baton.local.plan: the run's directory holds a run file that needs no other."""
 
 import pytest
+
 from baton.config import load_run
 from baton.errors import ConfigError
 from baton.local.plan import make_plan

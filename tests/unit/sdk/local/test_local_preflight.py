@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+
 from baton.config import RunConfig
 from baton.errors import ConfigError
 from baton.local import preflight

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from baton.errors import DeadlineError, ServiceFaultError
 from baton.local.process_tree import descendants
 from baton.local.processes import Child, exit_words, kill_all, log_tail, ready_file_probe

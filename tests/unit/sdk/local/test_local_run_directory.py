@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+
 from baton.errors import ConfigError, NotFoundError
 from baton.local.process_tree import start_time
 from baton.local.run_directory import DeploymentRecord, RunDirectory, ServiceRecord

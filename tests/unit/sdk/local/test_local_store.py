@@ -4,6 +4,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
+
 from baton.config.services import StoreConfig
 from baton.errors import ConfigError
 from baton.local.health import is_answering

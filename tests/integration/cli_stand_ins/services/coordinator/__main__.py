@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import stand_in
+
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.api.coordinator.v1.coordinator_pb2_grpc import (
     CoordinatorServiceServicer,
