@@ -8,7 +8,10 @@ from megatron.core import dist_checkpointing
 
 from baton.errors import NotFoundError
 from services.trainer import whole_directory
+from services.trainer.megatron.checkpoint_writer import write_without_forking
 from services.trainer.megatron.engine import Engine
+
+write_without_forking()
 
 MARKER = "baton.json"
 """Written last, before the directory gets its final name."""
