@@ -1,4 +1,4 @@
-"""What every rank of the trainer does for each command: one method per RPC, from its request to this rank's part of the answer.
+"""What every rank of the trainer does for each command: one method per RPC, from its request to this rank's answer.
 
 The commands run on all ranks at once; `combine_*` makes rank 0's answer out of all ranks' parts.
 """
@@ -82,7 +82,7 @@ class Trainer:
             "LeaseStep": lambda raw: self.lease_step(pb.TrainStepRequest.FromString(raw)),
             "TrainStep": lambda raw: self.train_step(pb.TrainStepRequest.FromString(raw)).SerializeToString(),
             "ComputeLogprobs": lambda raw: self.compute_logprobs(samples_pb2.SampleBatch.FromString(raw)),
-            "OpenWeightGroup": lambda raw: self._sender.open(pb.OpenWeightGroupRequest.FromString(raw).receivers).SerializeToString(),
+            "OpenWeightGroup": lambda raw: self.open_group(pb.OpenWeightGroupRequest.FromString(raw)).SerializeToString(),
             "AdoptWeightGroup": lambda raw: self._sender.adopt(raw.decode()) or b"",
             "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)).SerializeToString(),
             "SaveCheckpoint": lambda raw: self.save(Path(raw.decode())).encode(),
@@ -162,6 +162,10 @@ class Trainer:
         rows.append(samples.take(range(start, len(samples))))
         scores = self.engine.score([pack(row, share_prefix=self._config.share_prefix) for row in rows])
         return torch.cat(scores).cpu().numpy().astype("<f4").tobytes() if scores else b""
+
+    def open_group(self, request: pb.OpenWeightGroupRequest) -> weights_pb2.WeightGroup:
+        """Starts this rank's rendezvous, if it is a sender."""
+        return self._sender.open(request.receivers)
 
     def publish(self, request: pb.PublishWeightsRequest) -> pb.PublishWeightsResponse:
         """Sends this rank's weights, if it is a sender."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from typing import Any
 
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 
@@ -28,5 +29,6 @@ def _write_in_threads(transforms: list[Any], _use_msc: bool, _rank: int, buckets
 
 
 def write_without_forking() -> None:
-    """Makes every checkpoint of this process be written so."""
+    """Makes every checkpoint of this process be written so, with a queue that needs no process of its own either."""
+    filesystem_async._results_queue = Queue()
     FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_in_threads)

@@ -49,7 +49,8 @@ def load_hf(model: PolicyModel, directory: Path, layout: Layout) -> None:
         split = rule.split if rule else names.rule("embedding.word_embeddings.weight", 0).split
         shard = split([source.get(hf_name) for hf_name in hf_names], layout.tensor_rank, layout.tensor_size)
         if shard.shape != parameter.shape:
-            raise ConfigError(f"{directory}: {hf_names} gives {tuple(shard.shape)} for {name}, expected {tuple(parameter.shape)}")
+            shapes = f"{tuple(shard.shape)} for {name}, expected {tuple(parameter.shape)}"
+            raise ConfigError(f"{directory}: {hf_names} gives {shapes}")
         parameter.copy_(shard)
 
 
@@ -90,7 +91,8 @@ def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
     def flush() -> None:
         nonlocal pending, pending_bytes, part
         if pending:
-            save_file(pending, partial / f"model-stage{layout.pipeline_rank:02d}-{part:05d}.safetensors", metadata={"format": "pt"})
+            file = partial / f"model-stage{layout.pipeline_rank:02d}-{part:05d}.safetensors"
+            save_file(pending, file, metadata={"format": "pt"})
         pending, pending_bytes, part = {}, 0, part + 1
 
     for name, tensor in gather_hf(model, layout):
