@@ -12,6 +12,9 @@ from services.trainer.algorithms.losses import LossOutput, TokenBatch
 STD_EPSILON = 1e-6
 """Keeps a group whose rewards are all equal from dividing by zero; its advantages are zero anyway."""
 
+LOG_RATIO_LIMIT = 20.0
+"""A larger one says that the sampled log-probability is wrong; its exponential could be infinite, and times zero NaN."""
+
 
 def group_advantages(
     rewards_S: torch.Tensor, group_mean_S: torch.Tensor, group_std_S: torch.Tensor, config: GrpoConfig
@@ -23,7 +26,7 @@ def group_advantages(
 
 def grpo_loss(logprobs_N: torch.Tensor, entropies_N: torch.Tensor, batch: TokenBatch, config: GrpoConfig) -> LossOutput:
     """Clipped policy-gradient loss; `logprobs_N` carries the gradient."""
-    log_ratio_N = logprobs_N - batch.rollout_logprobs_N
+    log_ratio_N = (logprobs_N - batch.rollout_logprobs_N).clamp(max=LOG_RATIO_LIMIT)
     ratio_N = log_ratio_N.exp()
     clipped_N = ratio_N.clamp(1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
     loss_N = torch.maximum(-batch.advantages_N * ratio_N, -batch.advantages_N * clipped_N)

@@ -1,5 +1,6 @@
 """One rank's model, optimizer and schedule, and the forward-backward over micro-batches on Megatron's pipeline."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class Engine:
 def _optimizer_config(config: TrainableConfig, dtype: torch.dtype) -> OptimizerConfig:
     return OptimizerConfig(
         optimizer="adam", lr=config.lr, min_lr=config.min_lr, weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1, adam_beta2=config.adam_beta2, adam_eps=config.adam_eps, clip_grad=config.clip_grad,
+        adam_beta1=config.adam_beta1, adam_beta2=config.adam_beta2, adam_eps=config.adam_eps, 
+        clip_grad=config.clip_grad or math.inf,  # at 0 Megatron would not even compute the norm
         bf16=dtype is torch.bfloat16, params_dtype=dtype, use_distributed_optimizer=config.use_distributed_optimizer,
     )  # fmt: skip

@@ -151,11 +151,14 @@ def test_reported_sums_are_weighted_and_add_up_over_micro_batches() -> None:
     assert whole["ratio"] == pytest.approx(float((log_ratio.exp() * weights).sum()))
 
 
-def test_tokens_of_weight_zero_change_neither_loss_nor_gradient() -> None:
+@pytest.mark.parametrize("rollout", [-9.0, -1000.0, -math.inf])
+@pytest.mark.parametrize("advantage", [-7.0, 0.0, 7.0])
+def test_tokens_of_weight_zero_change_neither_loss_nor_gradient(rollout: float, advantage: float) -> None:
     """An unscored sample's tokens are in the row, but whatever they hold must not reach the sum."""
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
-    batch = TokenBatch(torch.tensor([-1.1, -9.0]), torch.tensor([1.0, -7.0]), torch.tensor([1.0, 0.0]))
+    batch = TokenBatch(torch.tensor([-1.1, rollout]), torch.tensor([1.0, advantage]), torch.tensor([1.0, 0.0]))
     output = grpo_loss(logprobs, torch.ones(2), batch, GrpoConfig())
     output.loss.backward()
     assert output.loss.item() == pytest.approx(-math.exp(0.1), rel=1e-6)
     assert logprobs.grad[1].item() == 0.0
+    assert all(math.isfinite(value.item()) for value in output.sums.values())
