@@ -18,7 +18,7 @@ def score(layout: Layout, directory: Path) -> dict[str, np.ndarray]:
     from services.trainer.megatron.engine import Engine
     from services.trainer.megatron.model import TokenScores
 
-    config = TrainableConfig(dtype="float32", tensor_model_parallel_size=layout.tensor_size)
+    config = TrainableConfig(dtype="float32", clip_grad=0.0, tensor_model_parallel_size=layout.tensor_size)
     engine = Engine(config, layout, directory, total_steps=1)
     batch = samples()
     tokens = int(batch.response_ids.lengths.sum())

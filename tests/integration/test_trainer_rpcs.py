@@ -4,6 +4,7 @@ TP 2 x DP 2: each call here is one that only some of the ranks have a reason to 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,9 +18,10 @@ from training import MICRO_BATCH, SIZE, put, train, trainer, training_samples, w
 
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer, add_BufferServiceServicer_to_server
+from baton.api.trainer.v1 import trainer_pb2
 from baton.clients import TrainerClient
 from baton.errors import BatonError, DeadlineError, DigestMismatchError, InvalidRequestError, NotFoundError
-from baton.samples import Ragged, Samples
+from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
@@ -49,9 +51,9 @@ async def client(process: TrainerProcess) -> AsyncIterator[TrainerClient]:
 
 async def step(
     client: TrainerClient, buffer: str, run_id: str, samples: Samples, expected: dict[int, str] | None = None
-) -> None:
+) -> trainer_pb2.TrainStepResponse:
     await put(buffer, run_id, 0, samples)
-    await client.train_step(
+    return await client.train_step(
         run_id, 0, pass_index=0, step_index=0, buffer_address=buffer, expected_digests=expected, timeout_s=LONGEST_WAIT_S
     )
 
@@ -122,6 +124,23 @@ async def test_a_sample_with_an_empty_prompt_is_refused_by_name(
     prompts[11] = prompts[11][:0]
     with pytest.raises(InvalidRequestError, match="sample s11 has an empty prompt"):
         await step(client, buffer.address, run_id, replace(samples, prompt_ids=Ragged.of(prompts, np.int32)))
+
+
+async def test_unscored_and_masked_tokens_do_not_enter_the_loss(
+    client: TrainerClient, buffer: ServiceProcess, run_id: str
+) -> None:
+    """A reward that is not a number, and a log-probability that is none, must not spoil the others' gradient."""
+    samples = training_samples()
+    for unscored in (2, 11):
+        samples.rewards[unscored], samples.reward_status[unscored] = np.nan, RewardStatus.ABSTAIN
+        samples.rollout_logprobs.rows()[unscored][:] = -np.inf
+    mask = Ragged(np.ones_like(samples.response_ids.values, np.uint8), samples.response_ids.lengths)
+    mask.rows()[5][:2] = 0
+    answer = await step(client, buffer.address, run_id, replace(samples, loss_mask=mask))
+    lengths = samples.response_ids.lengths
+    assert answer.response_tokens == lengths.sum() - lengths[2] - lengths[11] - 2
+    assert all(math.isfinite(value) for value in answer.metrics.values()), dict(answer.metrics)
+    assert answer.metrics["grad_norm"] > 0
 
 
 async def test_an_episode_that_does_not_exist_is_not_found(
@@ -198,9 +217,7 @@ async def test_log_probabilities_of_samples_without_tokens_are_refused_by_column
         await anext(client._stream("ComputeLogprobs", [scoring(samples)], LONGEST_WAIT_S))
 
 
-def scoring(samples: Samples) -> object:
-    from baton.api.trainer.v1 import trainer_pb2
-
+def scoring(samples: Samples) -> trainer_pb2.ComputeLogprobsRequest:
     return trainer_pb2.ComputeLogprobsRequest(samples=samples.to_proto())
 
 
