@@ -1,10 +1,23 @@
 """How a benchmark speaks: progress on stderr, and one JSON object as the last line of stdout."""
 
+import asyncio
 import json
+import signal
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
+
+from baton.errors import BatonError
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns. An error of ours ends the program with its message alone: it names cause and fix."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio tidies up after that one
+    try:
+        return asyncio.run(work)
+    except BatonError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def note(text: str) -> None:

@@ -4,7 +4,7 @@
                  ── socket ▶ bare_engine.py  ──▶ vLLM      (bare: AsyncLLM, and only its timing comes back)
 
 Both engines are up at the same time and take turns, so that a machine that slows down slows both. The tiny model is the
-hard case: it generates so fast that whatever the service adds shows. Takes about four minutes on two cores.
+hard case: it generates so fast that whatever the service adds shows. Takes about five minutes on two cores.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from report import conclude, note, rounded, spread
+from report import conclude, note, rounded, run, spread
 
 from baton.clients.rollout import Prompt, RolloutClient, SamplingParams
 from baton.config.roles import BUILTIN_MODEL
@@ -36,6 +36,8 @@ GOAL = 0.95
 ROUNDS = 7
 STARTUP_S = 180.0
 ROUND_S = 120.0
+SETTLE_S = 1.5
+"""Pause before a turn: vLLM's processes keep a core busy for a second after their last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ TINY = (
 
 async def through_service(client: RolloutClient, workload: Workload, seed: int) -> float:
     """Tokens/s of one Generate call, until its last sample is decoded."""
+    await asyncio.sleep(SETTLE_S)
     sampling = SamplingParams(n=workload.responses, temperature=1.0, max_new_tokens=workload.new_tokens, ignore_eos=True)
     prompts = [Prompt(f"s{seed}-p{index}", token_ids=tokens) for index, tokens in enumerate(workload.draw(seed))]
     started, count = time.perf_counter(), 0
@@ -75,16 +78,22 @@ async def through_service(client: RolloutClient, workload: Workload, seed: int) 
     return _rate(workload, count, time.perf_counter() - started)
 
 
-def through_bare(connection: Connection, workload: Workload, seed: int) -> float:
+async def through_bare(connection: Connection, workload: Workload, seed: int) -> float:
     """Tokens/s of the same prompts and sampling, in the bare engine's process."""
+    await asyncio.sleep(SETTLE_S)
     request = {"prompts": workload.draw(seed), "responses": workload.responses, "new_tokens": workload.new_tokens}
+    answer = await asyncio.to_thread(_ask, connection, request)
+    return _rate(workload, answer["tokens"], answer["seconds"])
+
+
+def _ask(connection: Connection, request: dict[str, Any]) -> dict[str, float]:
     connection.send_bytes(json.dumps(request).encode())
     if not connection.poll(ROUND_S):
-        raise DeadlineError(
-            f"the bare engine did not finish {workload.name} within {ROUND_S:g} s; is the machine overloaded?"
-        )
-    answer = json.loads(connection.recv_bytes())
-    return _rate(workload, answer["tokens"], answer["seconds"])
+        raise DeadlineError(f"the bare engine gave no answer within {ROUND_S:g} s; is the machine overloaded?")
+    try:
+        return json.loads(connection.recv_bytes())
+    except EOFError:
+        raise ServiceFaultError("the bare engine ended during a round; was it killed for its memory?") from None
 
 
 def _rate(workload: Workload, tokens: int, seconds: float) -> float:
@@ -101,9 +110,11 @@ async def measure(client: RolloutClient, bare: Connection, workload: Workload) -
     for index in range(-2, ROUNDS):
         seed = 1000 + index
         if index % 2:
-            bare_rate, service_rate = through_bare(bare, workload, seed), await through_service(client, workload, seed)
+            bare_rate = await through_bare(bare, workload, seed)
+            service_rate = await through_service(client, workload, seed)
         else:
-            service_rate, bare_rate = await through_service(client, workload, seed), through_bare(bare, workload, seed)
+            service_rate = await through_service(client, workload, seed)
+            bare_rate = await through_bare(bare, workload, seed)
         note(f"{workload.name} round {index}: service {service_rate:.0f}, bare {bare_rate:.0f} tokens/s")
         if index >= 0:
             service_rates.append(service_rate)
@@ -166,9 +177,9 @@ def tiny_model(directory: Path) -> str:
 def main() -> None:
     """Command line; takes no options."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    parts = asyncio.run(compare(BUILTIN_MODEL, SMOLLM2))
+    parts = run(compare(BUILTIN_MODEL, SMOLLM2))
     with tempfile.TemporaryDirectory(prefix="bench-rollout-model-") as directory:
-        parts |= asyncio.run(compare(tiny_model(Path(directory)), TINY))
+        parts |= run(compare(tiny_model(Path(directory)), TINY))
     lowest = min(part["ratio"] for part in parts.values())
     conclude("rollout", lowest, "of the bare engine's tokens/s", goal=GOAL, at_least=True, parts=parts)
 

@@ -35,7 +35,7 @@ CONTEXT = 64
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerProcess]:
     directory = tmp_path_factory.mktemp("trainer")
-    run_file = write_run_file(directory, make_model(directory / "model", layers=2, positions=CONTEXT))
+    run_file = write_run_file(directory, make_model(directory / "model", layers=2, positions=CONTEXT), tail="mask")
     with trainer(run_file, directory, tensor=2, data=2) as process:
         yield process
 
@@ -141,6 +141,15 @@ async def test_unscored_and_masked_tokens_do_not_enter_the_loss(
     assert answer.response_tokens == lengths.sum() - lengths[2] - lengths[11] - 2
     assert all(math.isfinite(value) for value in answer.metrics.values()), dict(answer.metrics)
     assert answer.metrics["grad_norm"] > 0
+
+
+async def test_samples_that_only_fill_the_last_step_have_no_weight_with_the_tail_masked(
+    client: TrainerClient, buffer: ServiceProcess, run_id: str
+) -> None:
+    samples = training_samples().take(range(10))
+    answer = await step(client, buffer.address, run_id, samples)
+    assert answer.samples == SIZE
+    assert answer.response_tokens == samples.response_ids.lengths.sum()
 
 
 async def test_an_episode_that_does_not_exist_is_not_found(

@@ -17,10 +17,15 @@ SIZE = 16
 MICRO_BATCH = 4
 
 
-def write_run_file(directory: Path, model: Path, dtype: str = "float32") -> Path:
+def write_run_file(directory: Path, model: Path, dtype: str = "float32", tail: str = "wrap") -> Path:
     """One optimizer step trains all samples."""
     run = {
-        "runtime": {"sample_per_episode": SIZE, "train_micro_batch_size": MICRO_BATCH, "train_global_batch_size": SIZE},
+        "runtime": {
+            "sample_per_episode": SIZE,
+            "train_micro_batch_size": MICRO_BATCH,
+            "train_global_batch_size": SIZE,
+            "tail": tail,
+        },
         "models": {"policy": {"model": str(model), "dtype": dtype}, "ppo_policy": {"dtype": dtype, "lr": 1e-3}},
         "deadlines": {"buffer_s": 10},
     }
@@ -72,10 +77,10 @@ def without(samples: Samples, *columns: str) -> Samples:
 
 
 async def put(buffer_address: str, run_id: str, episode_id: int, samples: Samples) -> None:
-    """Stores the samples as a whole episode."""
+    """Stores the samples as a whole episode, which one step trains."""
     async with BufferClient(buffer_address) as buffer:
         await buffer.open_episode(
-            run_id, episode_id, expected_samples=SIZE, global_batch_size=SIZE, micro_batch_size=MICRO_BATCH
+            run_id, episode_id, expected_samples=len(samples), global_batch_size=SIZE, micro_batch_size=MICRO_BATCH
         )
         await buffer.put(run_id, episode_id, samples)
         await buffer.close_episode(run_id, episode_id)
