@@ -4,8 +4,6 @@ The processes are forked from a server that has imported torch and done nothing 
 """
 
 import multiprocessing
-import os
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -50,8 +48,7 @@ class Rank:
 
     def kill(self) -> None:
         """kill -9, if it still runs."""
-        if self._process.is_alive():
-            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.join(10)
 
 
