@@ -143,6 +143,22 @@ async def test_unscored_and_masked_tokens_do_not_enter_the_loss(
     assert answer.metrics["grad_norm"] > 0
 
 
+async def test_a_gradient_that_is_not_finite_is_refused_and_leaves_weights_and_step_as_they_were(
+    client: TrainerClient, buffer: ServiceProcess, run_id: str
+) -> None:
+    samples = training_samples()
+    status, scores = await client.get_status(), await client.compute_logprobs(samples)
+    broken = training_samples()
+    broken.rewards[3] = np.finfo(np.float32).max
+    broken.group_reward_mean[3] = np.finfo(np.float32).min
+    with pytest.raises(InvalidRequestError, match="gradient norm of this step is .*the weights are unchanged"):
+        await step(client, buffer.address, run_id, broken)
+    assert (await client.get_status()).global_step == status.global_step
+    assert (await client.compute_logprobs(samples)).values.tobytes() == scores.values.tobytes()
+    answer = await step(client, buffer.address, f"{run_id}-good", samples)
+    assert math.isfinite(answer.metrics["grad_norm"])
+
+
 async def test_samples_that_only_fill_the_last_step_have_no_weight_with_the_tail_masked(
     client: TrainerClient, buffer: ServiceProcess, run_id: str
 ) -> None:

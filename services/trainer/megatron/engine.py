@@ -14,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from baton.config.trainable import TrainableConfig
+from baton.errors import InvalidRequestError
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.hf import load_hf
 from services.trainer.megatron.model import PolicyModel, TokenScores, transformer_config
@@ -107,10 +108,20 @@ class Engine:
         return float(total)
 
     def step(self) -> tuple[float, float]:
-        """Updates the weights with the accumulated gradients. Returns (gradient norm before clipping, learning rate)."""
+        """Updates the weights with the accumulated gradients. Returns (gradient norm before clipping, learning rate).
+
+        Raises InvalidRequestError, on all ranks and with the weights unchanged, if the gradient is not finite.
+        """
+        self.optimizer.prepare_grads()
+        if not math.isfinite(norm := float(self.optimizer.get_grad_norm())):
+            raise InvalidRequestError(
+                f"the gradient norm of this step is {norm}; the weights are unchanged. Look for rewards or rollout "
+                "log-probabilities that are infinite or huge, and at the metrics of the last steps for a growing norm; "
+                "a lower models.ppo_policy.lr or clip_grad helps against that"
+            )
         self.schedule.step(1)  # before the update, so that a warm-up's first step does not have a rate of zero
-        _, norm, _ = self.optimizer.step()
-        return float(norm), self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        return norm, self.optimizer.param_groups[0]["lr"]
 
 
 def _optimizer_config(config: TrainableConfig, dtype: torch.dtype) -> OptimizerConfig:
