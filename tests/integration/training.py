@@ -86,6 +86,16 @@ async def put(buffer_address: str, run_id: str, episode_id: int, samples: Sample
         await buffer.close_episode(run_id, episode_id)
 
 
+async def step(
+    client: TrainerClient, buffer_address: str, run_id: str, samples: Samples, expected: dict[int, str] | None = None
+) -> pb.TrainStepResponse:
+    """Puts the samples and takes one step on them, or raises within seconds what any rank has against it."""
+    await put(buffer_address, run_id, 0, samples)
+    return await client.train_step(
+        run_id, 0, pass_index=0, step_index=0, buffer_address=buffer_address, expected_digests=expected, timeout_s=30
+    )
+
+
 async def train(client: TrainerClient, buffer_address: str, run_id: str, episode_id: int) -> pb.TrainStepResponse:
     """One step on samples that depend on the episode alone."""
     await put(buffer_address, run_id, episode_id, training_samples(episode_id))
