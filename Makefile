@@ -16,7 +16,7 @@ run: setup  ## train SmolLM2-135M on arithmetic, on this machine's CPU, and show
 test: setup  ## all tests, on real parts (under 20 minutes on 2 cores)
 	@$(PY) -m pytest -q
 
-test-fast: setup  ## the tests that start neither vLLM nor torchrun (under 2 minutes)
+test-fast: setup  ## the tests that start no model process and kill nothing (under 2 minutes)
 	@$(PY) -m pytest -q -m "not slow"
 
 test-gpu: setup  ## the tests that need CUDA

@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests share. The classes behind them are in `processes.py`."""
 
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from processes import ServiceProcess, StoreProcess
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, it would be ignored, and inherited so
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from baton.clients.buffer import BufferClient
 from baton.errors import BackpressureError, ServiceUnavailableError, StoreUnavailableError
 from processes import ServiceProcess, StoreProcess, free_port
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"expected_samples": 24, "global_batch_size": 8, "micro_batch_size": 2}
 
 

@@ -9,6 +9,8 @@ import time
 import pytest
 from cli_process import Place, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path):
