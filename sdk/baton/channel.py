@@ -1,13 +1,15 @@
 """One way to open a channel and one way to call over it: deadlines always, retries where repeating is safe."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from baton.errors import from_rpc_error
+from baton.errors import BackpressureError, ServiceUnavailableError, from_rpc_error
 
 _RETRY = {  # gRPC allows five attempts; with a ready-wait in between they span a restart of the service
     "maxAttempts": 5,
@@ -65,6 +67,22 @@ class ServiceClient:
             return await getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=True)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._name(method), self.address, timeout) from None
+
+    async def _upload(self, method: str, messages: Callable[[], Iterable[Any]], timeout_s: float | None = None) -> Any:
+        """Streams the messages; from the first one again while the service is away or its budgets are full."""
+        timeout, pause = self.timeout_s if timeout_s is None else timeout_s, 0.05
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                left = max(deadline - time.monotonic(), 0.0)
+                return await getattr(self._stub, method)(iter(messages()), timeout=left, wait_for_ready=True)
+            except grpc.RpcError as error:
+                raised = from_rpc_error(error, self._name(method), self.address, timeout)
+                waits = isinstance(raised, ServiceUnavailableError | BackpressureError)
+                if not waits or time.monotonic() + pause > deadline:
+                    raise raised from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     async def _stream(self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None) -> AsyncIterator[Any]:
         timeout = self.timeout_s if timeout_s is None else timeout_s

@@ -20,6 +20,7 @@ import importlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -88,6 +89,9 @@ class FlowContext(Protocol):
         ...
 
 
+RelaySampleFunction = Callable[..., list[Mapping[str, Any]]]
+"""`fn(episode_relay_buffers: list[EpisodeRelayBuffer], **params)`: from the history, oldest first, to the training set."""
+
 Flow = Callable[[FlowContext, Sequence[PromptItem]], AsyncIterator[Group]]
 """An async generator function: gets one episode's prompts and yields scored groups, in the order to be trained."""
 
@@ -102,21 +106,47 @@ def reward(*, weight: float = 1.0, timeout_s: float = 10.0, **params: Any) -> Ca
     return decorate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Engine:
     """What the user's module defines. Everything left out comes from the run file, and the flow is generate, then score.
 
     `prompts`: dicts {"prompt": text or chat messages, **metadata}, or a function that returns them; finite.
     `rewards`: importable functions, or names as in `rewards.functions` of the run file; their weighted values add up.
+    `relay_sample_fn`: what chooses training samples from the relayed episodes; see `baton.relay`.
     """
 
     prompts: Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]] | None = None
     rewards: Sequence[RewardFunction | str] = ()
     flow: Flow | None = None
+    relay_sample_fn: RelaySampleFunction | None = None
+
+    def set_relay_sample_fn(self, function: RelaySampleFunction) -> None:
+        """Makes `function(episode_relay_buffers)` choose what relayed episodes train. Any callable; it is never pickled."""
+        if not callable(function):
+            raise ConfigError(f"relay_sample_fn: got a {type(function).__name__}; give a function of the relay buffers")
+        self.relay_sample_fn = function
 
     def reward_functions(self) -> list[RewardFunctionConfig]:
         """The rewards as the run file would name them. Raises ConfigError for one that a worker could not import."""
         return [_reward_config(function) for function in self.rewards]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A role of the run file, such as `policy` or `ppo_value`, for the engines that take models."""
+
+    name: str
+
+
+class RLHFEngine(Engine):
+    """PPO: rollout by `policy`, scores by `reference`, `value` and `reward`, training of `ppo_policy` and `ppo_value`."""
+
+    def __init__(
+        self, policy: Model, reference: Model, reward: Model, value: Model, ppo_policy: Model, ppo_value: Model
+    ) -> None:  # fmt: skip
+        """Takes the models in this order."""
+        super().__init__()
+        self.models = (policy, reference, reward, value, ppo_policy, ppo_value)
 
 
 def _reward_config(function: RewardFunction | str) -> RewardFunctionConfig:
@@ -136,6 +166,12 @@ def _checked(target: str, options: Mapping[str, Any]) -> RewardFunctionConfig:
         return RewardFunctionConfig(function=target, **options)
     except ValueError as error:
         raise ConfigError(f"reward {target}: {error}") from error
+
+
+def import_function(target: str) -> Callable[..., Any]:
+    """What "module:name" names; raises whatever importing it raises."""
+    module, _, name = target.partition(":")
+    return reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 def load_engine(target: str) -> Engine:

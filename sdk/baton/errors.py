@@ -28,12 +28,20 @@ class ConflictError(BatonError):
     """Somebody else changed what this request was based on. Read again, then decide."""
 
 
+class LeaseLostError(ConflictError):
+    """The lease has expired, or somebody else holds the step now. Renew it, or leave the step to the other."""
+
+
 class NotReadyError(BatonError):
     """The service cannot do this in its present state. The message says which state, and what ends it."""
 
 
 class StalePolicyError(NotReadyError):
     """The replica serves another policy version than the request demands. The message names both."""
+
+
+class DeadLetterError(NotReadyError):
+    """Work was given up after too many attempts. The message has the last reason; it waits for a person."""
 
 
 class DigestMismatchError(BatonError):
@@ -69,6 +77,8 @@ _STATUS: dict[type[BatonError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     ConflictError: grpc.StatusCode.ABORTED,
+    LeaseLostError: grpc.StatusCode.ABORTED,
+    DeadLetterError: grpc.StatusCode.FAILED_PRECONDITION,
     StalePolicyError: grpc.StatusCode.FAILED_PRECONDITION,
     NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
     DigestMismatchError: grpc.StatusCode.DATA_LOSS,

@@ -3,7 +3,7 @@
 The wire form is `baton.api.common.v1.SampleBatch`; `to_proto` and `from_proto` are the only places that know both.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Self
@@ -16,6 +16,7 @@ from baton.errors import InvalidRequestError
 MESSAGE_BYTES = 3 * 1024 * 1024
 """Size of one message of samples, below gRPC's default limit of 4 MiB: what carries it adds fields of its own."""
 
+Buffer = bytes | memoryview
 _FRAMING_BYTES = 512  # tags and lengths of all columns
 _TEXT_FRAMING_BYTES = 7  # tag and length of one string
 _PER_TOKEN = ("rollout_logprobs", "reference_logprobs", "loss_mask")
@@ -121,6 +122,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    def columns(self) -> list[str]:
+        """Names of the columns that are present, but for `sample_ids`."""
+        return [name for name, _, _ in _COLUMNS if getattr(self, name) is not None]
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The chosen samples, in that order; repeats are allowed."""
         index = np.asarray(indices, dtype=np.int64)
@@ -162,7 +167,7 @@ class Samples:
     def split(self, message_bytes: int = MESSAGE_BYTES) -> Iterator[Self]:
         """Yields consecutive parts whose messages take at most `message_bytes`; a single larger sample travels alone."""
         start, total = 0, _FRAMING_BYTES
-        for i, size in enumerate(self._wire_bytes()):
+        for i, size in enumerate(self.wire_bytes()):
             if i > start and total + size > message_bytes:
                 yield self.take(range(start, i))
                 start, total = i, _FRAMING_BYTES
@@ -170,7 +175,7 @@ class Samples:
         if start < len(self):
             yield self if start == 0 else self.take(range(start, len(self)))
 
-    def _wire_bytes(self) -> np.ndarray:
+    def wire_bytes(self) -> np.ndarray:
         """Bytes that each sample takes in a message, at most: [size]."""
         texts = [self.sample_ids, *(getattr(self, name) for name, kind, _ in _COLUMNS if kind == "text")]
         sizes = np.zeros(len(self), np.int64)
@@ -184,16 +189,19 @@ class Samples:
                 sizes += dtype.itemsize
         return sizes
 
-    def to_proto(self) -> pb.SampleBatch:
-        """The wire form. The caller splits first: see `split`."""
-        message = pb.SampleBatch(size=len(self), sample_ids=self.sample_ids)
+    def to_proto(self, into: pb.SampleBatch | None = None) -> pb.SampleBatch:
+        """The wire form, in a new message or in the empty one that is given. The caller splits first: see `split`."""
+        message = pb.SampleBatch() if into is None else into
+        message.size = len(self)
+        message.sample_ids.extend(self.sample_ids)
         for name, kind, dtype in _COLUMNS:
             column = getattr(self, name)
             if column is None:
                 continue
             if kind == "ragged":
-                values = np.ascontiguousarray(column.values, dtype).tobytes()
-                getattr(message, name).CopyFrom(pb.Ragged(values=values, lengths=column.lengths.astype("<u4").tobytes()))
+                ragged = getattr(message, name)
+                ragged.values = np.ascontiguousarray(column.values, dtype).tobytes()
+                ragged.lengths = column.lengths.astype("<u4").tobytes()
             elif kind == "text":
                 getattr(message, name).extend(column)
             else:
@@ -201,8 +209,8 @@ class Samples:
         return message
 
     @classmethod
-    def from_proto(cls, message: pb.SampleBatch) -> Self:
-        """Reads the wire form without copying the arrays.
+    def from_proto(cls, message: pb.SampleBatch, values: Mapping[str, Buffer] | None = None) -> Self:
+        """Reads the wire form without copying the arrays. `values`: elements of ragged columns, if the message lacks them.
 
         Raises InvalidRequestError, naming the column, if a column has another number of rows or of tokens than the batch.
         """
@@ -210,14 +218,17 @@ class Samples:
         _check_rows("sample_ids", len(message.sample_ids), message.size)
         for name, kind, dtype in _COLUMNS:
             raw = getattr(message, name)
-            if not (raw.lengths or raw.values if kind == "ragged" else raw):
-                continue
             if kind == "ragged":
-                column = Ragged(_read(name, raw.values, dtype), _read(f"{name}.lengths", raw.lengths, np.dtype("<u4")))
+                elements = raw.values if values is None else values.get(name, b"")
+                if not (len(raw.lengths) or len(elements)):
+                    continue
+                column = Ragged(_read(name, elements, dtype), _read(f"{name}.lengths", raw.lengths, np.dtype("<u4")))
                 rows, total = len(column.lengths), int(column.lengths.sum())
                 if total != len(column.values):
                     raise InvalidRequestError(f"samples.{name} announces {total} elements but holds {len(column.values)}")
             else:
+                if not raw:
+                    continue
                 column = list(raw) if kind == "text" else _read(name, raw, dtype)
                 rows = len(column)
             _check_rows(name, rows, message.size)
@@ -230,7 +241,7 @@ class Samples:
         return samples
 
 
-def _read(name: str, raw: bytes, dtype: np.dtype) -> np.ndarray:
+def _read(name: str, raw: Buffer, dtype: np.dtype) -> np.ndarray:
     if len(raw) % dtype.itemsize:
         raise InvalidRequestError(f"samples.{name} has {len(raw)} bytes, which is no whole number of {dtype.name} elements")
     return np.frombuffer(raw, dtype)
@@ -246,3 +257,8 @@ _COLUMNS = [
     for f in fields(Samples)
     if f.metadata
 ]
+
+RAGGED_COLUMNS: Mapping[str, np.dtype] = {name: dtype for name, kind, dtype in _COLUMNS if kind == "ragged"}
+"""Columns of arrays, and the type of their elements."""
+COLUMN_TYPES: Mapping[str, np.dtype] = {name: dtype for name, kind, dtype in _COLUMNS if kind == "scalar"}
+"""Columns of one number per sample, and its type."""

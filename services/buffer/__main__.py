@@ -6,17 +6,14 @@ from collections.abc import Sequence
 
 from services.common.server import Server, configure_logging, service_arguments
 
+SERVICES = ("baton.api.buffer.v1.BufferService", "baton.api.buffer.v1.RelayService", "baton.api.buffer.v1.LedgerService")
+
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serves until SIGTERM. Raises BatonError if the run file is wrong or the store is not there."""
-    # imported late, so that --help answers at once
-    from baton.api.buffer.v1.buffer_pb2_grpc import add_BufferServiceServicer_to_server
-    from baton.config import ConfigError, load_run
-    from services.buffer.chunks import ChunkCache
-    from services.buffer.leases import Leases
-    from services.buffer.ledger import Ledger
-    from services.buffer.servicer import BufferServicer
-    from services.buffer.state import RunState
+    from baton.config import ConfigError, load_run  # imported late, so that --help answers at once
+    from services.buffer.assembly import add_services
+    from services.buffer.limits import Limits
     from services.buffer.store import Store
 
     run = load_run(arguments.run_file, arguments.set)
@@ -25,10 +22,8 @@ async def serve(arguments: argparse.Namespace) -> None:
         raise ConfigError("store.url: not set, and this service starts no store; set it, or add --store redis://HOST:PORT")
     store = Store(url)
     await store.check()
-    server = Server("baton.api.buffer.v1.BufferService", arguments.listen)
-    chunks = ChunkCache(store)
-    servicer = BufferServicer(Ledger(store, chunks), Leases(store, chunks, run.store.lease_timeout_s), RunState(store))
-    add_BufferServiceServicer_to_server(servicer, server.grpc)
+    server = Server(SERVICES, arguments.listen)
+    add_services(server.grpc, store, Limits.of(run.store))
     await server.run(arguments.ready_file)
     await store.close()
 

@@ -8,6 +8,7 @@ repeat from its start, as often as it takes, so every rank always gets n full mi
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 
@@ -26,27 +27,45 @@ class Share:
     shuffle_seed: int
 
     @property
-    def lease_id(self) -> str:
-        """The same for all ranks of the step, for ever."""
+    def step(self) -> str:
+        """The step's name in its episode."""
         return f"p{self.pass_index}-s{self.step_index}"
 
 
-def parse_lease_id(lease_id: str) -> tuple[int, int]:
-    """(pass, step) of a lease id. Raises InvalidRequestError for anything else."""
-    match = re.fullmatch(r"p([0-9]+)-s([0-9]+)", lease_id)
-    if match is None:
-        raise InvalidRequestError(f"lease_id is {lease_id!r}; give the one that Lease returned, such as p0-s3")
-    return int(match[1]), int(match[2])
+def parse_step(step: str) -> tuple[int, int]:
+    """(pass, step) of a step's name."""
+    pass_index, step_index = step[1:].split("-s")
+    return int(pass_index), int(step_index)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseId:
+    """A step, and the attempt to train it. Attempts tell apart those who held the step one after the other."""
+
+    step: str
+    attempt: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises InvalidRequestError for anything but a lease id."""
+        match = re.fullmatch(r"(p[0-9]+-s[0-9]+)-a([0-9]+)", text)
+        if match is None:
+            raise InvalidRequestError(f"lease_id is {text!r}; give the one that Lease returned, such as p0-s3-a1")
+        return cls(match[1], int(match[2]))
+
+    def __str__(self) -> str:
+        """As clients see it."""
+        return f"{self.step}-a{self.attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The micro-batches of a share, row by row."""
+    """The samples of a share, in training order; micro-batches are consecutive ones."""
 
     positions: np.ndarray
-    """Positions of the samples in the episode: int64 [n, micro batch]."""
+    """Positions in the training set: int64 [samples of a rank]."""
     wrapped: np.ndarray
-    """Whether the sample repeats one of this pass to fill the last step: bool [n, micro batch]."""
+    """Whether the sample repeats one of this pass to fill the last step: bool, as positions."""
 
 
 def steps_per_pass(total: int, global_batch_size: int) -> int:
@@ -59,21 +78,36 @@ def first_uses(step_index: int, global_batch_size: int, samples: int) -> int:
     return max(0, min(global_batch_size, samples - step_index * global_batch_size))
 
 
-def plan(share: Share, episode_id: int, total: int | None, global_batch_size: int, micro_batch_size: int) -> Plan | None:
-    """The share's micro-batches, or None while they depend on a total that is not known (None).
+def plan(share: Share, episode_id: int, total: int | None, global_batch_size: int) -> Plan | None:
+    """The share's samples, or None while they depend on a total that is not known (None).
 
     Without a total, the first pass is planned as if it never ended: right for every position that turns out to exist.
-    `global_batch_size` must be a multiple of `micro_batch_size` * `share.ranks`, `total` not zero.
+    `global_batch_size` must be a multiple of micro-batch size * `share.ranks`, `total` not zero.
     """
     per_rank = global_batch_size // share.ranks
     start = (share.step_index * share.ranks + share.rank) * per_rank
-    slots = np.arange(start, start + per_rank, dtype=np.int64).reshape(-1, micro_batch_size)
+    slots = np.arange(start, start + per_rank, dtype=np.int64)
     if total is None:
         return Plan(slots, np.zeros(slots.shape, bool)) if share.pass_index == 0 else None
     positions = slots % total
     if share.pass_index > 0:
         positions = _shuffled(total, share.shuffle_seed, episode_id, share.pass_index)[positions]
     return Plan(positions, slots >= total)
+
+
+def cut_by_tokens(tokens: np.ndarray, budget: int) -> list[slice]:
+    """Consecutive micro-batches of at most `budget` tokens each, as few as that allows; a larger sample is alone in one.
+
+    `tokens`: int64 [samples].
+    """
+    cuts, start, held = [], 0, 0
+    for at, count in enumerate(tokens):
+        if at > start and held + count > budget:
+            cuts.append(slice(start, at))
+            start, held = at, 0
+        held += int(count)
+    cuts.append(slice(start, len(tokens)))
+    return cuts
 
 
 @lru_cache(maxsize=8)

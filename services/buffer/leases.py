@@ -1,4 +1,4 @@
-"""Handing out steps: waiting for their samples, reading them, and the acknowledgement."""
+"""Handing out steps: waiting for their samples and for whoever holds them, reading them, and the acknowledgement."""
 
 import asyncio
 import math
@@ -8,116 +8,223 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baton.errors import ConflictError, DeadlineError, InvalidRequestError, NotFoundError
+from baton.errors import ConflictError, DeadLetterError, DeadlineError, InvalidRequestError, LeaseLostError, NotFoundError
 from baton.samples import Samples
-from services.buffer.batching import Plan, Share, parse_lease_id, plan, steps_per_pass
-from services.buffer.chunks import ChunkCache, Layout
+from services.buffer.batching import LeaseId, Plan, Share, cut_by_tokens, parse_step, plan, steps_per_pass
 from services.buffer.episode import Episode, missing
 from services.buffer.keys import EpisodeKeys
+from services.buffer.limits import Limits
 from services.buffer.store import Store
+from services.buffer.training_set import TrainingSets
 
 POLL_S = 0.02
 """Between two looks at an episode that lacks samples: one small command each."""
+HELD_POLL_S = 0.2
+"""Between two looks at a step that somebody else holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Samples to hand out; `wrapped` is bool [size]."""
 
+    lease_id: LeaseId
     samples: Samples
     wrapped: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One rank's wish. `micro_batch_tokens` 0: micro-batches have the episode's number of samples."""
+
+    share: Share
+    lessee: str
+    micro_batch_tokens: int
+    deadline: float
+    """On time.monotonic()."""
+    wait_s: float
 
 
 class Leases:
     """Leases steps of an episode to data-parallel ranks. State is in the store only."""
 
-    def __init__(self, store: Store, chunks: ChunkCache, lease_timeout_s: float) -> None:
+    def __init__(self, store: Store, sets: TrainingSets, limits: Limits) -> None:
         self._store = store
-        self._chunks = chunks
-        self._lease_timeout_s = lease_timeout_s
+        self._sets = sets
+        self._limits = limits
 
-    async def lease(self, keys: EpisodeKeys, share: Share, wait_s: float) -> AsyncIterator[MicroBatch]:
+    async def lease(
+        self, keys: EpisodeKeys, share: Share, *, lessee: str, micro_batch_tokens: int, wait_s: float
+    ) -> AsyncIterator[MicroBatch]:
         """Yields the share's micro-batches, each as soon as its samples are stored.
 
-        Raises DeadlineError if they are not within `wait_s` in all, ConflictError if the step is acknowledged, and
-        InvalidRequestError for a step that the episode does not have.
+        Raises DeadlineError if they are not within `wait_s` in all, or if another lessee holds the step for longer;
+        ConflictError if the step is trained, DeadLetterError if it was given up, and InvalidRequestError for a step that
+        the episode does not have.
         """
         if not (math.isfinite(wait_s) and wait_s >= 0):
             raise InvalidRequestError(f"wait_s is {wait_s}; it must be a number of seconds from 0")
-        deadline = time.monotonic() + wait_s
+        request = Request(share, lessee, micro_batch_tokens, time.monotonic() + wait_s, wait_s)
         episode = await Episode.read(self._store, keys)
-        layout = Layout()
-        for index in range(_micro_batches(share, episode)):
-            while (ready := _ready(keys, share, episode, index)) is None:
-                if time.monotonic() > deadline:
-                    raise _too_late(keys, share, episode, index, wait_s)
-                await asyncio.sleep(POLL_S)
-                episode = await Episode.read(self._store, keys)
-            if index == 0:
-                await self._record(keys, share)
-            positions, wrapped = ready.positions[index], ready.wrapped[index]
-            if positions.max() >= layout.size:
-                await layout.extend(self._store, keys)
-            yield MicroBatch(await self._chunks.read(keys, layout, positions), wrapped)
+        _check_share(share, episode)
+        batches = self._by_tokens if micro_batch_tokens else self._by_number
+        async for batch in batches(keys, request, episode):
+            yield batch
 
-    async def ack(self, keys: EpisodeKeys, lease_id: str, global_step: int) -> int:
-        """Marks the step as trained by optimizer step `global_step`; returns the acknowledged steps of its pass.
+    async def _by_number(self, keys: EpisodeKeys, request: Request, episode: Episode) -> AsyncIterator[MicroBatch]:
+        size, lease_id = episode.micro_batch_size, None
+        for start in range(0, episode.global_batch_size // request.share.ranks, size):
+            cut = slice(start, start + size)
+            episode, found = await self._wait(keys, request, episode, cut)
+            lease_id = lease_id or await self._take(keys, request)
+            yield MicroBatch(
+                lease_id, await self._sets.read(keys, episode, found.positions[cut]), found.wrapped[cut]
+            )  # fmt: skip
 
-        Raises NotFoundError if it was not leased, ConflictError if another optimizer step trained it.
+    async def _by_tokens(self, keys: EpisodeKeys, request: Request, episode: Episode) -> AsyncIterator[MicroBatch]:
+        episode, found = await self._wait(keys, request, episode, slice(None))
+        lease_id = await self._take(keys, request)
+        samples = await self._sets.read(keys, episode, found.positions)
+        for cut in cut_by_tokens(samples.token_counts(), request.micro_batch_tokens):
+            yield MicroBatch(lease_id, samples.take(np.arange(cut.start, cut.stop)), found.wrapped[cut])
+
+    async def renew(self, keys: EpisodeKeys, lease_id: LeaseId, lessee: str) -> tuple[LeaseId, float]:
+        """Starts the lease's time again; returns (lease id, its seconds). Raises LeaseLostError if another has the step."""
+        answer = await self._store.run(
+            "renew", [keys.steps], lease_id.step, lease_id.attempt, lessee, self._limits.lease_timeout_s
+        )
+        if answer[0] != b"leased":
+            raise _lost(keys, lease_id, answer)
+        return LeaseId(lease_id.step, answer[1]), self._limits.lease_timeout_s
+
+    async def release(self, keys: EpisodeKeys, lease_id: LeaseId, reason: str) -> None:
+        """Gives the step back untrained; raises LeaseLostError if somebody else has it now."""
+        answer = await self._store.run("release", [keys.steps], lease_id.step, lease_id.attempt, reason or "no reason given")
+        if answer[0] != b"released":
+            raise _lost(keys, lease_id, answer)
+
+    async def ack(self, keys: EpisodeKeys, lease_id: LeaseId, global_step: int) -> int:
+        """Marks the step as trained by optimizer step `global_step`; returns the trained steps of its pass.
+
+        Raises NotFoundError if it was not leased, LeaseLostError if the lease has expired or is another's, ConflictError if
+        another optimizer step trained it, or this one trained another step.
         """
-        pass_index, _ = parse_lease_id(lease_id)
-        match await self._store.run("ack", [keys.episode, keys.steps], lease_id, pass_index, global_step):
+        pass_index, _ = parse_step(lease_id.step)
+        becomes = "acked" if self._limits.ack_on_step else "trained"
+        answer = await self._store.run(
+            "ack", [keys.episode, keys.steps, keys.run.global_steps],
+            lease_id.step, pass_index, lease_id.attempt, global_step, becomes, f"{keys.episode_id} {lease_id.step}",
+        )  # fmt: skip
+        match answer:
             case [b"acked", steps]:
                 return steps
             case [b"other", earlier]:
                 raise ConflictError(
-                    f"{lease_id} of {keys} was trained by optimizer step {earlier.decode()}, not {global_step}; "
+                    f"{lease_id.step} of {keys} was trained by optimizer step {earlier.decode()}, not {global_step}; "
                     "the trainer went back to an older checkpoint, or two trainers share the run"
                 )
-        raise NotFoundError(f"{lease_id!r} of {keys} is not leased; acknowledge the lease_id that Lease gave")
-
-    async def _record(self, keys: EpisodeKeys, share: Share) -> None:
-        answer = await self._store.run(
-            "lease", [keys.episode, keys.steps], share.lease_id, share.pass_index, self._lease_timeout_s
-        )
-        match answer:
-            case [b"missing"]:
-                raise missing(keys)
-            case [b"acked", global_step]:
+            case [b"taken", other]:
+                episode_id, step = other.decode().split()
                 raise ConflictError(
-                    f"step {share.step_index} of pass {share.pass_index} of {keys} was trained by optimizer step "
-                    f"{global_step.decode()}; go on with the next step"
+                    f"optimizer step {global_step} trained {step} of episode {episode_id} already, and cannot have trained "
+                    f"{lease_id.step} of {keys} too; the trainer went back to an older checkpoint, or two share the run"
                 )
+        raise _lost(keys, lease_id, answer)
+
+    async def _wait(
+        self, keys: EpisodeKeys, request: Request, episode: Episode, cut: slice
+    ) -> tuple[Episode, Plan]:  # fmt: skip
+        """The episode and the share's plan, once the samples of that cut of it are there."""
+        while (found := _ready(keys, request.share, episode, cut)) is None:
+            if time.monotonic() > request.deadline:
+                raise _too_late(keys, request, episode, cut)
+            await asyncio.sleep(POLL_S)
+            episode = await Episode.read(self._store, keys)
+        return episode, found
+
+    async def _take(self, keys: EpisodeKeys, request: Request) -> LeaseId:
+        """Records the lease, once nobody else holds the step."""
+        step = request.share.step
+        name = f"episode {keys.episode_id} step {step}"
+        while True:
+            answer = await self._store.run(
+                "lease", [keys.episode, keys.steps, keys.run.dead],
+                step, request.share.pass_index, request.lessee, self._limits.lease_timeout_s, self._limits.max_attempts,
+                name, request.share.shuffle_seed,
+            )  # fmt: skip
+            match answer:
+                case [b"leased", attempt]:
+                    return LeaseId(step, attempt)
+                case [b"missing"]:
+                    raise missing(keys)
+                case [b"trained", global_step]:
+                    raise ConflictError(
+                        f"{step} of {keys} was trained by optimizer step {global_step.decode()}; go on with the next step"
+                    )
+                case [b"seed", seed]:
+                    raise ConflictError(
+                        f"shuffle_seed is {request.share.shuffle_seed}, but {keys} is shuffled by {int(seed)}; "
+                        "ranks that disagree would train some samples twice: give all of them runtime.seed"
+                    )
+                case [b"dead", reason]:
+                    raise DeadLetterError(
+                        f"{step} of {keys} was given up after {self._limits.max_attempts} attempts: {reason.decode()}; see "
+                        f"what is wrong with its samples (baton relay audit {keys.run_id}), or raise store.max_attempts"
+                    )
+                case [b"held", lessee, left]:
+                    if time.monotonic() > request.deadline:
+                        raise DeadlineError(
+                            f"{step} of {keys} is leased by {lessee.decode() or 'somebody'} for {float(left):.0f} s more, "
+                            f"and {request.wait_s:g} s were not enough to wait for that; does a second trainer use the run? "
+                            "A dead one's lease ends by itself: see store.lease_timeout_s"
+                        )
+            await asyncio.sleep(HELD_POLL_S)
 
 
-def _micro_batches(share: Share, episode: Episode) -> int:
-    """Micro-batches of a share. Raises InvalidRequestError if the ranks cannot have equally many."""
+def _lost(keys: EpisodeKeys, lease_id: LeaseId, answer: list) -> NotFoundError | LeaseLostError:
+    match answer:
+        case [b"foreign", attempt, lessee]:
+            why = f"was leased again since, as attempt {int(attempt)}, by {lessee.decode() or 'somebody'}"
+        case [b"expired", late]:
+            why = f"is a lease that expired {float(late):.1f} s ago; renew it first"
+        case [b"trained", global_step]:
+            why = f"was trained by optimizer step {global_step.decode()}"
+        case _:
+            return NotFoundError(f"{lease_id} of {keys} is not leased; give the lease_id that Lease gave")
+    return LeaseLostError(f"{lease_id} of {keys} {why}")
+
+
+def _check_share(share: Share, episode: Episode) -> None:
+    """Raises InvalidRequestError if the ranks cannot have equally many micro-batches."""
     if not 0 <= share.rank < share.ranks:
         raise InvalidRequestError(f"data_parallel_rank is {share.rank}; it must be below data_parallel_size, {share.ranks}")
-    each, rest = divmod(episode.global_batch_size, episode.micro_batch_size * share.ranks)
-    if rest:
+    if episode.global_batch_size % (episode.micro_batch_size * share.ranks):
         raise InvalidRequestError(
             f"global_batch_size {episode.global_batch_size} is not a multiple of micro_batch_size x data_parallel_size, "
             f"{episode.micro_batch_size} x {share.ranks}; change runtime.train_global_batch_size or the number of ranks"
         )
-    return each
 
 
-def _ready(keys: EpisodeKeys, share: Share, episode: Episode, index: int) -> Plan | None:
-    """The plan if its micro-batch `index` can be read now. Raises InvalidRequestError if the step does not exist."""
+def _ready(keys: EpisodeKeys, share: Share, episode: Episode, cut: slice) -> Plan | None:
+    """The plan if that cut of it can be read now. Raises InvalidRequestError if the step does not exist."""
     total = episode.total
     if total is not None and share.step_index >= (steps := steps_per_pass(total, episode.global_batch_size)):
         raise InvalidRequestError(
             f"step_index is {share.step_index}, but a pass over the {total} samples of {keys} has {steps} steps, from 0"
         )
-    found = plan(share, keys.episode_id, total, episode.global_batch_size, episode.micro_batch_size)
-    return found if found and found.positions[index].max() < episode.stored else None
+    if episode.relayed and total is None:
+        return None
+    found = plan(share, keys.episode_id, total, episode.global_batch_size)
+    return found if found and found.positions[cut].max() < episode.available else None
 
 
-def _too_late(keys: EpisodeKeys, share: Share, episode: Episode, index: int, wait_s: float) -> DeadlineError:
-    found = plan(share, keys.episode_id, episode.total, episode.global_batch_size, episode.micro_batch_size)
-    need = f"needs {found.positions[index].max() + 1}" if found else "needs the episode to be closed"
+def _too_late(keys: EpisodeKeys, request: Request, episode: Episode, cut: slice) -> DeadlineError:
+    share = request.share
+    found = plan(share, keys.episode_id, episode.total, episode.global_batch_size)
+    if episode.relayed:
+        need = "needs what the relay function selects"
+    else:
+        need = f"needs {found.positions[cut].max() + 1}" if found else "needs the episode to be closed"
     return DeadlineError(
-        f"step {share.step_index} of pass {share.pass_index} of {keys} {need}, but after {wait_s:g} s {episode.stored} "
-        "samples are stored; see whether the rollout is still at work, or wait longer"
+        f"step {share.step_index} of pass {share.pass_index} of {keys} {need}, but after {request.wait_s:g} s "
+        f"{episode.stored} samples are stored; see whether the rollout is still at work, or wait longer"
     )

@@ -1,73 +1,83 @@
-"""Episodes from their opening to their deletion: what is stored, what is trained."""
+"""Episodes from their opening to their end: what is stored, what is trained."""
 
-import os
-from dataclasses import dataclass
 from typing import Any
 
-from baton.api.common.v1 import samples_pb2
-from baton.errors import BatonError, ConflictError, InvalidRequestError, NotReadyError
-from baton.samples import Samples
-from services.buffer.batching import first_uses, parse_lease_id, steps_per_pass
-from services.buffer.chunks import RECORD, ChunkCache, Layout, record
-from services.buffer.episode import Episode, missing
+from baton.errors import BackpressureError, BatonError, ConflictError, InvalidRequestError, NotReadyError
+from services.buffer.batching import steps_per_pass
+from services.buffer.chunks import RECORD, Chunks, Layout
+from services.buffer.episode import missing
 from services.buffer.keys import EpisodeKeys
+from services.buffer.limits import Limits
+from services.buffer.staging import Incoming, expired
 from services.buffer.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """An episode's samples by state, in the pass that was leased last."""
-
-    stored: int
-    leased: int
-    trained: int
-    closed: bool
-    group_ids: list[str]
+from services.buffer.training_set import TrainingSets
 
 
 class Ledger:
-    """The episode operations. Each raises NotFoundError for an episode that was not opened, but for `delete`."""
+    """The episode operations. Each raises NotFoundError for an episode that was not opened, but for `end`."""
 
-    def __init__(self, store: Store, chunks: ChunkCache) -> None:
+    def __init__(self, store: Store, chunks: Chunks, sets: TrainingSets, limits: Limits) -> None:
         self._store = store
         self._chunks = chunks
+        self._sets = sets
+        self._limits = limits
 
-    async def open(self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int) -> int:
+    async def open(
+        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool
+    ) -> int:  # fmt: skip
         """Declares an episode (`expected` 0: dynamic); returns how many samples it holds.
 
-        Raises ConflictError if it was declared otherwise before.
+        Raises ConflictError if it was declared otherwise before, InvalidRequestError if it could never be stored.
         """
         if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % micro_batch_size:
             raise InvalidRequestError(
                 f"global_batch_size is {global_batch_size} and micro_batch_size {micro_batch_size}; the first must be a "
                 "multiple of the second: see runtime.train_global_batch_size and runtime.train_micro_batch_size"
             )
-        wanted = [expected, global_batch_size, micro_batch_size]
-        stored, *declared = map(int, await self._store.run("open", [keys.episode], *wanted))
+        if 0 < self._limits.max_samples < expected:
+            raise InvalidRequestError(
+                f"{keys} is to have {expected} samples, more than store.max_samples ({self._limits.max_samples}) ever "
+                "allows; raise that, or lower runtime.sample_per_episode"
+            )
+        wanted = [expected, global_batch_size, micro_batch_size, int(relayed)]
+        answer = await self._store.run(
+            "open", [keys.episode, keys.run.episodes, keys.run.ended], keys.episode_id, *wanted
+        )  # fmt: skip
+        if answer == [b"ended"]:
+            raise ConflictError(
+                f"{keys} was trained and ended, and would be trained twice; go on with the next episode, or start a run of "
+                "another name"
+            )
+        stored, *declared = map(int, answer)
         if declared != wanted:
             raise ConflictError(
-                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size = {declared}, and now "
-                f"with {wanted}; set the run file's sizes as they were, or start a run of another name"
+                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed = {declared},"
+                f" and now with {wanted}; set the run file's sizes as they were, or start a run of another name"
             )
         return stored
 
-    async def put(self, keys: EpisodeKeys, request_id: str, message: samples_pb2.SampleBatch) -> tuple[int, int]:
-        """Appends samples; returns (first position, samples stored). A repeated `request_id` changes nothing."""
-        samples = _decode(request_id, message)
-        first_of_group: dict[str, int] = {}
-        for at, group in enumerate(samples.group_ids or []):
-            first_of_group.setdefault(group, at)
-        name, count, payload = os.urandom(16), len(samples), message.SerializeToString()
-        columns = " ".join(field.name for field, _ in message.ListFields() if field.name not in ("size", "sample_ids"))
+    async def put(self, keys: EpisodeKeys, request_id: str, incoming: Incoming) -> tuple[int, int]:
+        """Appends samples, all or none; returns (first position, samples stored). A repeated `request_id` changes nothing.
+
+        Raises BackpressureError while the run has as much in the store as it may.
+        """
+        if not request_id:
+            raise InvalidRequestError("request_id is empty; choose one, so that the put can be repeated safely")
+        groups, columns = incoming.first_of_groups(), " ".join(incoming.columns)
+        chunk_keys = await incoming.write(self._store, keys.run)
         answer = await self._store.run(
             "put",
-            [keys.episode, keys.requests, keys.sample_ids, keys.groups, keys.chunks, keys.chunk(name)],
-            request_id, count, columns, record(count, name), payload, len(first_of_group),
-            *(value for group, at in first_of_group.items() for value in (at, group)), *samples.sample_ids,
+            [
+                keys.episode, keys.requests, keys.sample_ids, keys.groups, keys.issues, keys.chunks, keys.run.usage,
+                *chunk_keys,
+            ],
+            request_id, incoming.count, columns, incoming.records, incoming.bytes, self._limits.max_samples,
+            self._limits.max_bytes, len(groups), *(value for group, at in groups.items() for value in (at, group)),
+            *incoming.sample_ids,
         )  # fmt: skip
         if answer[0] != b"put":
-            raise _refusal(keys, answer, count, columns)
-        self._chunks.add(name, samples, len(payload))
+            raise self._refusal(keys, answer, incoming.count, columns)
+        incoming.keep(self._chunks)
         return answer[1], answer[2]
 
     async def close(self, keys: EpisodeKeys) -> tuple[int, int]:
@@ -82,30 +92,28 @@ class Ledger:
                 )
         raise missing(keys)
 
-    async def counts(self, keys: EpisodeKeys) -> Counts:
-        """Counts the samples by state; each counts once in a pass, where the pass first uses it."""
-        episode = await Episode.read(self._store, keys)
-        steps = await self._store.call("HGETALL", keys.steps)
-        groups = await self._store.call("ZRANGE", keys.groups, 0, -1)
-        tally = {b"leased": 0, b"acked": 0}
-        for lease_id, value in steps.items():
-            pass_index, step_index = parse_lease_id(lease_id.decode())
-            if pass_index == episode.current_pass:
-                tally[value.split()[0]] += first_uses(step_index, episode.global_batch_size, episode.stored)
-        names = [group.decode() for group in groups]
-        return Counts(episode.stored, tally[b"leased"], tally[b"acked"], episode.closed, names)
+    async def end(self, keys: EpisodeKeys) -> int:
+        """Ends an episode that is empty or trained; returns its samples, 0 if it was ended already.
 
-    async def delete(self, keys: EpisodeKeys) -> int:
-        """Frees an episode that is empty or trained; returns how many samples were removed, 0 if it was gone already.
-
-        Raises NotReadyError while a step of its newest pass is not acknowledged.
+        Its samples are removed, or become history if it is relayed. Raises NotReadyError while a step of its newest pass is
+        not acknowledged.
         """
-        layout = Layout()
-        await layout.extend(self._store, keys)
-        names = layout.names()
-        freed = [keys.episode, keys.chunks, keys.requests, keys.sample_ids, keys.groups, keys.steps, *map(keys.chunk, names)]
-        match await self._store.run("delete", freed, len(names) * RECORD.itemsize):
+        chunks, made = Layout(keys.chunks), Layout(keys.made)
+        await chunks.cover(self._store, 1)
+        await made.cover(self._store, 1)
+        relayed = await self._store.call("HGET", keys.episode, "relayed") == b"1" and chunks.size > 0
+        freed = [keys.requests, keys.issues, keys.selection, *map(keys.run.chunk, made.names())]
+        if not relayed:
+            freed += [keys.sample_ids, keys.groups, *map(keys.run.chunk, chunks.names())]
+        run = keys.run
+        answer = await self._store.run(
+            "end",
+            [keys.episode, keys.chunks, keys.made, keys.steps, run.episodes, run.usage, run.ended, run.relaying, *freed],
+            keys.episode_id, len(chunks.records) * RECORD.itemsize, len(made.records) * RECORD.itemsize,
+        )  # fmt: skip
+        match answer:
             case [b"deleted", samples]:
+                self._sets.forget(keys)
                 return samples
             case [b"untrained", acked, steps, pass_index]:
                 raise NotReadyError(
@@ -113,43 +121,32 @@ class Ledger:
                 )
         raise NotReadyError(f"{keys} is still being rolled out; delete it once it is closed and trained")  # open, changed
 
-
-def _decode(request_id: str, message: samples_pb2.SampleBatch) -> Samples:
-    """The samples of a Put that is well formed in itself."""
-    if not request_id:
-        raise InvalidRequestError("request_id is empty; choose one, so that the put can be repeated safely")
-    if not message.size:
-        raise InvalidRequestError("samples is empty; put at least one")
-    try:
-        samples = Samples.from_proto(message)
-    except ValueError as error:
-        raise InvalidRequestError(f"{error}; every column has one row per sample, or none at all") from None
-    seen: set[str] = set()
-    for sample_id in samples.sample_ids:
-        if sample_id in seen:
-            raise InvalidRequestError(f"sample id {sample_id} occurs twice in one put; give every sample an id of its own")
-        seen.add(sample_id)
-    return samples
-
-
-def _refusal(keys: EpisodeKeys, answer: list[Any], count: int, columns: str) -> BatonError:
-    """The error for a Put that the script refused."""
-    match answer:
-        case [b"full", stored, expected]:
-            return InvalidRequestError(
-                f"{keys} is fixed at {expected} samples and has {stored}; {count} more do not fit. If the flow makes "
-                "another number than it is given, set runtime.stream_data_loader_type: dynamic"
-            )
-        case [b"closed", stored]:
-            return ConflictError(f"{keys} was closed with {stored} samples; put these into the next episode")
-        case [b"columns", earlier]:
-            odd = sorted(set(earlier.decode().split()) ^ set(columns.split()))
-            return InvalidRequestError(
-                f"{', '.join(odd)}: in some puts of {keys} but not in others; fill a column in all of them or in none"
-            )
-        case [b"duplicate", sample_id]:
-            return ConflictError(
-                f"{keys} has sample {sample_id.decode()} already, from a put with another request id; "
-                "repeat a put under its own request id, or give the new sample an id of its own"
-            )
-    return missing(keys)
+    def _refusal(self, keys: EpisodeKeys, answer: list[Any], count: int, columns: str) -> BatonError:
+        """The error for a Put that the script refused."""
+        match answer:
+            case [b"full", stored, expected]:
+                return InvalidRequestError(
+                    f"{keys} is fixed at {expected} samples and has {stored}; {count} more do not fit. If the flow makes "
+                    "another number than it is given, set runtime.stream_data_loader_type: dynamic"
+                )
+            case [b"closed", stored]:
+                return ConflictError(f"{keys} was closed with {stored} samples; put these into the next episode")
+            case [b"columns", earlier]:
+                odd = sorted(set(earlier.decode().split()) ^ set(columns.split()))
+                return InvalidRequestError(
+                    f"{', '.join(odd)}: in some puts of {keys} but not in others; fill a column in all of them or in none"
+                )
+            case [b"duplicate", sample_id]:
+                return ConflictError(
+                    f"{keys} has sample {sample_id.decode()} already, from a put with another request id; "
+                    "repeat a put under its own request id, or give the new sample an id of its own"
+                )
+            case [b"budget", samples, size]:
+                return BackpressureError(
+                    f"{keys.run} has {samples} samples, {size} bytes, in the store, and {count} more exceed "
+                    f"store.max_samples ({self._limits.max_samples}) or store.max_bytes ({self._limits.max_bytes}); the "
+                    "put waits until episodes are trained; raise the limit if none will be"
+                )
+            case [b"expired"]:
+                return expired()
+        return missing(keys)

@@ -1,6 +1,6 @@
-"""The gRPC face of the buffer: decode, one call, encode."""
+"""The gRPC face of the buffer's data path: decode, one call, encode."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import numpy as np
@@ -8,42 +8,48 @@ import numpy as np
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer
 from baton.errors import InvalidRequestError
-from services.buffer.batching import Share
+from services.buffer.batching import LeaseId, Share
+from services.buffer.inspection import Inspection
 from services.buffer.keys import EpisodeKeys
 from services.buffer.leases import Leases, MicroBatch
 from services.buffer.ledger import Ledger
-from services.buffer.state import RunState
-
-GRPC_BYTES = 4 * 2**20
-"""gRPC's default limit of one message."""
+from services.buffer.staging import Incoming
 
 
 class BufferServicer(BufferServiceServicer):
     """Implements BufferService; the errors are those of the domain calls."""
 
-    def __init__(self, ledger: Ledger, leases: Leases, state: RunState) -> None:
+    def __init__(self, ledger: Ledger, leases: Leases, inspection: Inspection) -> None:
         self._ledger = ledger
         self._leases = leases
-        self._state = state
+        self._inspection = inspection
 
     async def OpenEpisode(self, request: pb.OpenEpisodeRequest, context: grpc.aio.ServicerContext) -> pb.OpenEpisodeResponse:
         stored = await self._ledger.open(
-            EpisodeKeys(request.run_id, request.episode_id),
+            _keys(request),
             _expected(request),
             request.global_batch_size,
             request.micro_batch_size,
+            request.relayed,
         )
         return pb.OpenEpisodeResponse(stored_samples=stored)
 
-    async def Put(self, request: pb.PutRequest, context: grpc.aio.ServicerContext) -> pb.PutResponse:
-        keys = EpisodeKeys(request.run_id, request.episode_id)
-        first, stored = await self._ledger.put(keys, request.request_id, request.samples)
+    async def Put(
+        self, request_iterator: AsyncIterator[pb.PutRequest], context: grpc.aio.ServicerContext
+    ) -> pb.PutResponse:  # fmt: skip
+        head, incoming = None, Incoming()
+        async for request in request_iterator:
+            head = head or request
+            incoming.add(request.samples)
+        if head is None:
+            raise InvalidRequestError("the stream is empty; put at least one sample")
+        first, stored = await self._ledger.put(_keys(head), head.request_id, incoming)
         return pb.PutResponse(first_position=first, stored_samples=stored)
 
     async def CloseEpisode(
         self, request: pb.CloseEpisodeRequest, context: grpc.aio.ServicerContext
     ) -> pb.CloseEpisodeResponse:
-        total, steps = await self._ledger.close(EpisodeKeys(request.run_id, request.episode_id))
+        total, steps = await self._ledger.close(_keys(request))
         return pb.CloseEpisodeResponse(total_samples=total, steps_per_pass=steps)
 
     async def Lease(self, request: pb.LeaseRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LeaseResponse]:
@@ -54,37 +60,49 @@ class BufferServicer(BufferServiceServicer):
             request.data_parallel_size,
             request.shuffle_seed,
         )
-        keys = EpisodeKeys(request.run_id, request.episode_id)
-        async for micro_batch in self._leases.lease(keys, share, request.wait_s):
-            yield _message(share.lease_id, micro_batch)
+        batches = self._leases.lease(
+            _keys(request),
+            share,
+            lessee=request.lessee,
+            micro_batch_tokens=request.micro_batch_tokens,
+            wait_s=request.wait_s,
+        )
+        async for batch in batches:
+            for message in _messages(batch):
+                yield message
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: grpc.aio.ServicerContext) -> pb.RenewLeaseResponse:
+        lease_id, timeout_s = await self._leases.renew(_keys(request), LeaseId.parse(request.lease_id), request.lessee)
+        return pb.RenewLeaseResponse(lease_id=str(lease_id), timeout_s=timeout_s)
+
+    async def ReleaseLease(
+        self, request: pb.ReleaseLeaseRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReleaseLeaseResponse:
+        await self._leases.release(_keys(request), LeaseId.parse(request.lease_id), request.reason)
+        return pb.ReleaseLeaseResponse()
 
     async def Ack(self, request: pb.AckRequest, context: grpc.aio.ServicerContext) -> pb.AckResponse:
-        keys = EpisodeKeys(request.run_id, request.episode_id)
-        return pb.AckResponse(acked_steps=await self._leases.ack(keys, request.lease_id, request.global_step))
+        acked = await self._leases.ack(_keys(request), LeaseId.parse(request.lease_id), request.global_step)
+        return pb.AckResponse(acked_steps=acked)
 
     async def GetEpisode(self, request: pb.GetEpisodeRequest, context: grpc.aio.ServicerContext) -> pb.GetEpisodeResponse:
-        counts = await self._ledger.counts(EpisodeKeys(request.run_id, request.episode_id))
+        state, group_ids = await self._inspection.episode(_keys(request))
         return pb.GetEpisodeResponse(
-            stored_samples=counts.stored,
-            leased_samples=counts.leased,
-            trained_samples=counts.trained,
-            closed=counts.closed,
-            group_ids=counts.group_ids,
+            stored_samples=state.episode.stored,
+            leased_samples=state.samples("leased"),
+            trained_samples=state.samples("trained") + state.samples("acked"),
+            closed=state.episode.closed,
+            group_ids=group_ids,
         )
 
     async def DeleteEpisode(
         self, request: pb.DeleteEpisodeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DeleteEpisodeResponse:
-        deleted = await self._ledger.delete(EpisodeKeys(request.run_id, request.episode_id))
-        return pb.DeleteEpisodeResponse(deleted_samples=deleted)
+        return pb.DeleteEpisodeResponse(deleted_samples=await self._ledger.end(_keys(request)))
 
-    async def PutState(self, request: pb.PutStateRequest, context: grpc.aio.ServicerContext) -> pb.PutStateResponse:
-        revision = await self._state.put(request.run_id, request.name, request.value, request.expected_revision)
-        return pb.PutStateResponse(revision=revision)
 
-    async def GetState(self, request: pb.GetStateRequest, context: grpc.aio.ServicerContext) -> pb.GetStateResponse:
-        value, revision = await self._state.get(request.run_id, request.name)
-        return pb.GetStateResponse(value=value, revision=revision)
+def _keys(request: object) -> EpisodeKeys:
+    return EpisodeKeys(request.run_id, request.episode_id)
 
 
 def _expected(request: pb.OpenEpisodeRequest) -> int:
@@ -99,14 +117,14 @@ def _expected(request: pb.OpenEpisodeRequest) -> int:
     return request.expected_samples
 
 
-def _message(lease_id: str, micro_batch: MicroBatch) -> pb.LeaseResponse:
-    """Raises InvalidRequestError if the micro-batch is too large for one message."""
-    message = pb.LeaseResponse(
-        lease_id=lease_id, samples=micro_batch.samples.to_proto(), wrapped=micro_batch.wrapped.astype(np.uint8).tobytes()
-    )
-    if (size := message.ByteSize()) > GRPC_BYTES:
-        raise InvalidRequestError(
-            f"a micro-batch of {len(micro_batch.samples)} samples takes {size} bytes, and a message holds {GRPC_BYTES}; "
-            "lower runtime.train_micro_batch_size"
-        )
-    return message
+def _messages(batch: MicroBatch) -> Iterator[pb.LeaseResponse]:
+    """The micro-batch in as many messages as its size asks for."""
+    wrapped, at = batch.wrapped.astype(np.uint8), 0
+    for part in batch.samples.split():
+        end = at + len(part)
+        message = pb.LeaseResponse(
+            lease_id=str(batch.lease_id), wrapped=wrapped[at:end].tobytes(), more=end < len(batch.samples)
+        )  # fmt: skip
+        part.to_proto(message.samples)
+        yield message
+        at = end

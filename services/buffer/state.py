@@ -1,7 +1,7 @@
 """Small named values of a run, changed by compare-and-set."""
 
 from baton.errors import ConflictError, InvalidRequestError
-from services.buffer.keys import state_key
+from services.buffer.keys import RunKeys
 from services.buffer.store import Store
 
 VALUE_BYTES = 2**20
@@ -20,7 +20,7 @@ class RunState:
             raise InvalidRequestError(
                 f"state {name} has {len(value)} bytes; at most {VALUE_BYTES} fit, so keep bulk data in files"
             )
-        match await self._store.run("put_state", [state_key(run_id, name)], expected_revision, value):
+        match await self._store.run("put_state", [RunKeys(run_id).state(name)], expected_revision, value):
             case [b"put", revision]:
                 return revision
             case [_, revision]:
@@ -32,5 +32,5 @@ class RunState:
 
     async def get(self, run_id: str, name: str) -> tuple[bytes, int]:
         """(value, revision); (b"", 0) if it was never put."""
-        value, revision = await self._store.call("HMGET", state_key(run_id, name), "value", "revision")
+        value, revision = await self._store.call("HMGET", RunKeys(run_id).state(name), "value", "revision")
         return value or b"", int(revision or 0)

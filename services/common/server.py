@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -60,9 +60,9 @@ def write_ready_file(path: Path, facts: dict[str, object]) -> None:
 class Server:
     """A grpc.aio server with health, reflection, error mapping, and a drain on SIGTERM or SIGINT."""
 
-    def __init__(self, service: str, listen: str) -> None:
-        """`service` is the full name of the gRPC service; `listen` is host:port. Raises SystemExit if the port is taken."""
-        self.service = service
+    def __init__(self, services: Sequence[str], listen: str) -> None:
+        """`services` are full names of gRPC services; `listen` is host:port. Raises SystemExit if the port is taken."""
+        self.services = services
         self.stopping = asyncio.Event()
         # so_reuseport off: a second server on the same port must fail, not share it
         self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
@@ -79,7 +79,7 @@ class Server:
         self.address = f"{host}:{bound}"
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        reflection.enable_server_reflection([service, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
 
     async def run(self, ready_file: Path | None = None, on_stop: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then finishes calls in flight (DRAIN_S at most) and calls `on_stop`."""
@@ -87,11 +87,11 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         await self.grpc.start()
-        for name in ("", self.service):
+        for name in ("", *self.services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         if ready_file:
             write_ready_file(ready_file, {"address": self.address, "pid": os.getpid()})
-        log.info("serving %s at %s", self.service, self.address)
+        log.info("serving %s at %s", ", ".join(self.services), self.address)
         await self.stopping.wait()
         await self._health.enter_graceful_shutdown()
         if on_stop:

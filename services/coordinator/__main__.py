@@ -46,7 +46,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
     config = load_run(arguments.run_file, arguments.set)
     engine = load_engine(arguments.app) if arguments.app else Engine()
-    server = Server(SERVICE, arguments.listen)
+    server = Server([SERVICE], arguments.listen)
     listener, rest_address = rest.listen(arguments.listen.rpartition(":")[0].strip("[]"), config.services.rest_port)
     coordinator = Coordinator(
         config,

@@ -1,7 +1,10 @@
-"""What the run is doing, and how long each thing took. Phases never overlap: their seconds add up to the run's."""
+"""What the run is doing, and how long each thing took. Seconds count for one phase, so that they add up to the run's:
+where a train step runs beside the rollout, they are the step's."""
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from services.coordinator.events import EventLog
 from services.coordinator.state import RunState
@@ -17,9 +20,31 @@ class PhaseClock:
         self.total_s: dict[str, float] = defaultdict(float)
         """Seconds in each phase since the run began."""
         self._since = time.monotonic()
+        self._beneath: tuple[str, str] | None = None
 
     def enter(self, phase: str, waiting_for: str = "") -> None:
-        """Ends the present phase and begins another, which watchers are told; empty: none begins."""
+        """Ends the present phase and begins another, which watchers are told; empty: none begins.
+
+        While another one is `over` it, it only takes its place beneath.
+        """
+        if self._beneath is not None:
+            self._beneath = phase, waiting_for
+            return
+        self._switch(phase, waiting_for)
+
+    @contextmanager
+    def over(self, phase: str, waiting_for: str) -> Iterator[None]:
+        """Shows a phase in place of the present one, which is back at the end; after an error it stays, to be told."""
+        beneath = self._state.phase, self._state.waiting_for
+        self._switch(phase, waiting_for)
+        self._beneath = beneath
+        try:
+            yield
+            self._switch(*self._beneath)
+        finally:
+            self._beneath = None
+
+    def _switch(self, phase: str, waiting_for: str) -> None:
         self._count()
         if phase == self._state.phase and waiting_for == self._state.waiting_for:
             return

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from baton.clients import BufferClient, RolloutClient, TrainerClient
+from baton.clients import BufferClient, LedgerClient, RelayClient, RolloutClient, TrainerClient
 from baton.config.services import DeadlinesConfig, ServicesConfig
 from baton.errors import BatonError, ConfigError, DeadlineError, ServiceFaultError, ServiceUnavailableError
 from baton.weights import WeightPublisher
@@ -34,6 +34,8 @@ class Connections:
     """Clients of all services. Close it when the run has ended."""
 
     buffer: BufferClient
+    relay: RelayClient
+    ledger: LedgerClient
     trainer: TrainerClient
     rollouts: list[RolloutClient]
     publisher: WeightPublisher = field(init=False)
@@ -46,6 +48,8 @@ class Connections:
         """Opens the channels; nothing is sent yet."""
         return cls(
             BufferClient(addresses.buffer, timeout_s=deadlines.buffer_s),
+            RelayClient(addresses.buffer, timeout_s=deadlines.buffer_s),
+            LedgerClient(addresses.buffer, timeout_s=deadlines.buffer_s),
             TrainerClient(addresses.trainer, timeout_s=STATUS_S),
             [RolloutClient(address, timeout_s=STATUS_S) for address in addresses.rollouts],
         )
@@ -73,7 +77,7 @@ class Connections:
 
     async def close(self) -> None:
         """Ends all channels."""
-        for client in (self.buffer, self.trainer, *self.rollouts):
+        for client in (self.buffer, self.relay, self.ledger, self.trainer, *self.rollouts):
             await client.close()
 
 

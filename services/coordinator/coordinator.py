@@ -10,6 +10,7 @@ from baton.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.coordinator.connections import Addresses, Connections
 from services.coordinator.driver import Driver
 from services.coordinator.events import Event
+from services.coordinator.relay import relay_function
 from services.coordinator.report import RunReport
 from services.coordinator.rewards import reward_functions
 from services.coordinator.run import Run
@@ -31,8 +32,9 @@ class Coordinator:
 
         Raises ConfigError if the run file asks for something that this coordinator does not do.
         """
-        config.require_startable()
+        config.require_startable(has_relay_sample_fn=engine.relay_sample_fn is not None)
         reward_functions(config, engine)
+        relay_function(config, engine)
         self._config = config
         self._engine = engine
         self._addresses = addresses

@@ -1,11 +1,12 @@
 """The run: the one place that decides what happens when.
 
-    prompts --> rollouts --> rewards --> group statistics --> buffer
+    prompts --> rollouts --> rewards --> group statistics --> buffer <--> relay function
                    ^                                             |
                    |  weights, version v + 1                     |  leased by the ranks
                    +----------- publish <--- trainer <-----------+
 
-    one episode:  prompts, generate, score, put | close | train each pass and step | publish | commit | report | checkpoint
+    one episode:  generate, score, put, and train each step whose samples are there | close | choose, if it is relayed |
+                  train what is left | publish | commit | report | checkpoint
 
 Samples pass through here once, as columns; weights never do. Every sample carries the policy version and the digest that
 were committed for it. Consumes: prompts and services' answers. Produces: RunState, events, reports. Waits for: one service
@@ -15,21 +16,24 @@ at a time, named in `RunState.waiting_for`, never longer than the run file's dea
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import uuid
+from collections.abc import Collection
 from contextlib import aclosing
 from dataclasses import replace
 
 from baton.config import RunConfig
 from baton.engine import Engine, Group, PromptItem
-from baton.errors import InvalidRequestError, ServiceFaultError
+from baton.errors import ServiceFaultError
 from baton.weights import Publication
+from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, blame, until_ready
 from services.coordinator.events import EventLog
-from services.coordinator.flows import EpisodeContext, generate_and_score
+from services.coordinator.flows import EpisodeContext, generate_and_score, wrong_total
 from services.coordinator.groups import with_group_statistics
 from services.coordinator.prompts import Prompts, build_prompts
-from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport
+from services.coordinator.relay import Relay
+from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport, brief
 from services.coordinator.rewards import RewardPool, reward_functions
 from services.coordinator.rollouts import Rollouts
 from services.coordinator.state import Life, RunState, StateStore
@@ -61,11 +65,14 @@ class Driver:
         self._config = config
         self._engine = engine
         self._services = services
-        self._store = StateStore(services.buffer, state.run_id)
+        self._store = StateStore(services.ledger, state.run_id)
+        self._relay = Relay(config, engine, services.relay, state.run_id)
+        self._name = f"coordinator-{uuid.uuid4().hex[:8]}"
         self._flow = engine.flow or generate_and_score
         self._rewards = RewardPool(reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s)
         self._prompts: Prompts
         self._saved_step = -1
+        self._unconfirmed: list[int] = []
         dynamic = config.runtime.stream_data_loader_type == "dynamic" or config.models.policy.n > 1
         self._expected = None if dynamic else config.runtime.sample_per_episode
 
@@ -78,9 +85,11 @@ class Driver:
             tally = EpisodeTally()
             sampled_from = (self.state.policy_version, self.state.weights_digest)
             prompts = self._next_prompts(episode)
-            await self._generate_and_score(episode, prompts, tally)
-            steps = await self._close(episode, tally)
-            await self._train(episode, steps, tally)
+            if self._config.runtime.relays(episode):
+                await self._roll_out(episode, prompts, tally)
+                await self._train_chosen(episode, tally)
+            else:
+                await self._roll_out_and_train(episode, prompts, tally)
             publication = await self._publish_if_due(episode + 1)
             await self._commit(episode)
             await self._checkpoint_if_due(episode + 1)
@@ -123,6 +132,10 @@ class Driver:
                 str(self.report.folder / "checkpoints"), timeout_s=self._config.deadlines.checkpoint_s
             )
         self.state.checkpoint, self._saved_step = saved.path, self.state.global_step
+        if self._config.store.ack_on == "checkpoint":
+            with self._services.at_buffer():
+                await self._services.ledger.confirm_trained(self.state.run_id, self.state.global_step)
+            await self._free_episodes()
 
     async def save(self) -> None:
         """Stores the state."""
@@ -144,15 +157,40 @@ class Driver:
         self.state.prompts_consumed += count
         return self._prompts.take(position, count, episode)
 
-    async def _generate_and_score(self, episode: int, prompts: list[PromptItem], tally: EpisodeTally) -> None:
-        """Puts every group as soon as the flow yields it."""
-        runtime = self._config.runtime
-        self._enter("generate", self._services.rollout_names)
+    async def _roll_out_and_train(self, episode: int, prompts: list[PromptItem], tally: EpisodeTally) -> None:
+        """Trains each step of the first pass as soon as its samples are stored, then the other passes."""
+        arrivals = Arrivals(self._expected)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._roll_out(episode, prompts, tally, arrivals))
+            steps, versions = 0, {self.state.policy_version}
+            async for step in arrivals.steps(self._config.runtime.global_batch_size):
+                await self._train_step(episode, 0, step, versions, tally)
+                steps = step + 1
+        await self._train_passes(1, episode, steps, versions, tally)
+
+    async def _train_chosen(self, episode: int, tally: EpisodeTally) -> None:
+        """Trains what the relay function chooses from the history, which the episode is part of now."""
+        self._enter("relay", "the relay function")
         with self._services.at_buffer():
-            await self._services.buffer.open_episode(
-                self.state.run_id, episode, expected_samples=self._expected,
+            relayed = await self._relay.choose(episode, self.state.policy_version)
+        tally.add_metrics(relayed.metrics)
+        await self._train_passes(0, episode, relayed.steps, relayed.policy_versions, tally)
+
+    async def _roll_out(
+        self, episode: int, prompts: list[PromptItem], tally: EpisodeTally, arrivals: Arrivals | None = None
+    ) -> None:  # fmt: skip
+        """Puts every group as soon as the flow yields it, then closes the episode."""
+        runtime, services = self._config.runtime, self._services
+        self._enter("generate", services.rollout_names)
+        group_ids = [prompt.group_id for prompt in prompts]
+        with services.at_buffer():
+            await services.buffer.open_episode(
+                self.state.run_id, episode, expected_samples=self._expected, relayed=runtime.relays(episode),
                 global_batch_size=runtime.global_batch_size, micro_batch_size=runtime.train_micro_batch_size,
             )  # fmt: skip
+            await services.ledger.issue_groups(
+                self.state.run_id, episode, group_ids, producer=self._name, timeout_s=self._config.deadlines.generate_s
+            )
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
         context = EpisodeContext(
             episode, self.state.policy_version, self.state.digests, self.rollouts, self._rewards, self.clock
@@ -160,42 +198,53 @@ class Driver:
         async with aclosing(self._flow(context, prompts)) as groups:
             async for group in groups:
                 await self._put(episode, group, tally)
+                if arrivals is not None:
+                    arrivals.stored(tally.samples)
+        if tally.samples < (self._expected or 1):
+            raise wrong_total(episode, f"only {tally.samples}", self._expected)
+        self.clock.enter("put", services.buffer_name)
+        with services.at_buffer():
+            await services.buffer.close_episode(self.state.run_id, episode)
+        self.clock.enter("")
+        if arrivals is not None:
+            arrivals.closed(tally.samples)
 
     async def _put(self, episode: int, group: Group, tally: EpisodeTally) -> None:
         group = replace(group, samples=with_group_statistics(group.samples))
         tally.add_group(group)
         if self._expected is not None and tally.samples > self._expected:
-            raise _wrong_total(episode, f"more than {self._expected}", self._expected)
+            raise wrong_total(episode, f"more than {self._expected}", self._expected)
         with self._services.at_buffer():
             await self._services.buffer.put(self.state.run_id, episode, group.samples, request_id=group.prompt.group_id)
 
-    async def _close(self, episode: int, tally: EpisodeTally) -> int:
-        """Ends the episode's rollout. Returns the optimizer steps of one pass over it."""
-        if tally.samples < (self._expected or 1):
-            raise _wrong_total(episode, f"only {tally.samples}", self._expected)
-        self._enter("put", self._services.buffer_name)
-        with self._services.at_buffer():
-            _, steps = await self._services.buffer.close_episode(self.state.run_id, episode)
-        await self.save()
-        return steps
-
-    async def _train(self, episode: int, steps: int, tally: EpisodeTally) -> None:
-        version = self.state.policy_version
-        for pass_index in range(self._config.runtime.num_training_epoch):
+    async def _train_passes(
+        self, first: int, episode: int, steps: int, versions: Collection[int], tally: EpisodeTally
+    ) -> None:  # fmt: skip
+        for pass_index in range(first, self._config.runtime.num_training_epoch):
             for step_index in range(steps):
-                self._enter("train", self._services.trainer_name)
-                with self._services.at_trainer("deadlines.train_step_s"):
-                    step = await self._services.trainer.train_step(
-                        self.state.run_id, episode, pass_index=pass_index, step_index=step_index,
-                        buffer_address=self._services.buffer.address,
-                        expected_digests={version: self.state.digests[version]},
-                        timeout_s=self._config.deadlines.train_step_s,
-                    )  # fmt: skip
-                self._check_step(step.global_step)
-                tally.add_step(step.metrics, step.computed_tokens)
-                if step.global_step % self._config.runtime.log_interval == 0:
-                    log.info("step %d: %s", step.global_step, _brief(step.metrics))
+                await self._train_step(episode, pass_index, step_index, versions, tally)
         await self.save()
+
+    async def _train_step(
+        self, episode: int, pass_index: int, step_index: int, versions: Collection[int], tally: EpisodeTally
+    ) -> None:  # fmt: skip
+        """One optimizer step on samples of these policy versions."""
+        if self.stop_asked:
+            raise StopAsked
+        with (
+            self.clock.over("train", self._services.trainer_name),
+            self._services.at_trainer("deadlines.train_step_s"),
+        ):
+            step = await self._services.trainer.train_step(
+                self.state.run_id, episode, pass_index=pass_index, step_index=step_index,
+                buffer_address=self._services.buffer.address,
+                expected_digests={v: self.state.digests[v] for v in versions if v in self.state.digests},
+                timeout_s=self._config.deadlines.train_step_s,
+            )  # fmt: skip
+        self._check_step(step.global_step)
+        tally.add_step(step.metrics, step.computed_tokens)
+        if step.global_step % self._config.runtime.log_interval == 0:
+            log.info("step %d: %s", step.global_step, brief(step.metrics))
 
     def _check_step(self, global_step: int) -> None:
         """Raises ServiceFaultError if the trainer is not where this run left it: its weights are other ones then."""
@@ -222,12 +271,19 @@ class Driver:
         return publication
 
     async def _commit(self, episode: int) -> None:
-        """From here on the episode is done: its samples are freed, and a look at the state says so."""
+        """From here on the episode is done, and a look at the state says so; its samples are freed once that is for good."""
         self._enter("commit", self._services.buffer_name)
-        with self._services.at_buffer():
-            await self._services.buffer.delete_episode(self.state.run_id, episode)
+        self._unconfirmed.append(episode)
+        if self._config.store.ack_on == "step":
+            await self._free_episodes()
         self.state.episode = episode + 1
         await self.save()
+
+    async def _free_episodes(self) -> None:
+        with self._services.at_buffer():
+            while self._unconfirmed:
+                await self._services.buffer.delete_episode(self.state.run_id, self._unconfirmed[0])
+                del self._unconfirmed[0]
 
     async def _checkpoint_if_due(self, finished_episodes: int) -> None:
         interval = self._config.runtime.save_episode_interval
@@ -238,18 +294,4 @@ class Driver:
         self.report.add(report)
         self.clock.enter("")
         self.events.append(self.state, report)
-        log.info("episode %d: %s", report.episode_id, _brief(report.metrics))
-
-
-def _wrong_total(episode: int, produced: str, expected: int | None) -> InvalidRequestError:
-    if expected is None:
-        return InvalidRequestError(f"the flow produced no samples in episode {episode}; yield at least one scored group")
-    return InvalidRequestError(
-        f"the flow produced {produced} samples in episode {episode}, but runtime.stream_data_loader_type is fixed, which "
-        f"takes runtime.sample_per_episode ({expected}); use dynamic"
-    )
-
-
-def _brief(metrics: Mapping[str, float]) -> str:
-    names = ("reward_mean", "loss", "grad_norm", "mismatch_kl", "response_length_mean", "seconds/episode")
-    return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+        log.info("episode %d: %s", report.episode_id, brief(report.metrics))

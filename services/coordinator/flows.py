@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from baton.clients.rollout import SamplingParams
 from baton.engine import FlowContext, Group, PromptItem
+from baton.errors import InvalidRequestError
 from services.coordinator.clock import PhaseClock
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
@@ -51,3 +52,13 @@ class EpisodeContext:
     def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
         """See FlowContext."""
         return map_as_completed(self.rewards.score, groups)
+
+
+def wrong_total(episode: int, produced: str, expected: int | None) -> InvalidRequestError:
+    """The error for a flow that made another number of samples than the episode takes (None: any but zero)."""
+    if expected is None:
+        return InvalidRequestError(f"the flow produced no samples in episode {episode}; yield at least one scored group")
+    return InvalidRequestError(
+        f"the flow produced {produced} samples in episode {episode}, but runtime.stream_data_loader_type is fixed, which "
+        f"takes runtime.sample_per_episode ({expected}); use dynamic"
+    )

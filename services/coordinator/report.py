@@ -44,6 +44,11 @@ class EpisodeTally:
         self._scores: dict[str, list[np.ndarray]] = {}
         self._steps: list[dict[str, float]] = []
         self._computed_tokens = 0
+        self._others: dict[str, float] = {}
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Takes metrics that are reported as they are."""
+        self._others |= metrics
 
     def add_group(self, group: Group) -> None:
         """Counts a group as it goes to the buffer."""
@@ -60,7 +65,7 @@ class EpisodeTally:
     def metrics(self, seconds: Mapping[str, float], publication: Publication | None) -> dict[str, float]:
         """All metrics of the episode, given the seconds in each phase and the weight update at its end, if any."""
         total_s = sum(seconds.values())
-        found = self._train_metrics() | self._rollout_metrics()
+        found = self._train_metrics() | self._rollout_metrics() | self._others
         tokens = found.get("response_tokens", 0.0)
         found |= {f"seconds/{phase}": value for phase, value in seconds.items()} | {"seconds/episode": total_s}
         found["tokens_per_s"] = tokens / max(total_s, 1e-9)
@@ -165,3 +170,9 @@ def _plot(rewards: list[tuple[int, float]], path: Path, title: str) -> None:
     axes.set(title=f"{title}: mean reward by episode", xlabel="episode", ylabel="mean reward")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def brief(metrics: Mapping[str, float]) -> str:
+    """The metrics that a log line shows."""
+    names = ("reward_mean", "loss", "grad_norm", "mismatch_kl", "response_length_mean", "seconds/episode")
+    return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

@@ -3,15 +3,14 @@
 Nothing escapes a call: whatever the user's code does comes back as a status with its cause.
 """
 
-import importlib
 import json
 import math
 import numbers
 import traceback
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
+from baton.engine import import_function
 from baton.samples import RewardStatus
 from services.common.server import end_with_parent
 
@@ -29,9 +28,8 @@ def start(targets: Sequence[str]) -> None:
     """Imports the functions ("module:name") before the first call, so that no call's time limit pays for it."""
     end_with_parent()
     for target in targets:
-        module, _, name = target.partition(":")
         try:
-            _functions[target] = reduce(getattr, name.split("."), importlib.import_module(module))
+            _functions[target] = import_function(target)
         except BaseException as error:  # user code runs at import; a worker that dies here would take the pool with it
             _load_errors[target] = _describe(error)
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
-from baton.clients import BufferClient
+from baton.clients import LedgerClient
 from baton.errors import ConflictError
 
 STATE_NAME = "coordinator"
@@ -88,14 +88,14 @@ class RunState:
 class StateStore:
     """Keeps one run's state; a second coordinator that drives the same run is refused."""
 
-    def __init__(self, buffer: BufferClient, run_id: str) -> None:
-        self._buffer = buffer
+    def __init__(self, ledger: LedgerClient, run_id: str) -> None:
+        self._ledger = ledger
         self._run_id = run_id
         self._revision = 0
 
     async def claim(self, state: RunState) -> None:
         """Stores the first state. Raises ConflictError if the store has a run of this name."""
-        value, revision = await self._buffer.get_state(self._run_id, STATE_NAME)
+        value, revision = await self._ledger.get_state(self._run_id, STATE_NAME)
         if revision:
             other = RunState.from_json(value)
             raise ConflictError(
@@ -106,6 +106,6 @@ class StateStore:
 
     async def save(self, state: RunState) -> None:
         """Stores the state. Raises ConflictError if somebody else did since the last time."""
-        self._revision = await self._buffer.put_state(
+        self._revision = await self._ledger.put_state(
             self._run_id, STATE_NAME, state.to_json(), expected_revision=self._revision
         )

@@ -18,7 +18,7 @@ async def serve(options: Namespace) -> None:
 
     run = load_run(options.run_file, options.set)
     policy = run.models.policy
-    server = Server(SERVICE, options.listen)  # before the engine: a taken port is known at once
+    server = Server([SERVICE], options.listen)  # before the engine: a taken port is known at once
     name = run.model_name("policy")
     directory = resolve_model(name)
     prepare_environment(policy)

@@ -56,7 +56,7 @@ async def serve(options: Namespace, trainer: object, ranks: object, model: str) 
     from baton.api.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
     from services.trainer.servicer import TrainerServicer
 
-    server = Server(SERVICE, options.listen)
+    server = Server([SERVICE], options.listen)
     servicer = TrainerServicer(trainer, ranks, model, trainer.engine.parameter_count())
     add_TrainerServiceServicer_to_server(servicer, server.grpc)
     heartbeat = asyncio.create_task(ranks.heartbeat())

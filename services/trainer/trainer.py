@@ -4,6 +4,7 @@ The commands run on all ranks at once; `combine_*` makes rank 0's answer out of 
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.clients import BufferClient
 from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
-from baton.errors import NotReadyError
+from baton.errors import LeaseLostError, NotReadyError
 from baton.samples import Samples
 from services.common.weight_sync.digest import WeightsDigest
 from services.trainer import whole_directory
@@ -73,6 +74,7 @@ class Trainer:
         self.global_step = 0
         self._leased: _Leased | None = None
         self._taken: _Taken | None = None
+        self._lessee = f"trainer-{_shared_random(engine.layout.device):016x}"
         policy_dtype = getattr(torch, run.models.policy.dtype)
         self._sender = WeightSender(engine, run.services.host, policy_dtype, run.runtime.coalesced_buffer_mb << 20)
 
@@ -140,13 +142,19 @@ class Trainer:
             stream = buffer.lease(
                 request.run_id, request.episode_id, pass_index=request.pass_index, step_index=request.step_index,
                 data_parallel_rank=layout.data_rank, data_parallel_size=layout.data_size,
-                shuffle_seed=self._run.runtime.seed, wait_s=self._run.deadlines.generate_s,
+                shuffle_seed=self._run.runtime.seed, wait_s=self._run.deadlines.generate_s, lessee=self._lessee,
+                micro_batch_tokens=self._run.runtime.train_micro_batch_tokens,
             )  # fmt: skip
             return [batch async for batch in stream]
 
     async def _acknowledge(self, request: pb.TrainStepRequest, lease_id: str) -> None:
+        where = request.run_id, request.episode_id
         async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
-            await buffer.ack(request.run_id, request.episode_id, lease_id, global_step=self.global_step)
+            try:
+                await buffer.ack(*where, lease_id, global_step=self.global_step)
+            except LeaseLostError:  # a step may take longer than its lease; nobody else may have had it since
+                lease_id, _ = await buffer.renew_lease(*where, lease_id, lessee=self._lessee)
+                await buffer.ack(*where, lease_id, global_step=self.global_step)
 
     def compute_logprobs(self, message: samples_pb2.SampleBatch) -> bytes:
         """float32 per response token, on the last pipeline stage; nothing elsewhere. Every data-parallel rank does all."""
@@ -196,6 +204,13 @@ class Trainer:
             finish_export(self._source, partial, next(self.engine.policy.parameters()).dtype)
             whole_directory.finish(directory)
         return str(written).encode()
+
+
+def _shared_random(device: torch.device) -> int:
+    """The same random number on all ranks, another one at each start."""
+    number = torch.tensor([secrets.randbits(62)], device=device)
+    dist.broadcast(number, 0)
+    return int(number)
 
 
 def combine_steps(parts: Sequence[bytes]) -> pb.TrainStepResponse:

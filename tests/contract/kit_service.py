@@ -25,7 +25,7 @@ class Slow(RolloutServiceServicer):
 
 
 async def serve(listen: str, ready_file: Path) -> None:
-    server = Server(SERVICE, listen)
+    server = Server([SERVICE], listen)
     add_RolloutServiceServicer_to_server(Slow(), server.grpc)
 
     async def on_stop() -> None:

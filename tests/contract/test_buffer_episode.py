@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from buffer_samples import make_samples
 
@@ -37,7 +38,7 @@ async def lease(client: BufferClient, run_id: str, step: int, *, pass_index: int
 async def train(client: BufferClient, run_id: str, *steps: int, pass_index: int = 0) -> None:
     for step in steps:
         await lease(client, run_id, step, pass_index=pass_index)
-        await client.ack(run_id, 0, f"p{pass_index}-s{step}", global_step=step)
+        await client.ack(run_id, 0, f"p{pass_index}-s{step}-a1", global_step=100 * pass_index + step)
 
 
 async def test_a_lease_returns_every_column_exactly_as_it_was_put(client, run_id):
@@ -60,12 +61,12 @@ async def test_a_column_that_was_not_put_is_absent_from_the_lease(client, run_id
 async def test_a_repeated_put_is_answered_as_the_first_was_and_stores_nothing(client, run_id):
     await open_dynamic(client, run_id)
     request = pb.PutRequest(run_id=run_id, episode_id=0, request_id="a", samples=make_samples(range(4)).to_proto())
-    first = await client._call("Put", request)
+    first = await client._upload("Put", lambda: [request])
     assert (first.first_position, first.stored_samples) == (0, 4)
     assert await client.put(run_id, 0, make_samples(range(4, 10)), request_id="b") == 10
-    assert await client._call("Put", request) == first
+    assert await client._upload("Put", lambda: [request]) == first
     await client.close_episode(run_id, 0)
-    assert await client._call("Put", request) == first
+    assert await client._upload("Put", lambda: [request]) == first
     assert (await client.get_episode(run_id, 0)).stored == 10
 
 
@@ -79,12 +80,15 @@ async def test_a_put_too_large_for_one_message_is_one_sequence_of_samples(client
 
 async def test_a_put_of_thousands_of_samples_is_accepted(client, run_id):
     await open_dynamic(client, run_id, global_batch=9_000, micro_batch=9_000)
-    samples = Samples(sample_ids=[f"s{number}" for number in range(9_000)], metadata=["{}"] * 9_000)
-    assert await client.put(run_id, 0, samples) == 9_000
+
+    def bare(ids: list[str]) -> Samples:
+        return Samples(sample_ids=ids, policy_version_max=np.ones(len(ids), np.int64))
+
+    assert await client.put(run_id, 0, bare([f"s{number}" for number in range(9_000)])) == 9_000
     for last in ("s0", "s8999"):  # one that is compared late with one that was stored early, and late
         others = [f"t{number}" for number in range(1_999)]
         with pytest.raises(ConflictError, match=rf"sample {last} already"):
-            await client.put(run_id, 0, Samples(sample_ids=[*others, last], metadata=["{}"] * 2_000))
+            await client.put(run_id, 0, bare([*others, last]))
 
 
 async def test_a_sample_id_put_twice_is_a_conflict_that_names_it_and_stores_nothing(client, run_id):
@@ -135,8 +139,8 @@ async def test_opening_again_returns_what_is_stored_and_other_sizes_are_a_confli
     assert await client.open_episode(run_id, 0, **sizes) == 0
     await client.put(run_id, 0, make_samples(range(4)))
     assert await client.open_episode(run_id, 0, **sizes) == 4
-    for other in ({"expected_samples": None}, {"expected_samples": 9}, {"micro_batch_size": 2}, {"global_batch_size": 4}):
-        with pytest.raises(ConflictError, match=r"\[8, 8, 4\]"):
+    for other in ({"expected_samples": None}, {"expected_samples": 9}, {"micro_batch_size": 2}, {"relayed": True}):
+        with pytest.raises(ConflictError, match=r"\[8, 8, 4, 0\]"):
             await client.open_episode(run_id, 0, **sizes | other)
 
 
@@ -169,20 +173,38 @@ async def test_puts_of_one_episode_must_have_the_same_columns(client, run_id):
         ("OpenEpisode", {"kind": 2, "global_batch_size": 4}, "micro_batch_size 0"),
         ("OpenEpisode", {"episode_id": -1, "kind": 2}, "counted from 0"),
         ("OpenEpisode", {"run_id": "a}b", "kind": 2}, "run_id is 'a}b'"),
-        ("Put", {"samples": {"size": 1, "sample_ids": ["a"]}}, "request_id is empty"),
+        ("Put", {"samples": {"size": 1, "sample_ids": ["a"], "policy_version_max": bytes(8)}}, "request_id is empty"),
+        ("Put", {"request_id": "a", "samples": {"size": 1, "sample_ids": ["a"]}}, "samples: no policy version"),
+        (
+            "Put",
+            {"request_id": "a", "samples": {"size": 1, "sample_ids": ["a"], "policy_version_max": b"\xff" * 8}},
+            "sample a: no policy version",
+        ),
+        (
+            "Put",
+            {
+                "request_id": "a",
+                "samples": {
+                    "size": 1,
+                    "sample_ids": ["a"],
+                    "policy_version_max": bytes(8),
+                    "rewards": np.float32([np.nan]).tobytes(),
+                    "reward_status": b"\1",
+                },
+            },
+            "sample a: reward nan, but its status says that it is a value",
+        ),
         ("Put", {"request_id": "a"}, "samples is empty"),
         ("Put", {"request_id": "a", "samples": {"size": 2, "sample_ids": ["a"]}}, "sample_ids has 1 rows"),
         ("Put", {"request_id": "a", "samples": {"size": 1, "sample_ids": ["a"], "rewards": b"12345678"}}, "rewards has 2"),
         ("Put", {"request_id": "a", "samples": {"size": 1, "sample_ids": ["a"], "rewards": b"123"}}, "no whole number"),
         ("Ack", {"lease_id": "step 3"}, "lease_id is 'step 3'"),
-        ("PutState", {"value": b"x"}, "name is empty"),
-        ("PutState", {"name": "large", "value": bytes(2**20 + 1)}, "at most 1048576"),
     ],
 )
 async def test_a_request_that_breaks_a_rule_is_refused_with_the_rule(client, run_id, method, request_fields, message):
     request = getattr(pb, f"{method}Request")(**{"run_id": run_id} | request_fields)
     with pytest.raises(InvalidRequestError, match=message):
-        await client._call(method, request)
+        await (client._upload(method, lambda: [request]) if method == "Put" else client._call(method, request))
 
 
 async def test_counts_follow_a_sample_from_stored_to_leased_to_trained(client, run_id):
@@ -198,10 +220,10 @@ async def test_counts_follow_a_sample_from_stored_to_leased_to_trained(client, r
     assert await counts() == (8, 8, 0, False)
     await client.put(run_id, 0, make_samples([4, 5, 6, 7]))
     await client.close_episode(run_id, 0)
-    await client.ack(run_id, 0, "p0-s0", global_step=1)
+    await client.ack(run_id, 0, "p0-s0-a1", global_step=1)
     await lease(client, run_id, 1)
     assert await counts() == (12, 4, 8, True), "the tail's repeats count where the pass first used them"
-    await client.ack(run_id, 0, "p0-s1", global_step=2)
+    await client.ack(run_id, 0, "p0-s1-a1", global_step=2)
     assert await counts() == (12, 0, 12, True)
     await lease(client, run_id, 0, pass_index=1)
     assert await counts() == (12, 8, 0, True), "a new pass starts from nothing"
@@ -246,35 +268,22 @@ async def test_deletion_leaves_no_key_behind(client, run_id, store):
     await client.put(run_id, 0, make_samples(range(8)), request_id="a")
     await client.close_episode(run_id, 0)
     await train(client, run_id, 0)
-    assert len(store.keys(run_id)) == 7
+    assert len(store.keys(run_id)) == 10
     await client.delete_episode(run_id, 0)
-    assert store.keys(run_id) == []
+    assert {name.rpartition(":")[2] for name in store.keys(run_id)} == {"ended", "global-steps", "usage"}
 
 
-async def test_an_episode_opened_again_after_its_deletion_has_its_new_samples_only(client, run_id):
-    for tokens in (6, 9):
+async def test_an_episode_that_was_trained_and_ended_cannot_be_opened_again(client, run_id):
+    await open_fixed(client, run_id, 8)
+    await client.put(run_id, 0, make_samples(range(8)))
+    await client.close_episode(run_id, 0)
+    await train(client, run_id, 0)
+    await client.delete_episode(run_id, 0)
+    with pytest.raises(ConflictError, match="trained and ended"):
         await open_fixed(client, run_id, 8)
-        samples = make_samples(range(8), tokens=tokens)
-        assert await client.put(run_id, 0, samples, request_id="same") == 8
-        assert (await lease(client, run_id, 0)).to_proto() == samples.to_proto()
-        await client.ack(run_id, 0, "p0-s0", global_step=0)
-        await client.close_episode(run_id, 0)
-        await client.delete_episode(run_id, 0)
 
 
-async def test_state_is_changed_only_by_who_read_the_present_revision(client, run_id):
-    assert await client.get_state(run_id, "coordinator") == (b"", 0)
-    assert await client.put_state(run_id, "coordinator", b"one", expected_revision=0) == 1
-    assert await client.put_state(run_id, "coordinator", b"two\0\xff", expected_revision=1) == 2
-    with pytest.raises(ConflictError, match=r"at revision 2, not 1"):
-        await client.put_state(run_id, "coordinator", b"three", expected_revision=1)
-    with pytest.raises(ConflictError, match=r"at revision 2, not 0"):
-        await client.put_state(run_id, "coordinator", b"three", expected_revision=0)
-    assert await client.get_state(run_id, "coordinator") == (b"two\0\xff", 2)
-    assert await client.get_state(run_id, "other") == (b"", 0)
-
-
-async def test_a_repeated_write_of_state_is_answered_as_the_first_was(client, run_id):
+async def test_an_episode_that_ended_empty_may_be_opened_again(client, run_id):
     for _ in range(2):
-        assert await client.put_state(run_id, "coordinator", bytes(2**20), expected_revision=0) == 1
-    assert await client.get_state(run_id, "coordinator") == (bytes(2**20), 1)
+        await open_fixed(client, run_id, 8)
+        await client.delete_episode(run_id, 0)

@@ -128,20 +128,20 @@ def test_no_call_is_taken_after_the_signal(kit: Kit, channel: grpc.Channel) -> N
 
 
 async def test_a_taken_port_ends_the_start_with_the_port_and_the_fix() -> None:
-    first = Server(kit_service.SERVICE, "127.0.0.1:0")
+    first = Server([kit_service.SERVICE], "127.0.0.1:0")
     port = first.address.rpartition(":")[2]
     try:
         with pytest.raises(
             SystemExit, match=rf"cannot listen on 127\.0\.0\.1:{port}: port {port} is taken.*set another port"
         ):
-            Server(kit_service.SERVICE, first.address)
+            Server([kit_service.SERVICE], first.address)
     finally:
         await first.grpc.stop(None)
 
 
 async def test_an_address_of_another_machine_ends_the_start_with_its_name() -> None:
     with pytest.raises(SystemExit, match=r"203\.0\.113\.1 is not an address of this machine"):
-        Server(kit_service.SERVICE, "203.0.113.1:0")
+        Server([kit_service.SERVICE], "203.0.113.1:0")
 
 
 def test_a_reader_of_the_ready_file_sees_all_of_it_or_nothing(tmp_path: Path) -> None:

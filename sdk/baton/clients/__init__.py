@@ -1,9 +1,11 @@
-"""Typed async clients, one per service. `blocking(client)` gives the same methods without `await`."""
+"""Typed async clients, one per gRPC service. `blocking(client)` gives the same methods without `await`."""
 
 from baton.clients.blocking import blocking
 from baton.clients.buffer import BufferClient
 from baton.clients.coordinator import CoordinatorClient
+from baton.clients.ledger import LedgerClient
+from baton.clients.relay import RelayClient
 from baton.clients.rollout import RolloutClient
 from baton.clients.trainer import TrainerClient
 
-__all__ = ["BufferClient", "CoordinatorClient", "RolloutClient", "TrainerClient", "blocking"]
+__all__ = ["BufferClient", "CoordinatorClient", "LedgerClient", "RelayClient", "RolloutClient", "TrainerClient", "blocking"]

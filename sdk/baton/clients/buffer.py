@@ -1,8 +1,10 @@
-"""Client of the buffer service."""
+"""Client of the buffer's data path."""
 
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,9 @@ from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceStub
 from baton.channel import ServiceClient
 from baton.samples import Samples
+
+PUT_BYTES = 32 * 2**20
+"""About how much one Put brings; a larger one group goes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,59 +38,89 @@ class EpisodeCounts:
 
 
 class BufferClient(ServiceClient):
-    """Puts, leases and acknowledges samples; keeps small run state. Errors: see `baton.errors`."""
+    """Puts, leases and acknowledges samples. Errors: see `baton.errors`."""
 
     SERVICE = "baton.api.buffer.v1.BufferService"
     STUB = BufferServiceStub
     RETRIED = (
-        "OpenEpisode", "Put", "CloseEpisode", "Lease", "Ack", "GetEpisode", "DeleteEpisode", "PutState", "GetState",
+        "OpenEpisode", "CloseEpisode", "Lease", "RenewLease", "ReleaseLease", "Ack", "GetEpisode", "DeleteEpisode",
     )  # fmt: skip
 
     async def open_episode(
-        self, run_id: str, episode_id: int, *, expected_samples: int | None, global_batch_size: int, micro_batch_size: int
-    ) -> int:
-        """Declares an episode: fixed if `expected_samples` is given, else dynamic. Returns how many samples it holds."""
+        self, run_id: str, episode_id: int, *, expected_samples: int | None, global_batch_size: int, micro_batch_size: int,
+        relayed: bool = False,
+    ) -> int:  # fmt: skip
+        """Declares an episode: fixed if `expected_samples` is given, else dynamic. Returns how many samples it holds.
+
+        A relayed one becomes part of the history, and trains what `RelayClient.select` chooses.
+        """
         kind = pb.EPISODE_KIND_DYNAMIC if expected_samples is None else pb.EPISODE_KIND_FIXED
         request = pb.OpenEpisodeRequest(
             run_id=run_id, episode_id=episode_id, kind=kind, expected_samples=expected_samples or 0,
-            global_batch_size=global_batch_size, micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, relayed=relayed,
         )  # fmt: skip
         return (await self._call("OpenEpisode", request)).stored_samples
 
-    async def put(self, run_id: str, episode_id: int, samples: Samples, *, request_id: str | None = None) -> int:
-        """Appends samples, in as many messages as their size asks for. Returns how many the episode holds now.
+    async def put(
+        self, run_id: str, episode_id: int, samples: Samples, *, request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> int:  # fmt: skip
+        """Appends samples, whole groups at a time. Returns how many the episode holds now.
 
-        With a `request_id` of the caller's own, the same put sent again stores nothing twice.
+        With a `request_id` of the caller's own, the same put sent again stores nothing twice. Waits, within `timeout_s` for
+        each of its parts, while the run has as much in the store as it may.
         """
         stem, stored = request_id or uuid.uuid4().hex, 0
-        for part, piece in enumerate(samples.split()):
-            request = pb.PutRequest(
-                run_id=run_id, episode_id=episode_id, request_id=f"{stem}/{part}", samples=piece.to_proto()
-            )
-            stored = (await self._call("Put", request)).stored_samples
+        for part, piece in enumerate(_whole_groups(samples)):
+            fields = {"run_id": run_id, "episode_id": episode_id, "request_id": f"{stem}/{part}"}
+            messages = partial(_put_requests, piece, fields)
+            stored = (await self._upload("Put", messages, timeout_s)).stored_samples
         return stored
 
     async def close_episode(self, run_id: str, episode_id: int) -> tuple[int, int]:
-        """Ends the episode's rollout. Returns (total samples, optimizer steps per pass)."""
+        """Ends the episode's rollout. Returns (stored samples, optimizer steps per pass unless it is relayed)."""
         answer = await self._call("CloseEpisode", pb.CloseEpisodeRequest(run_id=run_id, episode_id=episode_id))
         return answer.total_samples, answer.steps_per_pass
 
     async def lease(
         self, run_id: str, episode_id: int, *, pass_index: int, step_index: int, data_parallel_rank: int = 0,
-        data_parallel_size: int = 1, shuffle_seed: int = 0, wait_s: float = 60.0,
+        data_parallel_size: int = 1, shuffle_seed: int = 0, wait_s: float = 60.0, lessee: str = "",
+        micro_batch_tokens: int = 0,
     ) -> AsyncIterator[MicroBatch]:  # fmt: skip
-        """Yields this rank's micro-batches of one step, as they become available."""
+        """Yields this rank's micro-batches of one step, as they become available.
+
+        `lessee` names who trains, on all ranks the same, and another after a restart. `micro_batch_tokens`, if not 0, cuts
+        micro-batches by their tokens instead of their number of samples.
+        """
         request = pb.LeaseRequest(
             run_id=run_id, episode_id=episode_id, pass_index=pass_index, step_index=step_index,
             data_parallel_rank=data_parallel_rank, data_parallel_size=data_parallel_size,
-            shuffle_seed=shuffle_seed, wait_s=wait_s,
+            shuffle_seed=shuffle_seed, wait_s=wait_s, lessee=lessee, micro_batch_tokens=micro_batch_tokens,
         )  # fmt: skip
+        parts: list[MicroBatch] = []
         async for message in self._stream("Lease", request, wait_s + self.timeout_s):
-            samples = Samples.from_proto(message.samples)
-            yield MicroBatch(message.lease_id, samples, np.frombuffer(message.wrapped, np.uint8).astype(bool))
+            wrapped = np.frombuffer(message.wrapped, np.uint8).astype(bool)
+            parts.append(MicroBatch(message.lease_id, Samples.from_proto(message.samples), wrapped))
+            if not message.more:
+                yield parts[0] if len(parts) == 1 else _joined(parts)
+                parts = []
+
+    async def renew_lease(self, run_id: str, episode_id: int, lease_id: str, *, lessee: str = "") -> tuple[str, float]:
+        """Starts the lease's time again. Returns (lease id, seconds that it holds).
+
+        Raises LeaseLostError if somebody else has leased the step since.
+        """
+        request = pb.RenewLeaseRequest(run_id=run_id, episode_id=episode_id, lease_id=lease_id, lessee=lessee)
+        answer = await self._call("RenewLease", request)
+        return answer.lease_id, answer.timeout_s
+
+    async def release_lease(self, run_id: str, episode_id: int, lease_id: str, *, reason: str) -> None:
+        """Gives the step back untrained."""
+        request = pb.ReleaseLeaseRequest(run_id=run_id, episode_id=episode_id, lease_id=lease_id, reason=reason)
+        await self._call("ReleaseLease", request)
 
     async def ack(self, run_id: str, episode_id: int, lease_id: str, *, global_step: int) -> int:
-        """Marks the leased step as trained. Returns the acknowledged steps of its pass."""
+        """Marks the leased step as trained. Returns the trained steps of its pass."""
         request = pb.AckRequest(run_id=run_id, episode_id=episode_id, lease_id=lease_id, global_step=global_step)
         return (await self._call("Ack", request)).acked_steps
 
@@ -97,16 +132,32 @@ class BufferClient(ServiceClient):
         )
 
     async def delete_episode(self, run_id: str, episode_id: int) -> int:
-        """Frees a wholly trained episode. Returns how many samples were removed."""
+        """Ends a wholly trained episode. Returns its samples: they are removed, or history if it was relayed."""
         request = pb.DeleteEpisodeRequest(run_id=run_id, episode_id=episode_id)
         return (await self._call("DeleteEpisode", request)).deleted_samples
 
-    async def put_state(self, run_id: str, name: str, value: bytes, *, expected_revision: int) -> int:
-        """Stores a small value if nobody else did since `expected_revision`. Returns the new revision."""
-        request = pb.PutStateRequest(run_id=run_id, name=name, value=value, expected_revision=expected_revision)
-        return (await self._call("PutState", request)).revision
 
-    async def get_state(self, run_id: str, name: str) -> tuple[bytes, int]:
-        """Returns (value, revision); (b"", 0) if it was never put."""
-        answer = await self._call("GetState", pb.GetStateRequest(run_id=run_id, name=name))
-        return answer.value, answer.revision
+def _put_requests(samples: Samples, fields: dict[str, Any]) -> Iterator[pb.PutRequest]:
+    for part in samples.split():
+        request = pb.PutRequest(**fields)
+        part.to_proto(request.samples)
+        yield request
+
+
+def _whole_groups(samples: Samples) -> Iterator[Samples]:
+    """Consecutive parts of about PUT_BYTES that do not divide a group."""
+    ends = np.cumsum(samples.wire_bytes())
+    starts, held = [0], 0
+    for at in range(1, len(samples)):
+        begins_group = samples.group_ids is None or samples.group_ids[at] != samples.group_ids[at - 1]
+        if begins_group and ends[at] - held > PUT_BYTES:
+            starts.append(at)
+            held = ends[at - 1]
+    for start, end in zip(starts, [*starts[1:], len(samples)], strict=True):
+        if start < end:
+            yield samples if end - start == len(samples) else samples.take(np.arange(start, end))
+
+
+def _joined(parts: list[MicroBatch]) -> MicroBatch:
+    samples, wrapped = Samples.concat([part.samples for part in parts]), np.concatenate([part.wrapped for part in parts])
+    return replace(parts[0], samples=samples, wrapped=wrapped)

@@ -39,6 +39,10 @@ class RuntimeConfig(Section):
     train_global_batch_size: PositiveInt | None = None
     """Samples in one optimizer step over all data-parallel ranks. null: the micro-batch size."""
 
+    train_micro_batch_tokens: Count = 0
+    """If not 0, a forward-backward takes as many consecutive samples as have at most so many tokens in all,
+    instead of `train_micro_batch_size` of them."""
+
     tail: Literal["wrap", "mask"] = "wrap"
     """How an episode's last step is filled: `wrap` trains samples from the episode's start again, `mask`
     gives those repeats zero loss weight."""
@@ -59,8 +63,12 @@ class RuntimeConfig(Section):
     """First episode (counted from 0) that is stored and relayed."""
 
     relay_sample_fn: FunctionName | None = None
-    """What picks the training samples from the kept episodes: a built-in name (`concat`, `last`) or
-    `module:callable`. null: the one given to `engine.set_relay_sample_fn`."""
+    """What picks the training samples from the kept episodes: a built-in name (`concat`, `last`, `uniform`,
+    `newest_tokens`, `replace_flat`, `age_decayed`, `reward_prioritised`) or `module:callable`. null: the one
+    given to `engine.set_relay_sample_fn`."""
+
+    relay_sample_params: dict[str, float | int | str] = Field(default_factory=dict)
+    """Keyword arguments of the relay function, such as `k` of `uniform`."""
 
     save_episode_interval: Count | None = None
     """Episodes between two checkpoints. 0 or null: only the one at the end is written."""

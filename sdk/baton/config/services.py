@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baton.config.base import Port, PositiveInt, Seconds, Section, matching
+from baton.config.base import Count, Port, PositiveInt, Seconds, Section, matching
 
 Address = Annotated[
     str,
@@ -17,7 +17,7 @@ Address = Annotated[
 StoreUrl = Annotated[
     str,
     matching(
-        r"(rediss?|unix)://.+",
+        r"(rediss?(\+(cluster|sentinel))?|unix)://.+",
         "must be the address of a Redis-protocol server",
         "write it like redis://10.0.0.1:6379/0",
     ),
@@ -64,7 +64,8 @@ class StoreConfig(Section):
     """The Redis-protocol server behind the buffer, and the rules of the data in it."""
 
     url: StoreUrl | None = None
-    """redis://, rediss:// or unix:// address of a server that runs already. null: start a local one."""
+    """redis://, rediss:// or unix:// address of a server that runs already; redis+cluster:// or
+    redis+sentinel:// addresses of several, or with rediss over TLS. null: start a local one."""
 
     port: Port = 0
     """Port of the started server. 0: any free one."""
@@ -76,8 +77,17 @@ class StoreConfig(Section):
     """When the started server forces its log to disk. Every choice survives the death of a process;
     `everysec` may lose one second to a power failure, `no` more, `always` nothing, at a price per write."""
 
+    max_samples: Count = 0
+    """Samples that the run may have in the store, history included; beyond that a put waits. 0: any number."""
+
+    max_bytes: Count = 0
+    """Bytes of samples that the run may have in the store, history included; beyond that a put waits. 0: any number."""
+
     lease_timeout_s: Seconds = 600.0
-    """Seconds without a sign of life after which a leased sample may be leased again."""
+    """Seconds without a sign of life after which a leased step may be leased by somebody else."""
+
+    max_attempts: PositiveInt = 3
+    """How often a step may be leased, or a prompt group issued, before it is given up with the last reason."""
 
     ack_on: Literal["step", "checkpoint"] = "step"
     """When a trained sample counts as done: after its optimizer step, or after the next checkpoint."""
@@ -98,6 +108,9 @@ class DeadlinesConfig(Section):
 
     reward_s: Seconds = 120.0
     """Scoring of one batch of samples, by functions or by a model."""
+
+    relay_s: Seconds = 120.0
+    """One call of the relay function."""
 
     train_step_s: Seconds = 1800.0
     """One optimizer step."""

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 UNBUILT_OPTIONS = {
     "runtime": (
-        "max_relay_episode", "relay_episode_offset", "relay_sample_fn", "eval_episode_interval", "data_checkpoint_path",
-        "max_data_ckpt_nums", "load_data_checkpoint_iteration",
+        "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
         "load", "lora", "batch_generation", "expert_model_parallel_size", "trust_remote_code",
@@ -28,14 +27,13 @@ UNBUILT_OPTIONS = {
         "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
     ),
     "models.ppo_policy": ("recompute_granularity", "sequence_parallel"),
-    "store": ("ack_on", "relay_max_bytes", "relay_when_full"),
 }  # fmt: skip
 UNBUILT_ROLES = ("reference", "value", "reward", "ppo_value")
 
 
 def unbuilt_problems(run: RunConfig) -> Iterator[str]:
     """One line for each option that differs from its default but would have no effect, and each role that nobody plays."""
-    sections = {"runtime": run.runtime, "store": run.store}
+    sections: dict[str, object] = {"runtime": run.runtime}
     sections |= {f"models.{name}": role for name, role in run.models.roles().items()}
     for path, section in sections.items():
         names = UNBUILT_OPTIONS.get(path, ()) + (UNBUILT_OPTIONS["models.*"] if path.startswith("models.") else ())

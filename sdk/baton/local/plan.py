@@ -38,7 +38,7 @@ def make_plan(
         config = load_run(run_file, overrides)
     remarks = [str(warning.message) for warning in caught]
     remarks += [f"{option} has no effect: {reason}" for option, reason in config.inert_options().items()]
-    preflight.check(config, has_app=app is not None)
+    preflight.check(config, app=app)
     run_id = run_id or f"{re.sub('[^A-Za-z0-9._-]', '-', config.runtime.exp_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory.create(output_dir or Path(config.runtime.output_dir), run_id)
     directory.run_file.touch(mode=0o600)  # what came from the environment may be secret

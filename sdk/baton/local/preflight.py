@@ -8,16 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from baton.config import ConfigError, RunConfig
+from baton.engine import load_engine
 from baton.local.store import LOOPBACK, find_server
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
-def check(config: RunConfig, *, has_app: bool) -> None:
-    """Raises ConfigError, one line for each problem, if the run cannot start on this machine."""
+def check(config: RunConfig, *, app: str | None) -> None:
+    """Raises ConfigError, one line for each problem, if the run cannot start on this machine.
+
+    The user's program (module:attribute) is imported only if a relay function must come from it.
+    """
     if sys.platform != "linux":
         raise ConfigError(f"baton starts services on Linux only, and this is {sys.platform}; use a Linux container")
-    config.require_startable(has_relay_sample_fn=has_app)
+    runtime, has_relay_sample_fn = config.runtime, False
+    if app is not None and runtime.relay_enabled and runtime.relay_sample_fn is None:
+        sys.path[:0] = [str(Path.cwd())]  # as the coordinator will find it
+        has_relay_sample_fn = load_engine(app).relay_sample_fn is not None
+    config.require_startable(has_relay_sample_fn=has_relay_sample_fn)
     problems = [*_missing_directories(config), *_taken_ports(config)]
     if problems:
         raise ConfigError("\n".join(problems))

@@ -1,14 +1,26 @@
 -- Marks a leased step as trained.
--- KEYS: episode, steps
--- ARGV: lease id, pass, global step
--- Returns 'acked', acknowledged steps of the pass; or 'unleased'; or 'other', the global step that trained it.
-local counter = 'acked:' .. ARGV[2]
-local step = redis.call('HGET', KEYS[2], ARGV[1])
-if not step then return {'unleased'} end
-local earlier = string.match(step, '^acked (.+)$')
-if earlier and earlier ~= ARGV[3] then return {'other', earlier} end
-if not earlier then
-  redis.call('HSET', KEYS[2], ARGV[1], 'acked ' .. ARGV[3])
-  redis.call('HINCRBY', KEYS[1], counter, 1)
+-- KEYS: episode, steps, the run's global steps
+-- ARGV: step, pass, attempt, global step, 'acked' or 'trained', the step's name in the run
+-- Returns 'acked', steps of the pass that are trained; or 'unleased'; or 'other', the global step that trained it;
+--         or 'foreign', attempt, lessee; or 'expired', seconds ago; or 'taken', what the global step trained.
+local episode, steps, global_steps = unpack(KEYS)
+local step, pass, attempt, global_step, becomes = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local record = redis.call('HGET', steps, step)
+if not record then return {'unleased'} end
+local state, rest = string.match(record, '^(%a+) (.*)$')
+local counter = 'trained:' .. pass
+if state == 'trained' or state == 'acked' then
+  if rest ~= global_step then return {'other', rest} end
+  return {'acked', tonumber(redis.call('HGET', episode, counter))}
 end
-return {'acked', tonumber(redis.call('HGET', KEYS[1], counter))}
+if state == 'released' then return {'unleased'} end
+local held, since, term, holder = string.match(rest, '^(%d+) ([%d.]+) ([%d.]+) (.*)$')
+if held ~= attempt then return {'foreign', held, holder} end
+local seconds, microseconds = unpack(redis.call('TIME'))
+local late = tonumber(seconds) + tonumber(microseconds) / 1e6 - tonumber(since) - tonumber(term)
+if late > 0 then return {'expired', tostring(late)} end
+local others = redis.call('ZRANGEBYSCORE', global_steps, global_step, global_step)
+if #others > 0 and others[1] ~= ARGV[6] then return {'taken', others[1]} end
+redis.call('HSET', steps, step, becomes .. ' ' .. global_step)
+redis.call('ZADD', global_steps, global_step, ARGV[6])
+return {'acked', redis.call('HINCRBY', episode, counter, 1)}

@@ -1,13 +1,48 @@
--- Records that a step was handed out; again for a step that is not acknowledged: its lessee may have died.
--- KEYS: episode, steps
--- ARGV: lease id, pass, lease timeout in seconds
--- Returns 'leased'; or 'missing'; or 'acked', global step.
-local pass = redis.call('HGET', KEYS[1], 'pass')
+-- Hands out a step, unless it is trained or another lessee holds it.
+-- KEYS: episode, steps, the run's dead letters
+-- ARGV: step, pass, lessee, lease timeout in seconds, most attempts, what a dead letter of this step is called, shuffle seed
+-- Returns 'leased', attempt; or 'missing'; or 'trained', global step; or 'held', lessee, seconds left;
+--         or 'dead', reason; or 'seed', the one that the episode's passes are shuffled by.
+local episode, steps, dead = unpack(KEYS)
+local step, lessee, timeout, most = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local pass = redis.call('HGET', episode, 'pass')
 if not pass then return {'missing'} end
-local acked = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^acked (.+)$')
-if acked then return {'acked', acked} end
+redis.call('HSETNX', episode, 'seed', ARGV[7])
+local seed = redis.call('HGET', episode, 'seed')
+if seed ~= ARGV[7] then return {'seed', seed} end
 local seconds, microseconds = unpack(redis.call('TIME'))
-local deadline = tonumber(seconds) + tonumber(microseconds) / 1e6 + tonumber(ARGV[3])
-redis.call('HSET', KEYS[2], ARGV[1], string.format('leased %.3f', deadline))
-if tonumber(ARGV[2]) > tonumber(pass) then redis.call('HSET', KEYS[1], 'pass', ARGV[2]) end
-return {'leased'}
+local now = tonumber(seconds) + tonumber(microseconds) / 1e6
+
+local record = redis.call('HGET', steps, step) or ''
+local state, rest = string.match(record, '^(%a+) ?(.*)$')
+local attempt = 1
+if state == 'trained' or state == 'acked' then return {'trained', rest} end
+if state == 'released' then
+  local earlier, reason = string.match(rest, '^(%d+) (.*)$')
+  attempt = tonumber(earlier) + 1
+  if attempt > most then
+    redis.call('HSET', dead, ARGV[6], reason)
+    return {'dead', reason}
+  end
+elseif state == 'leased' then
+  local earlier, since, term, holder = string.match(rest, '^(%d+) ([%d.]+) ([%d.]+) (.*)$')
+  since, term = tonumber(since), tonumber(term)
+  if now < since then since = now end -- the clock was set back
+  local left = since + term - now
+  attempt = tonumber(earlier)
+  if left > 0 and holder ~= lessee then
+    redis.call('HSET', steps, step, string.format('leased %d %.3f %.3f %s', attempt, since, term, holder))
+    return {'held', holder, tostring(left)}
+  end
+  if left <= 0 then
+    attempt = attempt + 1
+    if attempt > most then
+      local reason = string.format('leased %d times, and never acknowledged in time; last by %s', most, holder)
+      redis.call('HSET', dead, ARGV[6], reason)
+      return {'dead', reason}
+    end
+  end
+end
+redis.call('HSET', steps, step, string.format('leased %d %.3f %.3f %s', attempt, now, timeout, lessee))
+if tonumber(ARGV[2]) > tonumber(pass) then redis.call('HSET', episode, 'pass', ARGV[2]) end
+return {'leased', attempt}

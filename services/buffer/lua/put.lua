@@ -1,44 +1,63 @@
--- Appends one chunk of samples to an episode, once per request id.
--- KEYS: episode, requests, sample ids, groups, chunks, chunk
--- ARGV: request id, number of samples, names of the columns, chunk record, chunk, number of groups,
---       then per group its first sample's place in the chunk and its id, then all sample ids
+-- Appends chunks, written before, to an episode: all or none, and once per request id.
+-- KEYS: episode, requests, sample ids, groups, issues, list of chunks, the run's usage, then the chunks
+-- ARGV: request id, number of samples, names of the columns, records of the chunks, bytes, most samples and most bytes
+--       that the run may have (0: any), number of groups, then per group its first sample's place and its id,
+--       then all sample ids
 -- Returns 'put', first position, stored samples; or 'missing'; or 'closed', stored; or 'full', stored, expected;
---         or 'columns', the names that came first; or 'duplicate', sample id.
+--         or 'columns', the names that came first; or 'duplicate', sample id; or 'expired';
+--         or 'budget', samples and bytes in use.
 local SLICE = 1000 -- unpack and the command's arguments live on a stack of limited size
+local FIRST_CHUNK, FIRST_GROUP = 8, 9
 
-local episode, requests, sample_ids, groups, chunks, chunk = unpack(KEYS)
-local stored, expected, closed, columns =
-  unpack(redis.call('HMGET', episode, 'stored', 'expected', 'closed', 'columns'))
-if not stored then return {'missing'} end
+local episode, requests, sample_ids, groups, issues, chunks, usage = unpack(KEYS, 1, FIRST_CHUNK - 1)
+local function drop(answer) -- chunks that are not taken up; those of an earlier run of this script have no expiry
+  for at = FIRST_CHUNK, #KEYS do
+    if redis.call('TTL', KEYS[at]) >= 0 then redis.call('UNLINK', KEYS[at]) end
+  end
+  return answer
+end
+local stored, expected, closed, columns, bytes =
+  unpack(redis.call('HMGET', episode, 'stored', 'expected', 'closed', 'columns', 'bytes'))
+if not stored then return drop({'missing'}) end
 local earlier = redis.call('HGET', requests, ARGV[1])
 if earlier then
   local first, after = string.match(earlier, '(%d+) (%d+)')
-  return {'put', tonumber(first), tonumber(after)}
+  return drop({'put', tonumber(first), tonumber(after)})
 end
 
 local first, limit = tonumber(stored), tonumber(expected)
-local after = first + tonumber(ARGV[2])
-if limit > 0 and after > limit then return {'full', first, limit} end
-if closed == '1' then return {'closed', first} end
-if columns and columns ~= ARGV[3] then return {'columns', columns} end
+local count, size = tonumber(ARGV[2]), tonumber(ARGV[5])
+local after = first + count
+if limit > 0 and after > limit then return drop({'full', first, limit}) end
+if closed == '1' then return drop({'closed', first}) end
+if columns and columns ~= ARGV[3] then return drop({'columns', columns}) end
 
-local first_group = 7
-local first_id = first_group + 2 * tonumber(ARGV[6])
+local first_id = FIRST_GROUP + 2 * tonumber(ARGV[8])
 for from = first_id, #ARGV, SLICE do
   local slice = {unpack(ARGV, from, math.min(from + SLICE - 1, #ARGV))}
   for i, known in ipairs(redis.call('SMISMEMBER', sample_ids, unpack(slice))) do
-    if known == 1 then return {'duplicate', slice[i]} end
+    if known == 1 then return drop({'duplicate', slice[i]}) end
   end
 end
 
+local used = redis.call('HMGET', usage, 'samples', 'bytes')
+local samples_in_use, bytes_in_use = tonumber(used[1] or 0), tonumber(used[2] or 0)
+local most_samples, most_bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
+if (most_samples > 0 and samples_in_use + count > most_samples) or (most_bytes > 0 and bytes_in_use + size > most_bytes) then
+  return drop({'budget', samples_in_use, bytes_in_use})
+end
+if redis.call('EXISTS', unpack(KEYS, FIRST_CHUNK)) < #KEYS - FIRST_CHUNK + 1 then return drop({'expired'}) end
+
+for at = FIRST_CHUNK, #KEYS do redis.call('PERSIST', KEYS[at]) end
 for from = first_id, #ARGV, SLICE do
   redis.call('SADD', sample_ids, unpack(ARGV, from, math.min(from + SLICE - 1, #ARGV)))
 end
-for at = first_group, first_id - 1, 2 do
+for at = FIRST_GROUP, first_id - 1, 2 do
   redis.call('ZADD', groups, 'NX', first + tonumber(ARGV[at]), ARGV[at + 1])
+  redis.call('HDEL', issues, ARGV[at + 1])
 end
-redis.call('SET', chunk, ARGV[5])
 redis.call('APPEND', chunks, ARGV[4])
 redis.call('HSET', requests, ARGV[1], first .. ' ' .. after)
-redis.call('HSET', episode, 'stored', after, 'columns', ARGV[3])
+redis.call('HSET', episode, 'stored', after, 'bytes', tonumber(bytes) + size, 'columns', ARGV[3])
+redis.call('HSET', usage, 'samples', samples_in_use + count, 'bytes', bytes_in_use + size)
 return {'put', first, after}

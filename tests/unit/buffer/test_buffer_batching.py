@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.errors import InvalidRequestError
-from services.buffer.batching import Share, first_uses, parse_lease_id, plan, steps_per_pass
+from services.buffer.batching import LeaseId, Share, cut_by_tokens, first_uses, parse_step, plan, steps_per_pass
 
 
 def positions(total, global_batch, micro_batch, step, rank=0, ranks=1, pass_index=0, seed=0, episode=0):
-    found = plan(Share(pass_index, step, rank, ranks, seed), episode, total, global_batch, micro_batch)
-    return found.positions.tolist()
+    found = plan(Share(pass_index, step, rank, ranks, seed), episode, total, global_batch)
+    return found.positions.reshape(-1, micro_batch).tolist()
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_every_rank_of_the_last_step_is_full(rank, expected):
 
 
 def test_the_wrap_repeats_as_often_as_it_takes():
-    found = plan(Share(0, 0, 0, 1, 0), 0, 3, 8, 4)
-    assert found.positions.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
-    assert found.wrapped.tolist() == [[False, False, False, True], [True] * 4]
+    found = plan(Share(0, 0, 0, 1, 0), 0, 3, 8)
+    assert found.positions.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert found.wrapped.tolist() == [False] * 3 + [True] * 5
 
 
 @st.composite
@@ -47,12 +47,12 @@ def episodes(draw):
 @given(episodes())
 @settings(deadline=None)  # other work on the machine is no failure
 def test_a_pass_trains_every_sample_once_and_every_rank_fully(episode):
-    total, global_batch, micro_batch, ranks, pass_index, seed = episode
+    total, global_batch, _, ranks, pass_index, seed = episode
     fresh = []
     for step in range(steps_per_pass(total, global_batch)):
         for rank in range(ranks):
-            found = plan(Share(pass_index, step, rank, ranks, seed), 3, total, global_batch, micro_batch)
-            assert found.positions.shape == (global_batch // micro_batch // ranks, micro_batch)
+            found = plan(Share(pass_index, step, rank, ranks, seed), 3, total, global_batch)
+            assert found.positions.shape == (global_batch // ranks,)
             fresh += found.positions[~found.wrapped].tolist()
             assert set(found.positions[found.wrapped].tolist()) <= set(range(total))
     assert sorted(fresh) == list(range(total))
@@ -71,16 +71,16 @@ def test_a_step_has_the_same_samples_in_the_same_order_whatever_the_number_of_ra
 @given(episodes())
 @settings(deadline=None)  # other work on the machine is no failure
 def test_what_an_unfinished_episode_hands_out_is_what_the_finished_one_would(episode):
-    total, global_batch, micro_batch, ranks, _, seed = episode
+    total, global_batch, _, ranks, _, seed = episode
     for step in range(steps_per_pass(total, global_batch)):
-        early = plan(Share(0, step, ranks - 1, ranks, seed), 0, None, global_batch, micro_batch).positions
-        late = plan(Share(0, step, ranks - 1, ranks, seed), 0, total, global_batch, micro_batch).positions
+        early = plan(Share(0, step, ranks - 1, ranks, seed), 0, None, global_batch).positions
+        late = plan(Share(0, step, ranks - 1, ranks, seed), 0, total, global_batch).positions
         exists = early < total
         assert np.array_equal(early[exists], late[exists])
 
 
 def test_a_later_pass_of_an_unfinished_episode_cannot_be_planned():
-    assert plan(Share(1, 0, 0, 1, 0), 0, None, 4, 2) is None
+    assert plan(Share(1, 0, 0, 1, 0), 0, None, 4) is None
 
 
 def test_the_shuffle_depends_on_seed_episode_and_pass_and_on_nothing_else():
@@ -104,11 +104,23 @@ def test_first_uses_add_up_to_the_total(episode):
     assert sum(first_uses(step, global_batch, total) for step in range(steps)) == total
 
 
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(1, 150))
+@settings(deadline=None)  # other work on the machine is no failure
+def test_micro_batches_by_tokens_hold_every_sample_once_in_order_within_the_budget_and_no_two_could_be_one(tokens, budget):
+    cuts = cut_by_tokens(np.asarray(tokens), budget)
+    assert [at for cut in cuts for at in range(len(tokens))[cut]] == list(range(len(tokens)))
+    sums = [sum(tokens[cut]) for cut in cuts]
+    assert all(total <= budget or cut.stop - cut.start == 1 for cut, total in zip(cuts, sums, strict=True))
+    assert all(sums[i] + tokens[cuts[i + 1].start] > budget for i in range(len(cuts) - 1))
+
+
 def test_lease_ids_are_read_back():
-    assert parse_lease_id(Share(2, 13, 0, 1, 0).lease_id) == (2, 13)
+    step = Share(2, 13, 0, 1, 0).step
+    assert parse_step(step) == (2, 13)
+    assert LeaseId.parse(str(LeaseId(step, 4))) == LeaseId(step, 4)
 
 
-@pytest.mark.parametrize("lease_id", ["", "p1", "p1-s", "p-1-s2", "p1-s2 ", "s1-p2"])
+@pytest.mark.parametrize("lease_id", ["", "p1", "p1-s", "p-1-s2", "p1-s2", "p1-s2-a", "p1-s2-a1 ", "s1-p2-a1"])
 def test_anything_else_is_not_a_lease_id(lease_id):
     with pytest.raises(InvalidRequestError, match="lease_id"):
-        parse_lease_id(lease_id)
+        LeaseId.parse(lease_id)

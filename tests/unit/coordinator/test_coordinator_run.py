@@ -7,7 +7,7 @@ import time
 import pytest
 from harness import config, digits_count, place, questions
 
-from baton.clients import BufferClient
+from baton.clients import BufferClient, LedgerClient
 from baton.clients.rollout import SamplingParams
 from baton.engine import Engine
 from baton.errors import ConfigError, ConflictError, InvalidRequestError, NotFoundError
@@ -80,7 +80,9 @@ async def test_trained_episodes_are_freed_and_the_state_is_stored(buffer, run_id
         for episode in range(3):
             with pytest.raises(NotFoundError):
                 await client.get_episode(run_id, episode)
+    async with LedgerClient(buffer.address) as client:
         stored = RunState.from_json((await client.get_state(run_id, "coordinator"))[0])
+        assert list((await client.audit(run_id)).faults) == []
     assert (stored.life, stored.episode, stored.prompts_consumed, stored.phase) == (Life.SUCCEEDED, 3, 6, "")
     assert sorted(stored.digests) == [0, 1, 2, 3, 4]
 
@@ -125,7 +127,7 @@ async def test_a_trainer_that_was_restarted_within_the_run_is_noticed_at_its_nex
     async with place(buffer.address, tmp_path, trainer=trainer) as there:
         state = await run_to_end(there, run_id)
     assert state.life is Life.FAILED
-    assert "took optimizer step 1, but step 4 was due" in state.error
+    assert "optimizer step 1 trained p0-s0 of episode 0 already" in state.error
 
 
 async def test_a_trainer_that_dies_in_a_step_fails_the_run_soon(buffer, run_id, tmp_path):
@@ -272,7 +274,9 @@ async def test_one_coordinator_has_one_run_and_starting_it_again_changes_nothing
 
 async def test_options_that_this_coordinator_does_not_honour_are_refused(buffer, tmp_path):
     for runtime, message in (
-        ({"max_relay_episode": 1, "relay_sample_fn": "last"}, "runtime.max_relay_episode: got 1; is not carried out"),
+        ({"max_relay_episode": 1}, "relay is on and needs a function"),
+        ({"max_relay_episode": 1, "relay_sample_fn": "lats"}, "there is no built-in 'lats'; choose from concat, last"),
+        ({"max_relay_episode": 1, "relay_sample_fn": "nowhere:fn"}, "nowhere:fn cannot be imported: No module named"),
         ({"eval_episode_interval": 2}, "runtime.eval_episode_interval: got 2; is not carried out"),
     ):
         with pytest.raises(ConfigError, match=message):

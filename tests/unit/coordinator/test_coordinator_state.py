@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from baton.clients import BufferClient
+from baton.clients import LedgerClient
 from baton.errors import ConflictError
 from services.coordinator.clock import PhaseClock
 from services.coordinator.events import EventLog
@@ -26,7 +26,7 @@ def test_old_digests_are_dropped_before_the_value_outgrows_the_store():
 
 
 async def test_a_second_coordinator_of_the_same_run_is_refused(buffer, run_id):
-    async with BufferClient(buffer.address) as client:
+    async with LedgerClient(buffer.address) as client:
         state = RunState(run_id, 3, "/out", life=Life.RUNNING, episode=1)
         first = StateStore(client, run_id)
         await first.claim(state)

@@ -264,7 +264,6 @@ def test_a_complete_run_is_startable(run_of):
 
 
 UNBUILT = {
-    "relay": ({"runtime": {**GROUPED, "max_relay_episode": 2, "relay_sample_fn": "concat"}}, "runtime.max_relay_episode"),
     "evaluation": ({"runtime": {**GROUPED, "eval_episode_interval": 1}}, "runtime.eval_episode_interval"),
     "adapters": ({"runtime": GROUPED, **trainer(lora={"enable_lora": True})}, "models.ppo_policy.lora"),
     "ranking": ({"runtime": GROUPED, **policy(batch_generation={"ranking": True})}, "models.policy.batch_generation"),

@@ -1,6 +1,8 @@
 """baton.local.preflight: what is known to be wrong is said before any process starts."""
 
 import socket
+import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -16,18 +18,18 @@ def run(**sections) -> RunConfig:
 
 
 def test_a_run_file_of_defaults_passes():
-    preflight.check(run(), has_app=False)
+    preflight.check(run(), app=None)
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "./no_such", "a/b/c"])
 def test_a_model_directory_that_does_not_exist_is_named_with_its_option(name):
     with pytest.raises(ConfigError, match=rf"models.policy.model: got '{name}'; must be a directory that exists"):
-        preflight.check(run(models={"policy": {"model": name}}), has_app=False)
+        preflight.check(run(models={"policy": {"model": name}}), app=None)
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "smollm2-135m-instruct"])
 def test_a_hub_id_is_not_taken_for_a_path(name):
-    preflight.check(run(models={"policy": {"model": name}}), has_app=False)
+    preflight.check(run(models={"policy": {"model": name}}), app=None)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_a_port_that_is_taken_is_named_with_its_option(sections, option):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         sections[section][name] = port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"{option}: port {port} is taken; .* set another port"):
-            preflight.check(run(**sections), has_app=False)
+            preflight.check(run(**sections), app=None)
 
 
 def test_the_port_of_every_replica_is_checked():
@@ -51,24 +53,37 @@ def test_the_port_of_every_replica_is_checked():
         port = taken.getsockname()[1]
         config = run(models={"policy": {"num_replica": 2}}, services={"rollout_port": port - 1})
         with pytest.raises(ConfigError, match=rf"services.rollout_port: port {port} is taken"):
-            preflight.check(config, has_app=False)
+            preflight.check(config, app=None)
 
 
 def test_ports_of_services_that_run_elsewhere_do_not_matter():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         services = {"trainer_port": port, "trainer_address": "gpu-host:7000"}
-        preflight.check(run(services=services), has_app=False)
+        preflight.check(run(services=services), app=None)
 
 
 def test_a_host_that_is_not_this_machine_is_named():
     with pytest.raises(ConfigError, match=r"services.host: cannot listen on 192.0.2.1:0"):
-        preflight.check(run(services={"host": "192.0.2.1"}), has_app=False)
+        preflight.check(run(services={"host": "192.0.2.1"}), app=None)
 
 
-def test_relay_needs_a_function_unless_a_program_may_give_one():
-    config = run(runtime=RUNTIME | {"max_relay_episode": 2})
-    for has_app in (False, True):
-        with pytest.raises(ConfigError, match="max_relay_episode") as caught:
-            preflight.check(config, has_app=has_app)
-        assert ("needs a function" in str(caught.value)) is not has_app
+@pytest.mark.parametrize(
+    ("program", "runtime", "message"),
+    [
+        (None, {}, "relay is on and needs a function"),
+        ("engine = Engine()", {}, "relay is on and needs a function"),
+        ("engine = Engine()\nengine.set_relay_sample_fn(len)", {}, None),
+        (None, {"relay_sample_fn": "concat"}, None),
+        ("raise SystemError('imported')", {"relay_sample_fn": "concat"}, None),
+    ],
+    ids=["no program", "a program without one", "a program with one", "a built-in", "a program that is not looked at"],
+)
+def test_relay_needs_a_function_from_the_run_file_or_the_program(tmp_path, monkeypatch, program, runtime, message):
+    name = f"relay_program_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(f"from baton.engine import Engine\n{program}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    config = run(runtime=RUNTIME | {"max_relay_episode": 2} | runtime)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        preflight.check(config, app=program and f"{name}:engine")

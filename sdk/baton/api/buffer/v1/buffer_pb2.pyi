@@ -18,20 +18,22 @@ EPISODE_KIND_FIXED: EpisodeKind
 EPISODE_KIND_DYNAMIC: EpisodeKind
 
 class OpenEpisodeRequest(_message.Message):
-    __slots__ = ("run_id", "episode_id", "kind", "expected_samples", "global_batch_size", "micro_batch_size")
+    __slots__ = ("run_id", "episode_id", "kind", "expected_samples", "global_batch_size", "micro_batch_size", "relayed")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     episode_id: int
     kind: EpisodeKind
     expected_samples: int
     global_batch_size: int
     micro_batch_size: int
-    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., kind: _Optional[_Union[EpisodeKind, str]] = ..., expected_samples: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ...) -> None: ...
+    relayed: bool
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., kind: _Optional[_Union[EpisodeKind, str]] = ..., expected_samples: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., relayed: bool = ...) -> None: ...
 
 class OpenEpisodeResponse(_message.Message):
     __slots__ = ("stored_samples",)
@@ -76,7 +78,7 @@ class CloseEpisodeResponse(_message.Message):
     def __init__(self, total_samples: _Optional[int] = ..., steps_per_pass: _Optional[int] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
-    __slots__ = ("run_id", "episode_id", "pass_index", "step_index", "data_parallel_rank", "data_parallel_size", "shuffle_seed", "wait_s")
+    __slots__ = ("run_id", "episode_id", "pass_index", "step_index", "data_parallel_rank", "data_parallel_size", "shuffle_seed", "wait_s", "lessee", "micro_batch_tokens")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     PASS_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +87,8 @@ class LeaseRequest(_message.Message):
     DATA_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     SHUFFLE_SEED_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LESSEE_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     episode_id: int
     pass_index: int
@@ -93,17 +97,57 @@ class LeaseRequest(_message.Message):
     data_parallel_size: int
     shuffle_seed: int
     wait_s: float
-    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., pass_index: _Optional[int] = ..., step_index: _Optional[int] = ..., data_parallel_rank: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., shuffle_seed: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    lessee: str
+    micro_batch_tokens: int
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., pass_index: _Optional[int] = ..., step_index: _Optional[int] = ..., data_parallel_rank: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., shuffle_seed: _Optional[int] = ..., wait_s: _Optional[float] = ..., lessee: _Optional[str] = ..., micro_batch_tokens: _Optional[int] = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
-    __slots__ = ("lease_id", "samples", "wrapped")
+    __slots__ = ("lease_id", "samples", "wrapped", "more")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     WRAPPED_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     samples: _samples_pb2.SampleBatch
     wrapped: bytes
-    def __init__(self, lease_id: _Optional[str] = ..., samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ..., wrapped: _Optional[bytes] = ...) -> None: ...
+    more: bool
+    def __init__(self, lease_id: _Optional[str] = ..., samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ..., wrapped: _Optional[bytes] = ..., more: bool = ...) -> None: ...
+
+class RenewLeaseRequest(_message.Message):
+    __slots__ = ("run_id", "episode_id", "lease_id", "lessee")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    LESSEE_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    episode_id: int
+    lease_id: str
+    lessee: str
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., lease_id: _Optional[str] = ..., lessee: _Optional[str] = ...) -> None: ...
+
+class RenewLeaseResponse(_message.Message):
+    __slots__ = ("lease_id", "timeout_s")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    timeout_s: float
+    def __init__(self, lease_id: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ReleaseLeaseRequest(_message.Message):
+    __slots__ = ("run_id", "episode_id", "lease_id", "reason")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    episode_id: int
+    lease_id: str
+    reason: str
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReleaseLeaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class AckRequest(_message.Message):
     __slots__ = ("run_id", "episode_id", "lease_id", "global_step")
@@ -158,37 +202,3 @@ class DeleteEpisodeResponse(_message.Message):
     DELETED_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     deleted_samples: int
     def __init__(self, deleted_samples: _Optional[int] = ...) -> None: ...
-
-class PutStateRequest(_message.Message):
-    __slots__ = ("run_id", "name", "value", "expected_revision")
-    RUN_ID_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
-    run_id: str
-    name: str
-    value: bytes
-    expected_revision: int
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., value: _Optional[bytes] = ..., expected_revision: _Optional[int] = ...) -> None: ...
-
-class PutStateResponse(_message.Message):
-    __slots__ = ("revision",)
-    REVISION_FIELD_NUMBER: _ClassVar[int]
-    revision: int
-    def __init__(self, revision: _Optional[int] = ...) -> None: ...
-
-class GetStateRequest(_message.Message):
-    __slots__ = ("run_id", "name")
-    RUN_ID_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    run_id: str
-    name: str
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
-
-class GetStateResponse(_message.Message):
-    __slots__ = ("value", "revision")
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    REVISION_FIELD_NUMBER: _ClassVar[int]
-    value: bytes
-    revision: int
-    def __init__(self, value: _Optional[bytes] = ..., revision: _Optional[int] = ...) -> None: ...

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class BufferServiceStub(object):
-    """BufferService keeps episodes of samples, the ledger of who trained what, and small run state, all in Redis.
-    Every write carries a request id and takes effect once however often it is sent.
+    """BufferService takes samples from the flow and hands them to the trainer, exactly once per pass. All of it is in
+    Redis. What is sent twice takes effect once.
     """
 
     def __init__(self, channel):
@@ -41,7 +41,7 @@ class BufferServiceStub(object):
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.OpenEpisodeRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.OpenEpisodeResponse.FromString,
                 _registered_method=True)
-        self.Put = channel.unary_unary(
+        self.Put = channel.stream_unary(
                 '/baton.api.buffer.v1.BufferService/Put',
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutResponse.FromString,
@@ -55,6 +55,16 @@ class BufferServiceStub(object):
                 '/baton.api.buffer.v1.BufferService/Lease',
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.LeaseRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.LeaseResponse.FromString,
+                _registered_method=True)
+        self.RenewLease = channel.unary_unary(
+                '/baton.api.buffer.v1.BufferService/RenewLease',
+                request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.RenewLeaseResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/baton.api.buffer.v1.BufferService/ReleaseLease',
+                request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.ReleaseLeaseResponse.FromString,
                 _registered_method=True)
         self.Ack = channel.unary_unary(
                 '/baton.api.buffer.v1.BufferService/Ack',
@@ -71,21 +81,11 @@ class BufferServiceStub(object):
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeResponse.FromString,
                 _registered_method=True)
-        self.PutState = channel.unary_unary(
-                '/baton.api.buffer.v1.BufferService/PutState',
-                request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutStateRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutStateResponse.FromString,
-                _registered_method=True)
-        self.GetState = channel.unary_unary(
-                '/baton.api.buffer.v1.BufferService/GetState',
-                request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.GetStateRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.GetStateResponse.FromString,
-                _registered_method=True)
 
 
 class BufferServiceServicer(object):
-    """BufferService keeps episodes of samples, the ledger of who trained what, and small run state, all in Redis.
-    Every write carries a request id and takes effect once however often it is sent.
+    """BufferService takes samples from the flow and hands them to the trainer, exactly once per pass. All of it is in
+    Redis. What is sent twice takes effect once.
     """
 
     def OpenEpisode(self, request, context):
@@ -95,8 +95,8 @@ class BufferServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Put(self, request, context):
-        """Put appends samples to an episode, in arrival order. Idempotent by request_id.
+    def Put(self, request_iterator, context):
+        """Put appends samples to an episode, in arrival order: all messages of the stream, or none. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,15 +110,29 @@ class BufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Lease(self, request, context):
-        """Lease hands one data-parallel rank its micro-batches of one step, waiting until they exist. All ranks of a step
-        share one lease. Idempotent.
+        """Lease hands one data-parallel rank its micro-batches of one step, waiting until they exist and until no other lessee
+        holds the step. All ranks of a lessee share one lease. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewLease(self, request, context):
+        """RenewLease starts a lease's time again, also of an expired one that nobody else has taken since. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """ReleaseLease gives a step back untrained, with the reason. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ack(self, request, context):
-        """Ack marks a leased step as trained. Idempotent.
+        """Ack says that a leased step was trained. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,21 +146,8 @@ class BufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEpisode(self, request, context):
-        """DeleteEpisode frees an episode whose every step is acknowledged. Idempotent.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PutState(self, request, context):
-        """PutState stores a small named value of a run if its revision is the expected one. Idempotent.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetState(self, request, context):
-        """GetState reads it. Idempotent.
+        """DeleteEpisode ends an episode whose every step is acknowledged; of a relayed one the samples stay as history.
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +161,7 @@ def add_BufferServiceServicer_to_server(servicer, server):
                     request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.OpenEpisodeRequest.FromString,
                     response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.OpenEpisodeResponse.SerializeToString,
             ),
-            'Put': grpc.unary_unary_rpc_method_handler(
+            'Put': grpc.stream_unary_rpc_method_handler(
                     servicer.Put,
                     request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutRequest.FromString,
                     response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutResponse.SerializeToString,
@@ -174,6 +175,16 @@ def add_BufferServiceServicer_to_server(servicer, server):
                     servicer.Lease,
                     request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.LeaseRequest.FromString,
                     response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.LeaseResponse.SerializeToString,
+            ),
+            'RenewLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewLease,
+                    request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.RenewLeaseResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.ReleaseLeaseResponse.SerializeToString,
             ),
             'Ack': grpc.unary_unary_rpc_method_handler(
                     servicer.Ack,
@@ -190,16 +201,6 @@ def add_BufferServiceServicer_to_server(servicer, server):
                     request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeRequest.FromString,
                     response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeResponse.SerializeToString,
             ),
-            'PutState': grpc.unary_unary_rpc_method_handler(
-                    servicer.PutState,
-                    request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutStateRequest.FromString,
-                    response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutStateResponse.SerializeToString,
-            ),
-            'GetState': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetState,
-                    request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.GetStateRequest.FromString,
-                    response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.GetStateResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'baton.api.buffer.v1.BufferService', rpc_method_handlers)
@@ -209,8 +210,8 @@ def add_BufferServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BufferService(object):
-    """BufferService keeps episodes of samples, the ledger of who trained what, and small run state, all in Redis.
-    Every write carries a request id and takes effect once however often it is sent.
+    """BufferService takes samples from the flow and hands them to the trainer, exactly once per pass. All of it is in
+    Redis. What is sent twice takes effect once.
     """
 
     @staticmethod
@@ -241,7 +242,7 @@ class BufferService(object):
             _registered_method=True)
 
     @staticmethod
-    def Put(request,
+    def Put(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -251,8 +252,8 @@ class BufferService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/baton.api.buffer.v1.BufferService/Put',
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutRequest.SerializeToString,
@@ -311,6 +312,60 @@ class BufferService(object):
             '/baton.api.buffer.v1.BufferService/Lease',
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.LeaseRequest.SerializeToString,
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.LeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.api.buffer.v1.BufferService/RenewLease',
+            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.RenewLeaseRequest.SerializeToString,
+            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.RenewLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.api.buffer.v1.BufferService/ReleaseLease',
+            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.ReleaseLeaseRequest.SerializeToString,
+            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.ReleaseLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -392,60 +447,6 @@ class BufferService(object):
             '/baton.api.buffer.v1.BufferService/DeleteEpisode',
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeRequest.SerializeToString,
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PutState(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.buffer.v1.BufferService/PutState',
-            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutStateRequest.SerializeToString,
-            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.PutStateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetState(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.buffer.v1.BufferService/GetState',
-            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.GetStateRequest.SerializeToString,
-            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.GetStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

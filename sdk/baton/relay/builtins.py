@@ -1,0 +1,123 @@
+"""Relay functions that the run file can name; their parameters come from `runtime.relay_sample_params`.
+
+Each gets the history, oldest episode first, the episode to be trained last, and returns the training set. Those that draw
+by lot are given `seed`, so that a choice that is repeated is the same.
+"""
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+
+import numpy as np
+
+from baton.relay.samples import EpisodeRelayBuffer, RelaySample
+from baton.samples import RewardStatus
+
+Buffers = Sequence[EpisodeRelayBuffer]
+
+
+def concat(buffers: Buffers) -> list[RelaySample]:
+    """All samples of all episodes, oldest first."""
+    return [sample for buffer in buffers for sample in buffer.buffer]
+
+
+def last(buffers: Buffers) -> list[RelaySample]:
+    """The newest episode alone."""
+    return buffers[-1].buffer
+
+
+def uniform(buffers: Buffers, *, k: int, seed: int = 0) -> list[RelaySample]:
+    """`k` samples of the whole history, each at most once, all equally likely; all of them if there are fewer."""
+    everything = concat(buffers)
+    if k >= len(everything):
+        return everything
+    return _pick(everything, _random(buffers, seed).choice(len(everything), k, replace=False))
+
+
+def newest_tokens(buffers: Buffers, *, max_tokens: int) -> list[RelaySample]:
+    """The newest samples whose prompts and responses have at most `max_tokens` in all, in the order of the history."""
+    everything = concat(buffers)
+    tokens = np.concatenate([_tokens(buffer) for buffer in buffers])
+    newest_first = np.cumsum(tokens[::-1])
+    count = int(np.searchsorted(newest_first, max_tokens, side="right"))
+    return everything[len(everything) - count :]
+
+
+def replace_flat(buffers: Buffers) -> list[RelaySample]:
+    """The newest episode, with each group whose rewards are all the same replaced by an earlier one whose were not.
+
+    Flat groups teach nothing: their advantages are zero. Earlier groups are taken newest first, each once, of any size;
+    flat groups for which none is left stay.
+    """
+    pool = ((buffer, group) for buffer in reversed(buffers[:-1]) for group in _groups(buffer) if not _is_flat(buffer, group))
+    samples = {buffer.episode_id: buffer.buffer for buffer in buffers}
+    chosen = []
+    for group in _groups(buffers[-1]):
+        source, rows = buffers[-1], group
+        if _is_flat(source, rows):
+            source, rows = next(pool, (source, rows))
+        chosen += _pick(samples[source.episode_id], rows)
+    return chosen
+
+
+def age_decayed(buffers: Buffers, *, k: int, half_life: float = 1.0, seed: int = 0) -> list[RelaySample]:
+    """`k` samples, each at most once; one is half as likely for every `half_life` policy versions that it is older."""
+    everything = concat(buffers)
+    versions = np.concatenate([np.asarray(buffer.column("policy_version_max")) for buffer in buffers])
+    weights = 0.5 ** ((versions.max() - versions) / half_life)
+    return _weighted(everything, weights, k, _random(buffers, seed))
+
+
+def reward_prioritised(buffers: Buffers, *, k: int, temperature: float = 1.0, seed: int = 0) -> list[RelaySample]:
+    """`k` scored samples, each at most once, more likely the larger the advantage that they earned, of either sign.
+
+    A sample's weight is exp(|reward - mean of its group| / `temperature`).
+    """
+    everything = concat(buffers)
+    rewards, means, status = (
+        np.concatenate([np.asarray(buffer.column(name)) for buffer in buffers])
+        for name in ("rewards", "group_reward_mean", "reward_status")
+    )
+    surprise = np.where(status == RewardStatus.VALUE, np.abs(rewards - means), -np.inf) / temperature
+    weights = np.exp(surprise - surprise.max()) if np.isfinite(surprise).any() else np.zeros(len(everything))
+    return _weighted(everything, weights, k, _random(buffers, seed))
+
+
+BUILTINS: dict[str, Callable[..., list[RelaySample]]] = {
+    function.__name__: function
+    for function in (concat, last, uniform, newest_tokens, replace_flat, age_decayed, reward_prioritised)
+}
+
+SEEDED = frozenset(name for name, function in BUILTINS.items() if "seed" in signature(function).parameters)
+
+
+def _random(buffers: Buffers, seed: int) -> np.random.RandomState:
+    entropy = [seed % 2**64, buffers[-1].episode_id]
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(entropy)))  # numpy keeps its numbers for ever
+
+
+def _pick(samples: Sequence[RelaySample], indices: Sequence[int] | np.ndarray) -> list[RelaySample]:
+    return [samples[i] for i in indices]
+
+
+def _tokens(buffer: EpisodeRelayBuffer) -> np.ndarray:
+    return np.asarray(buffer.column("prompt_ids"), np.int64) + np.asarray(buffer.column("response_ids"), np.int64)
+
+
+def _weighted(
+    samples: Sequence[RelaySample], weights: np.ndarray, k: int, random: np.random.RandomState
+) -> list[RelaySample]:
+    """`k` of those of non-zero weight, without replacement: the largest of log-weight + Gumbel noise."""
+    possible = np.flatnonzero(weights > 0)
+    keys = np.log(weights[possible]) + random.gumbel(size=len(possible))
+    return _pick(samples, possible[np.argsort(-keys, kind="stable")[:k]])
+
+
+def _groups(buffer: EpisodeRelayBuffer) -> list[np.ndarray]:
+    """Positions of each group's samples, groups in the order of their first sample."""
+    _, first, which = np.unique(np.asarray(buffer.column("group_ids")), return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
+    return [rows[group] for group in np.argsort(first)]
+
+
+def _is_flat(buffer: EpisodeRelayBuffer, group: np.ndarray) -> bool:
+    return not float(buffer.column("group_reward_std")[group[0]]) > 0

@@ -1,0 +1,41 @@
+-- Ends an episode that is empty, or whose newest pass is wholly acknowledged; of a relayed one the samples stay.
+-- KEYS: episode, list of chunks, list of made chunks, steps, the run's episodes, usage, ended and relaying,
+--       then what goes when it ends: its other keys, and its chunks unless they stay
+-- ARGV: episode id, length of the list of chunks and of made chunks, in bytes, when KEYS was made from them
+-- Returns 'deleted', samples; or 'untrained', acknowledged steps, steps, pass; or 'open'; or 'changed'.
+local episode, chunks, made, steps, episodes, usage, ended, relaying = unpack(KEYS, 1, 8)
+local stored, closed, pass, global_batch_size, relayed, selected, is_ended, bytes, made_samples, made_bytes =
+  unpack(redis.call('HMGET', episode, 'stored', 'closed', 'pass', 'global_batch_size', 'relayed', 'selected', 'ended',
+    'bytes', 'made', 'made_bytes'))
+if not stored or is_ended == '1' then return {'deleted', 0} end
+if redis.call('STRLEN', chunks) ~= tonumber(ARGV[2]) or redis.call('STRLEN', made) ~= tonumber(ARGV[3]) then
+  return {'changed'}
+end
+local keeps = relayed == '1' and stored ~= '0'
+local total = keeps and tonumber(selected) or tonumber(stored)
+local passes, all_steps = tonumber(pass) + 1, 0
+if total ~= 0 then
+  if closed ~= '1' or total < 0 then return {'open'} end
+  all_steps = math.ceil(total / tonumber(global_batch_size))
+  local acked = 0
+  local records = redis.call('HGETALL', steps)
+  for i = 1, #records, 2 do
+    if string.match(records[i], '^p(%d+)') == pass and string.match(records[i + 1], '^acked ') then acked = acked + 1 end
+  end
+  if acked < all_steps then return {'untrained', acked, all_steps, tonumber(pass)} end
+end
+for i = 9, #KEYS do redis.call('UNLINK', KEYS[i]) end
+redis.call('UNLINK', made, steps)
+redis.call('HDEL', relaying, ARGV[1])
+redis.call('HINCRBY', usage, 'samples', 0 - tonumber(made_samples or 0))
+redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(made_bytes or 0))
+if closed == '1' then redis.call('HSET', ended, ARGV[1], table.concat({total, passes, all_steps}, ' ')) end
+if keeps then
+  redis.call('HSET', episode, 'ended', 1)
+else
+  redis.call('UNLINK', episode, chunks)
+  redis.call('ZREM', episodes, ARGV[1])
+  redis.call('HINCRBY', usage, 'samples', 0 - tonumber(stored))
+  redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(bytes))
+end
+return {'deleted', tonumber(stored)}

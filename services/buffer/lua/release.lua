@@ -1,0 +1,11 @@
+-- Gives a leased step back untrained.
+-- KEYS: steps
+-- ARGV: step, attempt, reason
+-- Returns 'released'; or 'unleased'; or 'trained', global step; or 'foreign', attempt, lessee.
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+if not record then return {'unleased'} end
+local state, attempt, rest = string.match(record, '^(%a+) (%d+) ?(.*)$')
+if state == 'trained' or state == 'acked' then return {'trained', attempt} end
+if attempt ~= ARGV[2] then return {'foreign', attempt, string.match(rest, '([^ ]*)$')} end
+if state == 'leased' then redis.call('HSET', KEYS[1], ARGV[1], 'released ' .. attempt .. ' ' .. ARGV[3]) end
+return {'released'}

@@ -1,0 +1,92 @@
+"""The training set of a relayed episode: references to stored samples, and samples that were made for it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from baton.errors import BatonError, ConflictError, InvalidRequestError, NotFoundError, NotReadyError
+from services.buffer.batching import steps_per_pass
+from services.buffer.episode import missing
+from services.buffer.keys import EpisodeKeys
+from services.buffer.staging import Incoming, expired
+from services.buffer.store import Store
+from services.buffer.training_set import MADE, REFERENCE
+
+
+class Selections:
+    """Makes training sets. State is in the store only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def select(
+        self, keys: EpisodeKeys, made: Incoming, references: bytes
+    ) -> tuple[int, int]:  # fmt: skip
+        """Makes the training set; returns (samples, steps per pass). The same set again changes nothing.
+
+        Raises ConflictError if the episode has another one, NotFoundError for a sample that is not stored (any more), and
+        InvalidRequestError for an episode that is not relayed or samples that cannot be trained together.
+        """
+        if len(references) % REFERENCE.itemsize:
+            raise InvalidRequestError(f"references has {len(references)} bytes; a reference takes {REFERENCE.itemsize}")
+        chosen = np.frombuffer(references, REFERENCE)
+        limits = _limits(chosen, made.count)
+        referred = [EpisodeKeys(keys.run_id, episode_id) for episode_id in limits]
+        await self._check_columns(referred, made)
+        chunk_keys = await made.write(self._store, keys.run)
+        run = keys.run
+        answer = await self._store.run(
+            "select",
+            [keys.episode, keys.selection, keys.made, run.relaying, run.usage, *chunk_keys, *(k.episode for k in referred)],
+            keys.episode_id, len(chosen), references, made.records, made.count, made.bytes, len(chunk_keys),
+            " ".join(map(str, limits)), *limits.values(),
+        )  # fmt: skip
+        match answer:
+            case [b"selected", total, global_batch_size]:
+                return total, steps_per_pass(total, global_batch_size)
+            case [b"gone", at]:
+                raise NotFoundError(f"{referred[at]} has no such sample any more: it was evicted; select from ListHistory")
+        raise _refusal(keys, answer)
+
+    async def _check_columns(self, referred: Sequence[EpisodeKeys], made: Incoming) -> None:
+        """Raises InvalidRequestError if the samples do not all have the same columns."""
+        found = await self._store.pipeline([("HGET", keys.episode, "columns") for keys in referred])
+        columns = {str(keys): raw.decode().split() for keys, raw in zip(referred, found, strict=True) if raw}
+        if made.count:
+            columns["the samples that were made"] = made.columns
+        first = next(iter(columns), None)
+        for where, names in columns.items():
+            if odd := set(names) ^ set(columns[first]):
+                raise InvalidRequestError(
+                    f"{', '.join(sorted(odd))}: only one of {first} and {where} has it; samples that are trained together "
+                    "need the same columns, so leave out either"
+                )
+
+
+def _limits(chosen: np.ndarray, made: int) -> dict[int, int]:
+    """Of each episode that is referred to, one more than the largest position. Raises InvalidRequestError."""
+    if len(chosen) and chosen["position"].min() < 0:
+        raise InvalidRequestError(f"references: position {chosen['position'].min()}; positions are counted from 0")
+    limits = {}
+    for episode_id in map(int, np.unique(chosen["episode"])):
+        limit = int(chosen["position"][chosen["episode"] == episode_id].max()) + 1
+        if episode_id != MADE:
+            limits[episode_id] = limit
+        elif limit > made:
+            raise InvalidRequestError(f"references: made sample {limit - 1} is chosen, but {made} were sent")
+    return limits
+
+
+def _refusal(keys: EpisodeKeys, answer: list) -> BatonError:
+    match answer:
+        case [b"plain"]:
+            return InvalidRequestError(f"{keys} is not relayed, it trains its own samples; open it with relayed set")
+        case [b"open"]:
+            return NotReadyError(f"{keys} is still being rolled out; close it, then select")
+        case [b"other"]:
+            return ConflictError(
+                f"{keys} has another training set already, and it never changes; read how far it is trained"
+            )
+        case [b"expired"]:
+            return expired()
+    return missing(keys)

@@ -1,0 +1,102 @@
+"""Chunks on their way in: written first, taken up by a script afterwards, gone by themselves if that never happens."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+from baton.api.common.v1 import samples_pb2
+from baton.errors import InvalidRequestError, StoreUnavailableError
+from services.buffer.checks import check
+from services.buffer.chunks import Chunk, Chunks
+from services.buffer.keys import RunKeys
+from services.buffer.store import Store
+
+EXPIRY_S = 600
+"""A script follows within seconds; the rest is for a store whose clock jumps."""
+CHUNKS_PER_WRITE = 4
+REQUEST_BYTES = 256 * 2**20
+"""The most that one request may bring: it is held here as a whole before it takes effect."""
+REQUEST_CHUNKS = 1000
+
+
+class Incoming:
+    """The chunks of one request, checked as they arrive."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.bytes = 0
+        self._ids: set[str] = set()
+
+    def add(self, message: samples_pb2.SampleBatch) -> None:
+        """Takes a message. Raises InvalidRequestError for samples that are not well formed, or too many."""
+        if not message.size:
+            raise InvalidRequestError("samples is empty; put at least one")
+        chunk = Chunk.of(os.urandom(16), message)
+        check(chunk.samples)
+        for sample_id in chunk.samples.sample_ids:
+            if sample_id in self._ids:
+                raise InvalidRequestError(
+                    f"sample id {sample_id} occurs twice in one put; give every sample an id of its own"
+                )
+            self._ids.add(sample_id)
+        self.chunks.append(chunk)
+        self.bytes += chunk.size
+        if self.bytes > REQUEST_BYTES or len(self.chunks) > REQUEST_CHUNKS:
+            raise InvalidRequestError(
+                f"one request brings more than {REQUEST_BYTES} bytes or {REQUEST_CHUNKS} messages; send fewer samples"
+            )
+        if chunk.samples.columns() != self.columns:
+            odd = ", ".join(sorted(set(chunk.samples.columns()) ^ set(self.columns)))
+            raise InvalidRequestError(f"{odd}: in some messages of one put but not in others; fill a column in all or none")
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that all its samples have."""
+        return self.chunks[0].samples.columns()
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return sum(len(chunk.samples) for chunk in self.chunks)
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """Ids of all samples, in order."""
+        return [sample_id for chunk in self.chunks for sample_id in chunk.samples.sample_ids]
+
+    @property
+    def records(self) -> bytes:
+        """The entries of the chunks in a list of chunks."""
+        return b"".join(chunk.record for chunk in self.chunks)
+
+    def first_of_groups(self) -> dict[str, int]:
+        """Each group's first place among the samples."""
+        first: dict[str, int] = {}
+        groups = (group for chunk in self.chunks for group in chunk.samples.group_ids or ())
+        for at, group in enumerate(groups):
+            first.setdefault(group, at)
+        return first
+
+    async def write(self, store: Store, run: RunKeys) -> list[str]:
+        """Writes the chunks, to expire; returns their keys."""
+        keys = [run.chunk(chunk.name) for chunk in self.chunks]
+        for at in range(0, len(keys), CHUNKS_PER_WRITE):
+            await store.pipeline(
+                [("SET", key, chunk.payload(), "EX", EXPIRY_S) for key, chunk in _slice(keys, self.chunks, at)]
+            )
+        return keys
+
+    def keep(self, chunks: Chunks) -> None:
+        """Leaves the decoded samples to the cache: they are likely to be leased soon."""
+        for chunk in self.chunks:
+            chunks.add(chunk.name, chunk.samples, chunk.size)
+
+
+def _slice(keys: Sequence[str], chunks: Sequence[Chunk], at: int) -> Iterable[tuple[str, Chunk]]:
+    return zip(keys[at : at + CHUNKS_PER_WRITE], chunks[at : at + CHUNKS_PER_WRITE], strict=True)
+
+
+def expired() -> StoreUnavailableError:
+    """The error for chunks that were gone before a script took them up; the client sends them again."""
+    return StoreUnavailableError(
+        "the store forgot samples before they were taken up; did its clock jump? Sent again, they fit"
+    )

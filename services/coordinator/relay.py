@@ -1,0 +1,144 @@
+"""Relay: keeps the history within its limits, and has the relay function choose what an episode trains.
+
+close -> trim -> relay_sample_fn(buffers) -> select
+"""
+
+import asyncio
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from baton.clients import RelayClient
+from baton.config import RunConfig
+from baton.engine import Engine, RelaySampleFunction, import_function
+from baton.errors import BatonError, ConfigError, DeadlineError, RunFailedError
+from baton.relay.builtins import BUILTINS, SEEDED
+from baton.relay.chosen import TrainingSet, training_set
+from baton.relay.history import RelayHistory
+from baton.relay.samples import EpisodeRelayBuffer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """The training set of one episode."""
+
+    steps: int
+    """Optimizer steps of one pass."""
+    policy_versions: frozenset[int]
+    """Versions that its samples come from."""
+    metrics: dict[str, float]
+
+
+class Relay:
+    """The relay of one run."""
+
+    def __init__(self, config: RunConfig, engine: Engine, client: RelayClient, run_id: str) -> None:
+        """Raises ConfigError if relay is on and there is not exactly one function. Needs a running event loop."""
+        self._config = config
+        self._client = client
+        self._run_id = run_id
+        self._timeout_s = config.deadlines.relay_s
+        self._history = RelayHistory(client, run_id, config.deadlines.buffer_s)
+        self._function = relay_function(config, engine)
+
+    async def choose(self, episode: int, policy_version: int) -> Relayed:
+        """Makes the training set of a closed episode, which ages are counted from `policy_version` in."""
+        store, limit = self._config.store, self._config.runtime.relay_limit
+        await self._client.trim_history(
+            self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
+            evict_for_bytes=store.relay_when_full == "evict",
+        )  # fmt: skip
+        buffers = await self._history.buffers()
+        chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
+        total, steps = await self._client.select(self._run_id, episode, chosen.references, chosen.made)
+        if total == 0:
+            log.warning("the relay function chose no samples in episode %d: nothing is trained", episode)
+        return Relayed(
+            steps, frozenset(map(int, np.unique(chosen.policy_versions))), _metrics(chosen, episode, policy_version)
+        )
+
+    def _called(self, buffers: list[EpisodeRelayBuffer]) -> Any:
+        """What the function returns. Raises RunFailedError with what it raises."""
+        try:
+            return self._function(buffers)
+        except BatonError:  # of the samples that it touched
+            raise
+        except BaseException as error:  # it is the user's code: SystemExit too
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise RunFailedError(
+                f"the relay function raised {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            ) from error
+
+    async def _in_thread(self, work: Callable[[], TrainingSet]) -> TrainingSet:
+        """Does the work in a thread of its own, which does not outlive the process. Raises DeadlineError."""
+        done: Future[TrainingSet] = Future()
+        threading.Thread(target=_do, args=(work, done), name="relay", daemon=True).start()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.wrap_future(done)
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"the relay function did not return within {self._timeout_s:g} s; have it look at fewer samples (tokens are "
+                "loaded when they are touched), or raise deadlines.relay_s"
+            ) from error
+
+
+def _do(work: Callable[[], TrainingSet], done: Future[TrainingSet]) -> None:
+    done.set_running_or_notify_cancel()
+    try:
+        done.set_result(work())
+    except BaseException as error:  # told to who waits
+        done.set_exception(error)
+
+
+def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | None:
+    """The run's relay function, with its parameters. Raises ConfigError if there is none or more than one."""
+    name, params = config.runtime.relay_sample_fn, dict(config.runtime.relay_sample_params)
+    if not config.runtime.relay_enabled:
+        return None
+    if name and engine.relay_sample_fn:
+        raise ConfigError("runtime.relay_sample_fn: the run file and the app's engine both have one; remove one of the two")
+    function = engine.relay_sample_fn
+    if name in BUILTINS:
+        function = BUILTINS[name]
+        if name in SEEDED:
+            params.setdefault("seed", config.runtime.seed)
+    elif name:
+        if ":" not in name:
+            raise ConfigError(
+                f"runtime.relay_sample_fn: there is no built-in {name!r}; choose from {', '.join(BUILTINS)}, or name your "
+                "own as module:function"
+            )
+        try:
+            function = import_function(name)
+        except Exception as error:  # the user's module may raise anything
+            raise ConfigError(f"runtime.relay_sample_fn: {name} cannot be imported: {error}") from error
+    if function is None:
+        raise ConfigError(
+            "runtime.max_relay_episode: relay is on and needs a function that picks samples; call "
+            "engine.set_relay_sample_fn, or name a built-in in runtime.relay_sample_fn, as concat"
+        )
+    return (lambda buffers: function(buffers, **params)) if params else function
+
+
+def _metrics(chosen: TrainingSet, episode: int, policy_version: int) -> dict[str, float]:
+    """What the report says of the training set."""
+    stored_in, total = chosen.references[:, 0], len(chosen.references)
+    found = {"relay/samples": float(total)}
+    if total:
+        ages = policy_version - chosen.policy_versions
+        found |= {
+            "relay/age_mean": float(ages.mean()),
+            "relay/age_max": float(ages.max()),
+            "relay/share_earlier": float((stored_in != episode).mean()),
+            "relay/share_made": float((stored_in < 0).mean()),
+        }
+    return found

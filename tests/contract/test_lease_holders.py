@@ -1,0 +1,98 @@
+"""Who holds a step: one lessee at a time, for a time, and not for ever again."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from buffer_samples import make_samples
+
+from baton.clients import BufferClient, LedgerClient
+from baton.errors import DeadLetterError, DeadlineError, LeaseLostError
+from processes import ServiceProcess, StoreProcess
+
+SIZES = {"expected_samples": None, "global_batch_size": 8, "micro_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def hasty(store: StoreProcess, run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A buffer whose leases last half a second."""
+    options = ("--store", store.url, "--set", "store.lease_timeout_s=0.5", "--set", "store.max_attempts=2")
+    process = ServiceProcess("buffer", run_file, tmp_path_factory.mktemp("hasty"), *options)
+    yield process.start()
+    process.kill()
+
+
+@pytest.fixture
+async def hurried(hasty: ServiceProcess) -> AsyncIterator[BufferClient]:
+    async with BufferClient(hasty.address, timeout_s=20) as client:
+        yield client
+
+
+async def lease_as(client: BufferClient, run_id: str, lessee: str, step: int = 0, wait_s: float = 5.0) -> str:
+    """The lease id that this lessee gets."""
+    found = client.lease(run_id, 0, pass_index=0, step_index=step, lessee=lessee, wait_s=wait_s)
+    batches = [batch async for batch in found]
+    return batches[0].lease_id
+
+
+async def test_a_step_that_another_lessee_holds_is_waited_for_until_its_lease_ends(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    assert await lease_as(hurried, run_id, "one") == await lease_as(hurried, run_id, "one") == "p0-s0-a1"
+    with pytest.raises(DeadlineError, match=r"p0-s0 of .* is leased by one for 0 s more, and 0 s were not enough"):
+        await lease_as(hurried, run_id, "two", wait_s=0)
+    began = time.monotonic()
+    assert await lease_as(hurried, run_id, "two") == "p0-s0-a2"
+    assert 0.3 < time.monotonic() - began < 3
+
+
+async def test_only_who_holds_the_lease_may_acknowledge_it_and_a_refusal_changes_nothing(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    first = await lease_as(hurried, run_id, "one")
+    second = await lease_as(hurried, run_id, "two")
+    with pytest.raises(LeaseLostError, match=r"p0-s0-a1 of .* was leased again since, as attempt 2, by two"):
+        await hurried.ack(run_id, 0, first, global_step=1)
+    assert (await hurried.get_episode(run_id, 0)).trained == 0
+    assert await hurried.ack(run_id, 0, second, global_step=1) == 1
+
+
+async def test_an_expired_lease_can_be_renewed_but_not_acknowledged(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    lease_id = await lease_as(hurried, run_id, "one")
+    await asyncio.sleep(0.6)
+    with pytest.raises(LeaseLostError, match=r"expired 0.* s ago; renew it first"):
+        await hurried.ack(run_id, 0, lease_id, global_step=1)
+    with pytest.raises(LeaseLostError, match="by one"):
+        await hurried.renew_lease(run_id, 0, lease_id, lessee="two")
+    renewed, timeout_s = await hurried.renew_lease(run_id, 0, lease_id, lessee="one")
+    assert timeout_s == 0.5
+    assert await hurried.ack(run_id, 0, renewed, global_step=1) == 1
+
+
+async def test_a_step_that_is_released_can_be_leased_at_once(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    await hurried.release_lease(run_id, 0, await lease_as(hurried, run_id, "one"), reason="no room")
+    assert await lease_as(hurried, run_id, "two", wait_s=0) == "p0-s0-a2"
+
+
+async def test_a_step_is_given_up_after_so_many_attempts_with_the_last_reason(hurried, hasty, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    for lessee in ("one", "two"):
+        await hurried.release_lease(run_id, 0, await lease_as(hurried, run_id, lessee), reason=f"{lessee} ran out of memory")
+    await lease_as(hurried, run_id, "one", step=1)
+    await lease_as(hurried, run_id, "two", step=1)
+    with pytest.raises(DeadLetterError, match=r"p0-s0 of .* was given up after 2 attempts: two ran out of memory"):
+        await lease_as(hurried, run_id, "three")
+    with pytest.raises(DeadLetterError, match="leased 2 times, and never acknowledged in time; last by two"):
+        await lease_as(hurried, run_id, "three", step=1)
+    async with LedgerClient(hasty.address, timeout_s=20) as ledger:
+        assert (await ledger.audit(run_id)).dead == [
+            "episode 0 step p0-s0: two ran out of memory",
+            "episode 0 step p0-s1: leased 2 times, and never acknowledged in time; last by two",
+        ]
