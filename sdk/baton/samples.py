@@ -189,18 +189,17 @@ class Samples:
                 sizes += dtype.itemsize
         return sizes
 
-    def to_proto(self, into: pb.SampleBatch | None = None) -> pb.SampleBatch:
-        """The wire form, in a new message or in the empty one that is given. The caller splits first: see `split`."""
-        message = pb.SampleBatch() if into is None else into
-        message.size = len(self)
-        message.sample_ids.extend(self.sample_ids)
+    def to_proto(self, *, with_elements: bool = True) -> pb.SampleBatch:
+        """The wire form; the caller splits first: see `split`. Without elements, arrays have their lengths alone."""
+        message = pb.SampleBatch(size=len(self), sample_ids=self.sample_ids)
         for name, kind, dtype in _COLUMNS:
             column = getattr(self, name)
             if column is None:
                 continue
             if kind == "ragged":
                 ragged = getattr(message, name)
-                ragged.values = np.ascontiguousarray(column.values, dtype).tobytes()
+                if with_elements:
+                    ragged.values = np.ascontiguousarray(column.values, dtype).tobytes()
                 ragged.lengths = column.lengths.astype("<u4").tobytes()
             elif kind == "text":
                 getattr(message, name).extend(column)
@@ -210,7 +209,7 @@ class Samples:
 
     @classmethod
     def from_proto(cls, message: pb.SampleBatch, values: Mapping[str, Buffer] | None = None) -> Self:
-        """Reads the wire form without copying the arrays. `values`: elements of ragged columns, if the message lacks them.
+        """Reads the wire form without copying the arrays. `values`: elements of arrays that the message itself lacks.
 
         Raises InvalidRequestError, naming the column, if a column has another number of rows or of tokens than the batch.
         """
@@ -219,7 +218,7 @@ class Samples:
         for name, kind, dtype in _COLUMNS:
             raw = getattr(message, name)
             if kind == "ragged":
-                elements = raw.values if values is None else values.get(name, b"")
+                elements = values[name] if values and name in values else raw.values
                 if not (len(raw.lengths) or len(elements)):
                     continue
                 column = Ragged(_read(name, elements, dtype), _read(f"{name}.lengths", raw.lengths, np.dtype("<u4")))

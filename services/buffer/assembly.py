@@ -2,7 +2,6 @@
 
 import grpc
 
-from baton.api.buffer.v1.buffer_pb2_grpc import add_BufferServiceServicer_to_server
 from baton.api.buffer.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from baton.api.buffer.v1.relay_pb2_grpc import add_RelayServiceServicer_to_server
 from services.buffer.audit import Audit
@@ -17,7 +16,7 @@ from services.buffer.ledger_servicer import LedgerServicer
 from services.buffer.limits import Limits
 from services.buffer.relay_servicer import RelayServicer
 from services.buffer.selection import Selections
-from services.buffer.servicer import BufferServicer
+from services.buffer.servicer import BufferServicer, add_buffer_service
 from services.buffer.state import RunState
 from services.buffer.store import Store
 from services.buffer.training_set import TrainingSets
@@ -33,6 +32,6 @@ def add_services(server: grpc.aio.Server, store: Store, limits: Limits) -> None:
     ledger = LedgerServicer(
         Groups(store, limits), Checkpoints(store, inspection), inspection, Audit(store, chunks, inspection), RunState(store)
     )
-    add_BufferServiceServicer_to_server(buffer, server)
+    add_buffer_service(buffer, server)
     add_RelayServiceServicer_to_server(relay, server)
     add_LedgerServiceServicer_to_server(ledger, server)

@@ -37,9 +37,9 @@ class Audit:
     async def run(self, run: RunKeys) -> Report:
         """Checks samples, steps and what is left over."""
         report, named = Report(), set()
-        for keys in await self._inspection.episode_keys(run):
-            state = await State.read(self._store, keys)
-            report.states.append(state)
+        report.states = await self._inspection.states(await self._inspection.episode_keys(run))
+        for state in report.states:
+            keys = state.keys
             own, made = Layout(keys.chunks), Layout(keys.made)
             for layout in (own, made):
                 await layout.cover(self._store, 1)

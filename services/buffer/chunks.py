@@ -1,19 +1,20 @@
 """Chunks: samples as the store keeps them, found by position, and a cache of those that were used last.
 
-A chunk is what one message brought: the SampleBatch without the elements of its arrays (the light part), followed by those
-elements, column after column. So the light part of a chunk can be read alone, and elements are never parsed.
+A chunk is one SampleBatch, the elements of its arrays first (see `baton.wire`): its light part can be read alone.
 """
 
 import asyncio
 import struct
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from baton import wire
 from baton.api.common.v1 import samples_pb2
 from baton.errors import NotFoundError
-from baton.samples import RAGGED_COLUMNS, Samples
+from baton.samples import Samples
 from services.buffer.keys import RunKeys
 from services.buffer.store import Store
 
@@ -25,8 +26,6 @@ CACHE_BYTES = 256 * 2**20
 CHUNKS_PER_READ = 16
 """Bounds one answer of the store: a chunk is at most one gRPC message, 4 MiB."""
 
-_BY_SIZE = sorted(RAGGED_COLUMNS.items(), key=lambda column: -column[1].itemsize)  # keeps elements aligned
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -34,16 +33,13 @@ class Chunk:
 
     name: bytes
     samples: Samples
+    elements: list[wire.Buffer]
     light: bytes
-    elements: list[bytes]
 
     @classmethod
-    def of(cls, name: bytes, message: samples_pb2.SampleBatch) -> "Chunk":
-        """Checks and takes apart a message, which is of no use afterwards. Raises as `Samples.from_proto`."""
-        values = {column: getattr(message, column).values for column, _ in _BY_SIZE if message.HasField(column)}
-        for column in values:
-            getattr(message, column).ClearField("values")
-        return cls(name, Samples.from_proto(message, values), message.SerializeToString(), list(values.values()))
+    def of(cls, name: bytes, samples: Samples) -> "Chunk":
+        """Samples under a name of their own; their arrays must not change any more."""
+        return cls(name, samples, *wire.encode(samples))
 
     @property
     def record(self) -> bytes:
@@ -57,19 +53,7 @@ class Chunk:
 
     def payload(self) -> bytes:
         """What is stored."""
-        return b"".join([self.light, *self.elements])
-
-
-def decode(raw: bytes, light: int) -> Samples:
-    """The samples of a stored chunk; arrays are views of `raw`."""
-    message = samples_pb2.SampleBatch.FromString(raw[:light])
-    values, at, view = {}, light, memoryview(raw)
-    for column, dtype in _BY_SIZE:
-        lengths = getattr(message, column).lengths
-        if lengths:
-            end = at + int(np.frombuffer(lengths, "<u4").sum(dtype=np.int64)) * dtype.itemsize
-            values[column], at = view[at:end], end
-    return Samples.from_proto(message, values)
+        return b"".join([*self.elements, self.light])
 
 
 class Layout:
@@ -136,10 +120,10 @@ class Chunks:
         return samples if np.all(np.diff(by_chunk) == 1) else samples.take(np.argsort(by_chunk))
 
     async def _load(self, run: RunKeys, records: np.ndarray) -> list[Samples]:
-        wanted = {record["name"].tobytes(): int(record["light"]) for record in records}
+        wanted = [record["name"].tobytes() for record in records]
         absent = [name for name in wanted if name not in self._decoded and name not in self._reading]
         for at in range(0, len(absent), CHUNKS_PER_READ):
-            some = {name: wanted[name] for name in absent[at : at + CHUNKS_PER_READ]}
+            some = absent[at : at + CHUNKS_PER_READ]
             self._reading |= dict.fromkeys(some, asyncio.create_task(self._fetch(run, some)))
         reading = {name: self._reading[name] for name in wanted if name in self._reading}
         found = {name: self._decoded[name][0] for name in wanted if name not in reading}
@@ -149,14 +133,14 @@ class Chunks:
             found[name] = (await asyncio.shield(task))[name]
         return [found[name] for name in wanted]
 
-    async def _fetch(self, run: RunKeys, wanted: dict[bytes, int]) -> dict[bytes, Samples]:
+    async def _fetch(self, run: RunKeys, wanted: Sequence[bytes]) -> dict[bytes, Samples]:
         try:
             raws = await self._store.call("MGET", *map(run.chunk, wanted))
             found = {}
-            for (name, light), raw in zip(wanted.items(), raws, strict=True):
+            for name, raw in zip(wanted, raws, strict=True):
                 if raw is None:
                     raise gone(run, name)
-                found[name] = decode(raw, light)
+                found[name] = wire.decode(memoryview(raw))
                 self.add(name, found[name], len(raw))
             return found
         finally:
@@ -166,7 +150,7 @@ class Chunks:
     async def read_light(self, run: RunKeys, layout: Layout) -> list[samples_pb2.SampleBatch]:
         """The light parts of all chunks of a layout, in order: arrays have lengths, but no elements."""
         commands = [
-            ("GETRANGE", run.chunk(record["name"].tobytes()), 0, int(record["light"]) - 1) for record in layout.records
+            ("GETRANGE", run.chunk(record["name"].tobytes()), -int(record["light"]), -1) for record in layout.records
         ]
         raws = await self._store.pipeline(commands)
         for record, raw in zip(layout.records, raws, strict=True):

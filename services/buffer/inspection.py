@@ -1,5 +1,7 @@
 """What the ledger can tell about a run: its episodes by state, and where a sample is."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +73,16 @@ class Inspection:
     async def episodes(self, run_id: str) -> list[State]:
         """The run's episodes, oldest first; of no run (empty id) the newest episode of each."""
         if run_id:
-            return [await State.read(self._store, keys) for keys in await self.episode_keys(RunKeys(run_id))]
-        newest = [keys[-1] for run in await self.runs() if (keys := await self.episode_keys(RunKeys(run)))]
-        return [await State.read(self._store, keys) for keys in newest]
+            return await self.states(await self.episode_keys(RunKeys(run_id)))
+        return await self.states([keys[-1] for run in await self.runs() if (keys := await self.episode_keys(RunKeys(run)))])
+
+    async def states(self, all_keys: Sequence[EpisodeKeys]) -> list[State]:
+        """Of those episodes that are still there."""
+        found = []
+        for keys in all_keys:
+            with suppress(NotFoundError):  # it ended meanwhile
+                found.append(await State.read(self._store, keys))
+        return found
 
     async def episode(self, keys: EpisodeKeys) -> tuple[State, list[str]]:
         """One episode, and the ids of its stored groups in the order of arrival."""
@@ -109,8 +118,8 @@ class Inspection:
     async def _steps(self, all_keys: list[EpisodeKeys], home: EpisodeKeys, position: int) -> list[str]:
         """The records of all steps that have the sample, of its own episode or of one that it is relayed in."""
         found = []
-        for keys in all_keys:
-            state = await State.read(self._store, keys)
+        for state in await self.states(all_keys):
+            keys = state.keys
             places = await self._places(state, home, position)
             for step, record in sorted(state.steps.items(), key=lambda item: parse_step(item[0])):
                 pass_index, step_index = parse_step(step)

@@ -1,5 +1,6 @@
 """Episodes from their opening to their end: what is stored, what is trained."""
 
+import json
 from typing import Any
 
 from baton.errors import BackpressureError, BatonError, ConflictError, InvalidRequestError, NotReadyError
@@ -72,8 +73,7 @@ class Ledger:
                 *chunk_keys,
             ],
             request_id, incoming.count, columns, incoming.records, incoming.bytes, self._limits.max_samples,
-            self._limits.max_bytes, len(groups), *(value for group, at in groups.items() for value in (at, group)),
-            *incoming.sample_ids,
+            self._limits.max_bytes, json.dumps(groups), json.dumps(incoming.sample_ids),
         )  # fmt: skip
         if answer[0] != b"put":
             raise self._refusal(keys, answer, incoming.count, columns)

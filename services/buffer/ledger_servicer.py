@@ -11,6 +11,8 @@ from services.buffer.inspection import Inspection, State
 from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.state import RunState
 
+SENTENCES = 1000
+
 
 class LedgerServicer(LedgerServiceServicer):
     """Implements LedgerService; the errors are those of the domain calls."""
@@ -66,12 +68,12 @@ class LedgerServicer(LedgerServiceServicer):
     async def Audit(self, request: pb.AuditRequest, context: grpc.aio.ServicerContext) -> pb.AuditResponse:
         report = await self._audit.run(RunKeys(request.run_id))
         return pb.AuditResponse(
-            faults=report.faults,
+            faults=_at_most(report.faults, "faults"),
             episodes=map(_state, report.states),
             ended_episodes=report.ended_episodes,
             ended_samples=report.ended_samples,
             optimizer_steps=report.optimizer_steps,
-            dead=report.dead,
+            dead=_at_most(report.dead, "of these"),
         )
 
     async def PutState(self, request: pb.PutStateRequest, context: grpc.aio.ServicerContext) -> pb.PutStateResponse:
@@ -81,6 +83,12 @@ class LedgerServicer(LedgerServiceServicer):
     async def GetState(self, request: pb.GetStateRequest, context: grpc.aio.ServicerContext) -> pb.GetStateResponse:
         value, revision = await self._state.get(request.run_id, request.name)
         return pb.GetStateResponse(value=value, revision=revision)
+
+
+def _at_most(sentences: list[str], what: str) -> list[str]:
+    """As many as surely fit one message."""
+    more = len(sentences) - SENTENCES
+    return sentences if more <= 0 else [*sentences[:SENTENCES], f"and {more} more {what}"]
 
 
 def _state(state: State) -> pb.EpisodeState:

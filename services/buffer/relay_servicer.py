@@ -7,6 +7,7 @@ import grpc
 from baton.api.buffer.v1 import relay_pb2 as pb
 from baton.api.buffer.v1.relay_pb2_grpc import RelayServiceServicer
 from baton.errors import InvalidRequestError
+from baton.samples import Samples
 from services.buffer.history import History
 from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.selection import Selections
@@ -54,7 +55,7 @@ class RelayServicer(RelayServiceServicer):
         async for request in request_iterator:
             head = head or request
             if request.HasField("made"):
-                incoming.add(request.made)
+                incoming.add(Samples.from_proto(request.made))
             references.append(request.references)
         if head is None:
             raise InvalidRequestError("the stream is empty; name the run and the episode in its first message")

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 import numpy as np
 
+from baton import bulk
 from baton.api.buffer.v1 import buffer_pb2 as pb
-from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer
+from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer, add_BufferServiceServicer_to_server
+from baton.bulk import BulkMessage
 from baton.errors import InvalidRequestError
 from services.buffer.batching import LeaseId, Share
 from services.buffer.inspection import Inspection
@@ -14,6 +16,30 @@ from services.buffer.keys import EpisodeKeys
 from services.buffer.leases import Leases, MicroBatch
 from services.buffer.ledger import Ledger
 from services.buffer.staging import Incoming
+
+
+def add_buffer_service(servicer: "BufferServicer", server: grpc.aio.Server) -> None:
+    """Registers BufferService, with the messages of Put and Lease read and written by `baton.bulk`."""
+    generated = _Handlers()
+    add_BufferServiceServicer_to_server(servicer, generated)
+    handlers = generated.by_method | {
+        "Put": grpc.stream_unary_rpc_method_handler(servicer.Put, BulkMessage.put_request, pb.PutResponse.SerializeToString),
+        "Lease": grpc.unary_stream_rpc_method_handler(servicer.Lease, pb.LeaseRequest.FromString),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(generated.service, handlers),))
+
+
+class _Handlers:
+    """Takes what the generated code would register with a server."""
+
+    service: str
+    by_method: dict[str, grpc.RpcMethodHandler]
+
+    def add_registered_method_handlers(self, service: str, by_method: dict[str, grpc.RpcMethodHandler]) -> None:
+        self.service, self.by_method = service, by_method
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same once more, in another form."""
 
 
 class BufferServicer(BufferServiceServicer):
@@ -35,12 +61,12 @@ class BufferServicer(BufferServiceServicer):
         return pb.OpenEpisodeResponse(stored_samples=stored)
 
     async def Put(
-        self, request_iterator: AsyncIterator[pb.PutRequest], context: grpc.aio.ServicerContext
+        self, request_iterator: AsyncIterator[BulkMessage], context: grpc.aio.ServicerContext
     ) -> pb.PutResponse:  # fmt: skip
         head, incoming = None, Incoming()
-        async for request in request_iterator:
-            head = head or request
-            incoming.add(request.samples)
+        async for message in request_iterator:
+            head = head or message.head
+            incoming.add(message.samples())
         if head is None:
             raise InvalidRequestError("the stream is empty; put at least one sample")
         first, stored = await self._ledger.put(_keys(head), head.request_id, incoming)
@@ -52,7 +78,7 @@ class BufferServicer(BufferServiceServicer):
         total, steps = await self._ledger.close(_keys(request))
         return pb.CloseEpisodeResponse(total_samples=total, steps_per_pass=steps)
 
-    async def Lease(self, request: pb.LeaseRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LeaseResponse]:
+    async def Lease(self, request: pb.LeaseRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         share = Share(
             request.pass_index,
             request.step_index,
@@ -117,14 +143,10 @@ def _expected(request: pb.OpenEpisodeRequest) -> int:
     return request.expected_samples
 
 
-def _messages(batch: MicroBatch) -> Iterator[pb.LeaseResponse]:
-    """The micro-batch in as many messages as its size asks for."""
-    wrapped, at = batch.wrapped.astype(np.uint8), 0
-    for part in batch.samples.split():
-        end = at + len(part)
-        message = pb.LeaseResponse(
-            lease_id=str(batch.lease_id), wrapped=wrapped[at:end].tobytes(), more=end < len(batch.samples)
-        )  # fmt: skip
-        part.to_proto(message.samples)
-        yield message
-        at = end
+def _messages(batch: MicroBatch) -> Iterator[bytes]:
+    """The micro-batch as LeaseResponses, in as many as its size asks for."""
+    wrapped = batch.wrapped.astype(np.uint8)
+    for part, which in bulk.parts(batch.samples):
+        more = which.stop < len(batch.samples)
+        head = pb.LeaseResponse(lease_id=str(batch.lease_id), wrapped=wrapped[which].tobytes(), more=more)
+        yield bulk.serialized(head, part)

@@ -1,10 +1,9 @@
 """Chunks on their way in: written first, taken up by a script afterwards, gone by themselves if that never happens."""
 
 import os
-from collections.abc import Iterable, Sequence
 
-from baton.api.common.v1 import samples_pb2
 from baton.errors import InvalidRequestError, StoreUnavailableError
+from baton.samples import Samples
 from services.buffer.checks import check
 from services.buffer.chunks import Chunk, Chunks
 from services.buffer.keys import RunKeys
@@ -12,7 +11,6 @@ from services.buffer.store import Store
 
 EXPIRY_S = 600
 """A script follows within seconds; the rest is for a store whose clock jumps."""
-CHUNKS_PER_WRITE = 4
 REQUEST_BYTES = 256 * 2**20
 """The most that one request may bring: it is held here as a whole before it takes effect."""
 REQUEST_CHUNKS = 1000
@@ -26,12 +24,12 @@ class Incoming:
         self.bytes = 0
         self._ids: set[str] = set()
 
-    def add(self, message: samples_pb2.SampleBatch) -> None:
-        """Takes a message. Raises InvalidRequestError for samples that are not well formed, or too many."""
-        if not message.size:
+    def add(self, samples: Samples) -> None:
+        """Takes one message's. Raises InvalidRequestError for samples that are not well formed, or too many."""
+        if not len(samples):
             raise InvalidRequestError("samples is empty; put at least one")
-        chunk = Chunk.of(os.urandom(16), message)
-        check(chunk.samples)
+        check(samples)
+        chunk = Chunk.of(os.urandom(16), samples)
         for sample_id in chunk.samples.sample_ids:
             if sample_id in self._ids:
                 raise InvalidRequestError(
@@ -79,20 +77,14 @@ class Incoming:
     async def write(self, store: Store, run: RunKeys) -> list[str]:
         """Writes the chunks, to expire; returns their keys."""
         keys = [run.chunk(chunk.name) for chunk in self.chunks]
-        for at in range(0, len(keys), CHUNKS_PER_WRITE):
-            await store.pipeline(
-                [("SET", key, chunk.payload(), "EX", EXPIRY_S) for key, chunk in _slice(keys, self.chunks, at)]
-            )
+        for key, chunk in zip(keys, self.chunks, strict=True):
+            await store.call("SET", key, chunk.payload(), "EX", EXPIRY_S)
         return keys
 
     def keep(self, chunks: Chunks) -> None:
         """Leaves the decoded samples to the cache: they are likely to be leased soon."""
         for chunk in self.chunks:
             chunks.add(chunk.name, chunk.samples, chunk.size)
-
-
-def _slice(keys: Sequence[str], chunks: Sequence[Chunk], at: int) -> Iterable[tuple[str, Chunk]]:
-    return zip(keys[at : at + CHUNKS_PER_WRITE], chunks[at : at + CHUNKS_PER_WRITE], strict=True)
 
 
 def expired() -> StoreUnavailableError:

@@ -61,12 +61,12 @@ async def test_a_column_that_was_not_put_is_absent_from_the_lease(client, run_id
 async def test_a_repeated_put_is_answered_as_the_first_was_and_stores_nothing(client, run_id):
     await open_dynamic(client, run_id)
     request = pb.PutRequest(run_id=run_id, episode_id=0, request_id="a", samples=make_samples(range(4)).to_proto())
-    first = await client._upload("Put", lambda: [request])
+    first = await client._upload("Put", lambda: [request.SerializeToString()])
     assert (first.first_position, first.stored_samples) == (0, 4)
     assert await client.put(run_id, 0, make_samples(range(4, 10)), request_id="b") == 10
-    assert await client._upload("Put", lambda: [request]) == first
+    assert await client._upload("Put", lambda: [request.SerializeToString()]) == first
     await client.close_episode(run_id, 0)
-    assert await client._upload("Put", lambda: [request]) == first
+    assert await client._upload("Put", lambda: [request.SerializeToString()]) == first
     assert (await client.get_episode(run_id, 0)).stored == 10
 
 
@@ -204,7 +204,11 @@ async def test_puts_of_one_episode_must_have_the_same_columns(client, run_id):
 async def test_a_request_that_breaks_a_rule_is_refused_with_the_rule(client, run_id, method, request_fields, message):
     request = getattr(pb, f"{method}Request")(**{"run_id": run_id} | request_fields)
     with pytest.raises(InvalidRequestError, match=message):
-        await (client._upload(method, lambda: [request]) if method == "Put" else client._call(method, request))
+        await (
+            client._upload(method, lambda: [request.SerializeToString()])
+            if method == "Put"
+            else client._call(method, request)
+        )
 
 
 async def test_counts_follow_a_sample_from_stored_to_leased_to_trained(client, run_id):

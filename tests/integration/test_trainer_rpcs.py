@@ -85,7 +85,6 @@ async def test_samples_of_published_weights_are_trained(client: TrainerClient, b
         "group_reward_std",
         "rollout_logprobs",
         "weights_digests",
-        "policy_version_max",
     ],
 )
 async def test_samples_without_a_column_that_the_step_needs_are_refused_by_its_name(

@@ -11,12 +11,16 @@ import typer
 from baton.cli.options import (
     DEFAULT_OUTPUT_DIR,
     App,
+    AsJson,
+    Buffer,
+    Deployment,
     NewOutputDir,
     NewRunId,
     OutputDir,
     Overrides,
     RunFile,
     RunId,
+    StoredRun,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +35,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+relay_app = typer.Typer(
+    help="Look at the samples that a buffer keeps, and prove that none is lost or trained twice.\n\n"
+    "RUN is a run's id in the store; one store may hold many, so no command guesses it.",
+    no_args_is_help=True,
+)
+app.add_typer(relay_app, name="relay")
 
 
 @app.command()
@@ -68,11 +78,7 @@ def down(run_id: RunId = None, output_dir: OutputDir = DEFAULT_OUTPUT_DIR) -> No
 
 
 @app.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    run_id: RunId = None,
-    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
-) -> None:
+def status(as_json: AsJson = False, run_id: RunId = None, output_dir: OutputDir = DEFAULT_OUTPUT_DIR) -> None:
     """Show whether a deployment's services answer, and how far its run is."""
     from baton.cli.status import show_status
 
@@ -90,6 +96,58 @@ def logs(
     from baton.cli.logs import print_logs
 
     print_logs(output_dir, run_id, service, follow=follow)
+
+
+@relay_app.command("ls")
+def relay_ls(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="All episodes of this run. (default: each run's newest)")
+    ] = None,
+    as_json: AsJson = False,
+    buffer: Buffer = None,
+    run_id: Deployment = None,
+    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+) -> None:
+    """List the episodes in the store by what has become of their samples.
+
+    Issued (of those, generated) and failed are prompt groups. Leased, trained and acked are samples of the present pass.
+    """
+    from baton.cli.relay import find_buffer, show_episodes
+
+    show_episodes(find_buffer(buffer, output_dir, run_id), run, as_json=as_json)
+
+
+@relay_app.command("show")
+def relay_show(
+    run: StoredRun,
+    sample: Annotated[str, typer.Argument(metavar="SAMPLE", help="The sample's id.", show_default=False)],
+    as_json: AsJson = False,
+    buffer: Buffer = None,
+    run_id: Deployment = None,
+    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+) -> None:
+    """Show one sample: where it is, what it holds, and what its steps are. With --json, arrays are whole."""
+    from baton.cli.relay import find_buffer, show_sample
+
+    show_sample(find_buffer(buffer, output_dir, run_id), run, sample, as_json=as_json)
+
+
+@relay_app.command("audit")
+def relay_audit(
+    run: StoredRun,
+    as_json: AsJson = False,
+    buffer: Buffer = None,
+    run_id: Deployment = None,
+    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+) -> None:
+    """Prove from the store alone that nothing of RUN is lost, trained twice or left over. Exit code 1: it has faults.
+
+    Best on a run that stands still: what changes meanwhile may look like a fault.
+    """
+    from baton.cli.relay import find_buffer, show_audit
+
+    if not show_audit(find_buffer(buffer, output_dir, run_id), run, as_json=as_json):
+        raise typer.Exit(1)
 
 
 def main() -> int:

@@ -15,9 +15,9 @@ class SteadyConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def say(self, line: str) -> None:
-        """Prints `line` as it is: no markup, no wrapping, no colours of its own."""
+        """Prints `line` as it is: no markup, no emoji codes, no wrapping, no colours of its own."""
         try:
-            self.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         except OSError:  # the terminal has gone
             self.on_broken_pipe()
 

@@ -20,6 +20,14 @@ NewOutputDir = Annotated[
 ]
 RunId = Annotated[str | None, typer.Option(help="Which run. (default: the latest)")]
 OutputDir = Annotated[Path, typer.Option(help="Directory that holds the runs' directories.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Buffer = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="The buffer to ask. (default: that of the deployment)")
+]
+StoredRun = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `baton relay ls` lists it.")]
+Deployment = Annotated[
+    str | None, typer.Option("--run-id", help="The deployment whose buffer is asked. (default: the latest)")
+]
 
 DEFAULT_OUTPUT_DIR = Path("runs")
 """The default of `runtime.output_dir`."""

@@ -4,16 +4,17 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from baton import bulk
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceStub
+from baton.bulk import BulkMessage
 from baton.channel import ServiceClient
 from baton.samples import Samples
 
-PUT_BYTES = 32 * 2**20
+PUT_BYTES = 8 * 2**20
 """About how much one Put brings; a larger one group goes alone."""
 
 
@@ -46,6 +47,18 @@ class BufferClient(ServiceClient):
         "OpenEpisode", "CloseEpisode", "Lease", "RenewLease", "ReleaseLease", "Ack", "GetEpisode", "DeleteEpisode",
     )  # fmt: skip
 
+    def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
+        """See ServiceClient."""
+        super().__init__(address, timeout_s=timeout_s)
+        self._stub.Put = self._channel.stream_unary(
+            f"/{self.SERVICE}/Put", request_serializer=None, response_deserializer=pb.PutResponse.FromString
+        )
+        self._stub.Lease = self._channel.unary_stream(
+            f"/{self.SERVICE}/Lease",
+            request_serializer=pb.LeaseRequest.SerializeToString,
+            response_deserializer=BulkMessage.lease_response,
+        )
+
     async def open_episode(
         self, run_id: str, episode_id: int, *, expected_samples: int | None, global_batch_size: int, micro_batch_size: int,
         relayed: bool = False,
@@ -72,9 +85,9 @@ class BufferClient(ServiceClient):
         """
         stem, stored = request_id or uuid.uuid4().hex, 0
         for part, piece in enumerate(_whole_groups(samples)):
-            fields = {"run_id": run_id, "episode_id": episode_id, "request_id": f"{stem}/{part}"}
-            messages = partial(_put_requests, piece, fields)
-            stored = (await self._upload("Put", messages, timeout_s)).stored_samples
+            head = pb.PutRequest(run_id=run_id, episode_id=episode_id, request_id=f"{stem}/{part}")
+            answer = await self._upload("Put", partial(_put_requests, piece, head), timeout_s)
+            stored = answer.stored_samples
         return stored
 
     async def close_episode(self, run_id: str, episode_id: int) -> tuple[int, int]:
@@ -99,9 +112,9 @@ class BufferClient(ServiceClient):
         )  # fmt: skip
         parts: list[MicroBatch] = []
         async for message in self._stream("Lease", request, wait_s + self.timeout_s):
-            wrapped = np.frombuffer(message.wrapped, np.uint8).astype(bool)
-            parts.append(MicroBatch(message.lease_id, Samples.from_proto(message.samples), wrapped))
-            if not message.more:
+            wrapped = np.frombuffer(message.head.wrapped, np.uint8).astype(bool)
+            parts.append(MicroBatch(message.head.lease_id, message.samples(), wrapped))
+            if not message.head.more:
                 yield parts[0] if len(parts) == 1 else _joined(parts)
                 parts = []
 
@@ -137,11 +150,9 @@ class BufferClient(ServiceClient):
         return (await self._call("DeleteEpisode", request)).deleted_samples
 
 
-def _put_requests(samples: Samples, fields: dict[str, Any]) -> Iterator[pb.PutRequest]:
-    for part in samples.split():
-        request = pb.PutRequest(**fields)
-        part.to_proto(request.samples)
-        yield request
+def _put_requests(samples: Samples, head: pb.PutRequest) -> Iterator[bytes]:
+    for part, _ in bulk.parts(samples):
+        yield bulk.serialized(head, part)
 
 
 def _whole_groups(samples: Samples) -> Iterator[Samples]:

@@ -88,9 +88,7 @@ def _select_requests(
     references: np.ndarray, made: Samples | None, fields: dict[str, Any]
 ) -> Iterator[pb.SelectSamplesRequest]:  # fmt: skip
     for part in () if made is None else made.split():
-        request = pb.SelectSamplesRequest(**fields)
-        part.to_proto(request.made)
-        yield request
+        yield pb.SelectSamplesRequest(**fields, made=part.to_proto())
     yield pb.SelectSamplesRequest(**fields)
     for at in range(0, len(references), REFERENCES_PER_MESSAGE):
         yield pb.SelectSamplesRequest(**fields, references=references[at : at + REFERENCES_PER_MESSAGE].tobytes())

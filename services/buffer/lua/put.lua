@@ -1,13 +1,12 @@
 -- Appends chunks, written before, to an episode: all or none, and once per request id.
 -- KEYS: episode, requests, sample ids, groups, issues, list of chunks, the run's usage, then the chunks
 -- ARGV: request id, number of samples, names of the columns, records of the chunks, bytes, most samples and most bytes
---       that the run may have (0: any), number of groups, then per group its first sample's place and its id,
---       then all sample ids
+--       that the run may have (0: any), JSON of {group id: place of its first sample}, JSON of all sample ids
 -- Returns 'put', first position, stored samples; or 'missing'; or 'closed', stored; or 'full', stored, expected;
 --         or 'columns', the names that came first; or 'duplicate', sample id; or 'expired';
 --         or 'budget', samples and bytes in use.
 local SLICE = 1000 -- unpack and the command's arguments live on a stack of limited size
-local FIRST_CHUNK, FIRST_GROUP = 8, 9
+local FIRST_CHUNK = 8
 
 local episode, requests, sample_ids, groups, issues, chunks, usage = unpack(KEYS, 1, FIRST_CHUNK - 1)
 local function drop(answer) -- chunks that are not taken up; those of an earlier run of this script have no expiry
@@ -32,9 +31,9 @@ if limit > 0 and after > limit then return drop({'full', first, limit}) end
 if closed == '1' then return drop({'closed', first}) end
 if columns and columns ~= ARGV[3] then return drop({'columns', columns}) end
 
-local first_id = FIRST_GROUP + 2 * tonumber(ARGV[8])
-for from = first_id, #ARGV, SLICE do
-  local slice = {unpack(ARGV, from, math.min(from + SLICE - 1, #ARGV))}
+local ids = cjson.decode(ARGV[9])
+for from = 1, #ids, SLICE do
+  local slice = {unpack(ids, from, math.min(from + SLICE - 1, #ids))}
   for i, known in ipairs(redis.call('SMISMEMBER', sample_ids, unpack(slice))) do
     if known == 1 then return drop({'duplicate', slice[i]}) end
   end
@@ -49,12 +48,12 @@ end
 if redis.call('EXISTS', unpack(KEYS, FIRST_CHUNK)) < #KEYS - FIRST_CHUNK + 1 then return drop({'expired'}) end
 
 for at = FIRST_CHUNK, #KEYS do redis.call('PERSIST', KEYS[at]) end
-for from = first_id, #ARGV, SLICE do
-  redis.call('SADD', sample_ids, unpack(ARGV, from, math.min(from + SLICE - 1, #ARGV)))
+for from = 1, #ids, SLICE do
+  redis.call('SADD', sample_ids, unpack(ids, from, math.min(from + SLICE - 1, #ids)))
 end
-for at = FIRST_GROUP, first_id - 1, 2 do
-  redis.call('ZADD', groups, 'NX', first + tonumber(ARGV[at]), ARGV[at + 1])
-  redis.call('HDEL', issues, ARGV[at + 1])
+for group, place in pairs(cjson.decode(ARGV[8])) do
+  redis.call('ZADD', groups, 'NX', first + place, group)
+  redis.call('HDEL', issues, group)
 end
 redis.call('APPEND', chunks, ARGV[4])
 redis.call('HSET', requests, ARGV[1], first .. ' ' .. after)

@@ -1,0 +1,206 @@
+"""`make bench-buffer`: how near the buffer comes to its store, what it adds in memory, and what grows with history.
+
+    this process ── gRPC ──▶ services.buffer ──▶ redis-server   (Put, Lease)
+    redis-benchmark ───────────────────────────▶ redis-server   (raw: pipelined SET and GET of as many bytes)
+
+Both sides use the same server, with its append-only file on, and take turns, so that a machine that slows down slows both.
+Takes about five minutes on two cores, and 5 GB of memory.
+"""
+
+import asyncio
+import csv
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from buffer_parts import history_cost, memory, relay_choice
+from buffer_samples import samples_of
+from report import conclude, note, rounded, run, spread
+
+from baton.clients import BufferClient
+from baton.config.services import StoreConfig
+from baton.errors import ServiceFaultError
+from baton.local.processes import Child, ready_file_probe
+from baton.local.store import free_port, ping_probe, prepare_server
+
+GOAL = 0.6
+ROUNDS = 5
+STARTUP_S = 30.0
+RAW_S = 120.0
+PIPELINE = 16
+STREAMS = 4
+"""Puts, or data-parallel ranks, at once. redis-benchmark has 50 connections with PIPELINE commands each under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Samples of one size, and how many a round moves."""
+
+    name: str
+    sample_bytes: int
+    samples: int
+    micro_batch: int
+    raw_requests: int
+
+
+SIZES = (
+    Size("2 KiB", 2048, samples=32_768, micro_batch=512, raw_requests=300_000),
+    Size("64 KiB", 65_536, samples=2048, micro_batch=32, raw_requests=20_000),
+)
+
+
+def raw_rates(port: int, size: Size) -> dict[str, float]:
+    """Requests/s of the store alone, by command."""
+    command = [
+        shutil.which("redis-benchmark") or "valkey-benchmark", "-p", str(port), "-t", "set,get",
+        "-d", str(size.sample_bytes), "-P", str(PIPELINE), "-n", str(size.raw_requests), "-r", str(size.samples), "--csv",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RAW_S, check=False)
+    if done.returncode:
+        raise ServiceFaultError(f"redis-benchmark failed: {done.stderr}; it comes with redis-server")
+    rows = csv.DictReader(done.stdout.splitlines())
+    return {row["test"].lower(): float(row["rps"]) for row in rows}
+
+
+async def put_rate(client: BufferClient, run_id: str, size: Size) -> float:
+    """Samples/s of STREAMS puts at once into one episode, until the last is stored."""
+    parts = [samples_of(size.samples // STREAMS, size.sample_bytes, name=f"p{part}-") for part in range(STREAMS)]
+    sizes = {"global_batch_size": size.micro_batch * STREAMS, "micro_batch_size": size.micro_batch}
+    await client.open_episode(run_id, 0, expected_samples=size.samples, **sizes)
+    began = time.perf_counter()
+    await asyncio.gather(*(client.put(run_id, 0, part) for part in parts))
+    rate = size.samples / (time.perf_counter() - began)
+    await client.close_episode(run_id, 0)
+    return rate
+
+
+async def lease_rate(client: BufferClient, run_id: str, size: Size, pass_index: int) -> float:
+    """Samples/s of STREAMS ranks that lease all steps of a pass."""
+
+    async def rank(number: int) -> int:
+        count = 0
+        for step in range(size.samples // (size.micro_batch * STREAMS)):
+            batches = client.lease(
+                run_id, 0, pass_index=pass_index, step_index=step, data_parallel_rank=number, data_parallel_size=STREAMS
+            )
+            async for batch in batches:
+                count += len(batch.samples)
+        return count
+
+    began = time.perf_counter()
+    count = sum(await asyncio.gather(*map(rank, range(STREAMS))))
+    if count != size.samples:
+        raise ServiceFaultError(f"{count} samples were leased instead of {size.samples}")
+    return count / (time.perf_counter() - began)
+
+
+async def rates(place: "Place", size: Size) -> dict[str, Any]:
+    """Raw and ours by turns."""
+    found: dict[str, list[float]] = {name: [] for name in ("set", "get", "put", "lease", "lease_cold")}
+    for index in range(-1, ROUNDS):  # the first one warms up
+        raw = await asyncio.to_thread(raw_rates, place.port, size)
+        run_id = uuid.uuid4().hex
+        async with BufferClient(place.address) as client:
+            ours = {"put": await put_rate(client, run_id, size), "lease": await lease_rate(client, run_id, size, 0)}
+        await place.restart_buffer()
+        async with BufferClient(place.address) as client:
+            ours["lease_cold"] = await lease_rate(client, run_id, size, 0)
+        note(f"{size.name} round {index}: " + ", ".join(f"{name} {rate:.0f}/s" for name, rate in (raw | ours).items()))
+        place.flush()
+        if index >= 0:
+            for name, rate in (raw | ours).items():
+                found[name].append(rate)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    ratios = {
+        "put": rounded(medians["put"] / medians["set"]),
+        "lease": rounded(medians["lease"] / medians["get"]),
+        "lease_cold": rounded(medians["lease_cold"] / medians["get"]),
+    }
+    return {"ratio": ratios, "rounds": ROUNDS} | {f"{name}_per_s": spread(values) for name, values in found.items()}
+
+
+class Place:
+    """A store and a buffer service of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.port = free_port()
+        self.url = ""
+        self.address = ""
+        self._store: Child | None = None
+        self._buffer: Child | None = None
+
+    async def start(self) -> None:
+        self.url, command = prepare_server(StoreConfig(port=self.port), self._directory)
+        self._store = Child("store", command, self._directory / "store.log")
+        await self._store.wait_ready(ping_probe(self.url, self._store), STARTUP_S)
+        await self._start_buffer()
+
+    async def _start_buffer(self) -> None:
+        run_file, ready = self._directory / "run.yaml", self._directory / "buffer.ready"
+        run_file.write_text("models:\n  policy: {}\n")
+        ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "services.buffer", "--run-file", str(run_file), "--store", self.url]
+        self._buffer = Child("buffer", [*command, "--ready-file", str(ready)], self._directory / "buffer.log")
+        self.address = (await self._buffer.wait_ready(ready_file_probe(ready), STARTUP_S))["address"]
+
+    async def restart_buffer(self) -> None:
+        """Empties its caches."""
+        await self._buffer.stop()
+        await self._start_buffer()
+
+    def redis(self, *command: str) -> str:
+        """One command, by redis-cli."""
+        words = ["redis-cli", "-p", str(self.port), *command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=RAW_S, check=True).stdout
+
+    def flush(self) -> None:
+        """Empties the store, and its append-only file."""
+        self.redis("FLUSHALL")
+
+    async def stop(self) -> None:
+        for child in (self._buffer, self._store):
+            if child is not None:
+                await child.stop()
+
+
+@asynccontextmanager
+async def started() -> AsyncIterator[Place]:
+    """Both processes; they end with the block."""
+    with tempfile.TemporaryDirectory(prefix="bench-buffer-") as directory:
+        place = Place(Path(directory))
+        try:
+            await place.start()
+            yield place
+        finally:
+            await place.stop()
+
+
+async def measure() -> dict[str, Any]:
+    """All parts."""
+    async with started() as place:
+        parts: dict[str, Any] = {size.name: await rates(place, size) for size in SIZES}
+        parts["history"] = await history_cost(place)
+        parts["relay choice"] = await relay_choice(place)
+        parts["memory"] = await memory(place)
+    return parts
+
+
+def main() -> None:
+    """Command line; takes no options."""
+    parts = run(measure())
+    lowest = min(parts[size.name]["ratio"][name] for size in SIZES for name in ("put", "lease"))
+    conclude("buffer", lowest, "of the store's own SET or GET rate", goal=GOAL, at_least=True, parts=parts)
+
+
+if __name__ == "__main__":
+    main()

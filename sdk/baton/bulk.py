@@ -1,0 +1,51 @@
+"""The two calls that carry samples in bulk, as both ends of them see the wire: BufferService's Put and Lease."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from baton import wire
+from baton.api.buffer.v1 import buffer_pb2 as pb
+from baton.samples import Samples
+
+_NUMBERS = {kind: kind.DESCRIPTOR.fields_by_name["samples"].number for kind in (pb.PutRequest, pb.LeaseResponse)}
+
+
+@dataclass(frozen=True, slots=True)
+class BulkMessage:
+    """A PutRequest or LeaseResponse: all but its samples, and these as they came."""
+
+    head: Any
+    raw_samples: memoryview
+
+    @classmethod
+    def put_request(cls, raw: bytes) -> Self:
+        """Deserializes a PutRequest."""
+        return cls._parse(pb.PutRequest, raw)
+
+    @classmethod
+    def lease_response(cls, raw: bytes) -> Self:
+        """Deserializes a LeaseResponse."""
+        return cls._parse(pb.LeaseResponse, raw)
+
+    @classmethod
+    def _parse(cls, kind: type, raw: bytes) -> Self:
+        head, samples = wire.without_samples(raw, _NUMBERS[kind])
+        return cls(kind.FromString(head), samples)
+
+    def samples(self) -> Samples:
+        """The samples; arrays are views of the message. Raises as `Samples.from_proto`."""
+        return wire.decode(self.raw_samples)
+
+
+def serialized(head: pb.PutRequest | pb.LeaseResponse, samples: Samples) -> bytes:
+    """The message with these samples."""
+    return wire.with_samples(head.SerializeToString(), _NUMBERS[type(head)], samples)
+
+
+def parts(samples: Samples) -> Iterator[tuple[Samples, slice]]:
+    """What goes into one message each, and which samples these are."""
+    at = 0
+    for part in samples.split():
+        yield part, slice(at, at + len(part))
+        at += len(part)

@@ -1,0 +1,179 @@
+"""Whole runs with relay, with fakes and the real buffer: what each episode trains, and every way that relay can fail."""
+
+import asyncio
+import json
+import time
+
+import pytest
+from harness import config, digits_count, place, questions
+
+from baton.clients import LedgerClient, RelayClient
+from baton.engine import Engine, Model, RLHFEngine
+from baton.errors import ConfigError
+from baton.testing import FakeTrainer
+from services.coordinator.state import Life
+
+
+def engine_with(function=None):
+    engine = Engine(prompts=questions, flow=digits_count)
+    if function is not None:
+        engine.set_relay_sample_fn(function)
+    return engine
+
+
+async def run(buffer, run_id, folder, engine, **sections):
+    """(state at the end, sample ids of each step, metrics by episode); the ledger's proof must hold."""
+    trainer = FakeTrainer()
+    async with place(buffer.address, folder, engine=engine, trainer=trainer, run=config(**sections)) as there:
+        there.coordinator.start_run(run_id)
+        state = (await there.finish())[-1].state
+    async with LedgerClient(buffer.address) as ledger:
+        assert list((await ledger.audit(run_id)).faults) == []
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    return state, [samples.sample_ids for samples in trainer.trained], [json.loads(line) for line in lines]
+
+
+def groups_of(steps):
+    """Each step's group: with batches of 4 and groups of 4 a step trains one."""
+    return [{name.partition("/")[0] for name in step} for step in steps]
+
+
+async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id, tmp_path):
+    def relay_sample_fn(episode_relay_buffers):
+        buffers = []
+        for relay_buffer in episode_relay_buffers:
+            buffers += relay_buffer.buffer
+        # episode_id = episode_relay_buffers[-1].episode_id
+        return buffers
+
+    engine = RLHFEngine(*(Model(name) for name in ("policy", "reference", "reward", "value", "ppo_policy", "ppo_value")))
+    engine.set_relay_sample_fn(relay_sample_fn)
+    engine.prompts, engine.flow = questions, digits_count
+    state, steps, metrics = await run(buffer, run_id, tmp_path, engine, runtime={"max_relay_episode": 2})
+    assert (state.life, state.global_step) == (Life.SUCCEEDED, 2 + 4 + 4)
+    episode = [[{"e0-p0"}, {"e0-p1"}], [{"e1-p2"}, {"e1-p3"}], [{"e2-p4"}, {"e2-p5"}]]
+    assert groups_of(steps) == episode[0] + episode[0] + episode[1] + episode[1] + episode[2]
+    assert [line["relay/samples"] for line in metrics] == [8, 16, 16]
+    assert [line["relay/age_mean"] for line in metrics] == [0, 0.5, 0.5]
+    assert [line["relay/age_max"] for line in metrics] == [0, 1, 1]
+    assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
+
+
+async def test_episodes_before_the_offset_are_trained_as_they_are_and_not_kept(buffer, run_id, tmp_path):
+    runtime = {"max_relay_episode": -1, "relay_episode_offset": 1, "relay_sample_fn": "concat"}
+    _, steps, metrics = await run(buffer, run_id, tmp_path, engine_with(), runtime=runtime)
+    first, second, third = [{"e0-p0"}, {"e0-p1"}], [{"e1-p2"}, {"e1-p3"}], [{"e2-p4"}, {"e2-p5"}]
+    assert groups_of(steps) == first + second + second + third
+    assert "relay/samples" not in metrics[0]
+    async with RelayClient(buffer.address) as relay:
+        assert [episode.episode_id for episode in await relay.list_history(run_id)] == [1, 2]
+
+
+async def test_a_built_in_gets_its_parameters_and_the_runs_seed(buffer, run_id, tmp_path):
+    runtime = {"max_relay_episode": 3, "relay_sample_fn": "uniform", "relay_sample_params": {"k": 4}}
+    chosen = []
+    for attempt in range(2):
+        _, steps, _ = await run(buffer, f"{run_id}-{attempt}", tmp_path / str(attempt), engine_with(), runtime=runtime)
+        assert [len(step) for step in steps] == [4, 4, 4]
+        chosen.append(steps)
+    assert chosen[0] == chosen[1]
+
+
+async def test_choosing_nothing_trains_nothing_and_is_reported(buffer, run_id, tmp_path):
+    state, steps, metrics = await run(
+        buffer, run_id, tmp_path, engine_with(lambda _: []), runtime={"max_relay_episode": 1}
+    )  # fmt: skip
+    assert (state.life, steps) == (Life.SUCCEEDED, [])
+    assert [(line["relay/samples"], line["train_steps"]) for line in metrics] == [(0, 0)] * 3
+
+
+async def test_a_function_that_raises_fails_the_run_with_its_error_and_line(buffer, run_id, tmp_path):
+    def broken(buffers):
+        return buffers[7]
+
+    state, steps, _ = await run(buffer, run_id, tmp_path, engine_with(broken), runtime={"max_relay_episode": 1})
+    assert (state.life, steps) == (Life.FAILED, [])
+    assert "the relay function raised IndexError: list index out of range" in state.error
+    assert "test_coordinator_relay.py" in state.error
+
+
+async def test_a_function_that_hangs_fails_the_run_within_its_deadline(buffer, run_id, tmp_path):
+    began = time.monotonic()
+    state, _, _ = await run(
+        buffer, run_id, tmp_path, engine_with(lambda _: time.sleep(5)), runtime={"max_relay_episode": 1},
+        deadlines={"relay_s": 0.5},
+    )  # fmt: skip
+    assert state.life is Life.FAILED
+    assert "did not return within 0.5 s" in state.error and "deadlines.relay_s" in state.error
+    assert time.monotonic() - began < 4
+
+
+async def test_a_function_that_returns_no_list_fails_the_run(buffer, run_id, tmp_path):
+    state, _, _ = await run(buffer, run_id, tmp_path, engine_with(lambda _: "all"), runtime={"max_relay_episode": 1})
+    assert "returned a str; it must return a list" in state.error
+
+
+async def test_the_run_stops_at_its_history_limit_or_evicts_as_it_was_told(buffer, run_id, tmp_path):
+    runtime = {"max_relay_episode": -1, "relay_sample_fn": "last"}
+    state, _, _ = await run(
+        buffer, run_id, tmp_path / "a", engine_with(), runtime=runtime, store={"relay_max_bytes": 1000}
+    )  # fmt: skip
+    assert state.life is Life.FAILED
+    assert "more than store.relay_max_bytes (1000)" in state.error
+    evict = {"relay_max_bytes": 1000, "relay_when_full": "evict"}
+    state, _, _ = await run(buffer, f"{run_id}-b", tmp_path / "b", engine_with(), runtime=runtime, store=evict)
+    assert state.life is Life.SUCCEEDED
+
+
+async def test_two_functions_or_none_are_refused_before_anything_starts(buffer, tmp_path):
+    for engine, runtime, message in (
+        (engine_with(), {}, "relay is on and needs a function"),
+        (engine_with(len), {"relay_sample_fn": "last"}, "the run file and the app's engine both have one"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            async with place(buffer.address, tmp_path, engine=engine, run=config({"max_relay_episode": 1} | runtime)):
+                pass
+
+
+def test_what_cannot_be_called_is_no_relay_function():
+    with pytest.raises(ConfigError, match="got a str"):
+        engine_with("concat")
+
+
+async def test_a_step_is_trained_while_the_rest_of_the_episode_is_rolled_out(buffer, run_id, tmp_path):
+    first_step_trained = asyncio.Event()
+
+    async def slow_second_group(context, prompts):
+        groups = [group async for group in digits_count(context, prompts)]
+        yield groups[0]
+        await asyncio.wait_for(first_step_trained.wait(), 10)
+        yield groups[1]
+
+    class Telling(FakeTrainer):
+        async def TrainStep(self, request, context):
+            answer = await super().TrainStep(request, context)
+            first_step_trained.set()
+            return answer
+
+    engine = Engine(prompts=questions, flow=slow_second_group)
+    async with place(buffer.address, tmp_path, engine=engine, trainer=Telling()) as there:
+        there.coordinator.start_run(run_id)
+        assert (await there.finish())[-1].state.life is Life.SUCCEEDED
+
+
+async def test_with_acknowledgement_by_checkpoint_samples_stay_until_one_holds_them(buffer, run_id, tmp_path, run_file):
+    sections = {"store": {"ack_on": "checkpoint"}, "runtime": {"save_episode_interval": 2}}
+    held = []
+
+    class Watching(FakeTrainer):
+        async def SaveCheckpoint(self, request, context):
+            async with LedgerClient(there.coordinator.run.driver._services.buffer.address) as ledger:
+                held.append([episode.episode_id for episode in await ledger.list_episodes(run_id)])
+            return await super().SaveCheckpoint(request, context)
+
+    async with place(buffer.address, tmp_path, trainer=Watching(), engine=engine_with(), run=config(**sections)) as there:
+        there.coordinator.start_run(run_id)
+        assert (await there.finish())[-1].state.life is Life.SUCCEEDED
+    assert held == [[0, 1], [2]]
+    async with LedgerClient(buffer.address) as ledger:
+        assert await ledger.list_episodes(run_id) == []
