@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?= 1
 
-.PHONY: help setup run test test-fast test-gpu lint protos bench clean
+.PHONY: help setup run test test-fast test-gpu faults lint protos bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+%?:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,9 @@ test-fast: setup  ## the tests that start no model process and kill nothing (und
 
 test-gpu: setup  ## the tests that need CUDA
 	@$(PY) -m pytest -q -m gpu
+
+faults: setup  ## kill every part of a running stream 50 times; prints what was lost: nothing
+	@BATON_KILLS=50 $(PY) -m pytest -q tests/faults
 
 lint: setup  ## style, contract and import rules
 	@.venv/bin/ruff check .

@@ -33,7 +33,9 @@ from baton.local.processes import Child, ready_file_probe
 from baton.local.store import free_port, ping_probe, prepare_server
 
 GOAL = 0.6
-ROUNDS = 5
+ROUNDS = 7
+EPISODES = 3
+"""Filled one after the other in a round; the last is leased as often."""
 STARTUP_S = 30.0
 RAW_S = 120.0
 PIPELINE = 16
@@ -72,34 +74,38 @@ def raw_rates(port: int, size: Size) -> dict[str, float]:
 
 
 async def put_rate(client: BufferClient, run_id: str, size: Size) -> float:
-    """Samples/s of STREAMS puts at once into one episode, until the last is stored."""
+    """Samples/s of STREAMS puts at once, episode after episode, until the last sample is stored."""
     parts = [samples_of(size.samples // STREAMS, size.sample_bytes, name=f"p{part}-") for part in range(STREAMS)]
     sizes = {"global_batch_size": size.micro_batch * STREAMS, "micro_batch_size": size.micro_batch}
-    await client.open_episode(run_id, 0, expected_samples=size.samples, **sizes)
-    began = time.perf_counter()
-    await asyncio.gather(*(client.put(run_id, 0, part) for part in parts))
-    rate = size.samples / (time.perf_counter() - began)
-    await client.close_episode(run_id, 0)
-    return rate
+    spent = 0.0
+    for episode in range(EPISODES):
+        await client.open_episode(run_id, episode, expected_samples=size.samples, **sizes)
+        began = time.perf_counter()
+        await asyncio.gather(*(client.put(run_id, episode, part) for part in parts))
+        spent += time.perf_counter() - began
+        await client.close_episode(run_id, episode)
+    return EPISODES * size.samples / spent
 
 
-async def lease_rate(client: BufferClient, run_id: str, size: Size, pass_index: int) -> float:
-    """Samples/s of STREAMS ranks that lease all steps of a pass."""
+async def lease_rate(client: BufferClient, run_id: str, size: Size, times: int) -> float:
+    """Samples/s of STREAMS ranks that lease all steps of the last episode, so many times."""
 
     async def rank(number: int) -> int:
         count = 0
         for step in range(size.samples // (size.micro_batch * STREAMS)):
             batches = client.lease(
-                run_id, 0, pass_index=pass_index, step_index=step, data_parallel_rank=number, data_parallel_size=STREAMS
+                run_id, EPISODES - 1, pass_index=0, step_index=step, data_parallel_rank=number, data_parallel_size=STREAMS
             )
             async for batch in batches:
                 count += len(batch.samples)
         return count
 
     began = time.perf_counter()
-    count = sum(await asyncio.gather(*map(rank, range(STREAMS))))
-    if count != size.samples:
-        raise ServiceFaultError(f"{count} samples were leased instead of {size.samples}")
+    count = 0
+    for _ in range(times):
+        count += sum(await asyncio.gather(*map(rank, range(STREAMS))))
+    if count != times * size.samples:
+        raise ServiceFaultError(f"{count} samples were leased instead of {times * size.samples}")
     return count / (time.perf_counter() - began)
 
 
@@ -110,22 +116,25 @@ async def rates(place: "Place", size: Size) -> dict[str, Any]:
         raw = await asyncio.to_thread(raw_rates, place.port, size)
         run_id = uuid.uuid4().hex
         async with BufferClient(place.address) as client:
-            ours = {"put": await put_rate(client, run_id, size), "lease": await lease_rate(client, run_id, size, 0)}
+            ours = {"put": await put_rate(client, run_id, size), "lease": await lease_rate(client, run_id, size, EPISODES)}
         await place.restart_buffer()
         async with BufferClient(place.address) as client:
-            ours["lease_cold"] = await lease_rate(client, run_id, size, 0)
+            ours["lease_cold"] = await lease_rate(client, run_id, size, 1)
         note(f"{size.name} round {index}: " + ", ".join(f"{name} {rate:.0f}/s" for name, rate in (raw | ours).items()))
         place.flush()
         if index >= 0:
             for name, rate in (raw | ours).items():
                 found[name].append(rate)
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    ratios = {
-        "put": rounded(medians["put"] / medians["set"]),
-        "lease": rounded(medians["lease"] / medians["get"]),
-        "lease_cold": rounded(medians["lease_cold"] / medians["get"]),
+    by_round = {
+        name: [ours / raw for ours, raw in zip(found[name], found[other], strict=True)]
+        for name, other in (("put", "set"), ("lease", "get"), ("lease_cold", "get"))
     }
-    return {"ratio": ratios, "rounds": ROUNDS} | {f"{name}_per_s": spread(values) for name, values in found.items()}
+    ratios = {name: rounded(statistics.median(values)) for name, values in by_round.items()}
+    return {
+        "ratio": ratios,
+        "ratio_by_round": {name: spread(values) for name, values in by_round.items()},
+        "rounds": ROUNDS,
+    } | {f"{name}_per_s": spread(values) for name, values in found.items()}
 
 
 class Place:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import grpc
 
-from baton.errors import BackpressureError, ServiceUnavailableError, from_rpc_error
+from baton.errors import BackpressureError, DeadlineError, ServiceUnavailableError, from_rpc_error
 
 _RETRY = {  # gRPC allows five attempts; with a ready-wait in between they span a restart of the service
     "maxAttempts": 5,
@@ -71,16 +71,19 @@ class ServiceClient:
     async def _upload(self, method: str, messages: Callable[[], Iterable[Any]], timeout_s: float | None = None) -> Any:
         """Streams the messages; from the first one again while the service is away or its budgets are full."""
         timeout, pause = self.timeout_s if timeout_s is None else timeout_s, 0.05
-        deadline = time.monotonic() + timeout
+        deadline, earlier = time.monotonic() + timeout, None
         while True:
             try:
                 left = max(deadline - time.monotonic(), 0.0)
                 return await getattr(self._stub, method)(iter(messages()), timeout=left, wait_for_ready=True)
             except grpc.RpcError as error:
                 raised = from_rpc_error(error, self._name(method), self.address, timeout)
+                if isinstance(raised, DeadlineError) and earlier:
+                    raised = earlier  # it says what the time went by with
                 waits = isinstance(raised, ServiceUnavailableError | BackpressureError)
                 if not waits or time.monotonic() + pause > deadline:
                     raise raised from None
+                earlier = raised
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
 

@@ -73,14 +73,23 @@ class Ragged:
         offsets = self.offsets
         return [self.values[offsets[i] : offsets[i + 1]] for i in range(len(self.lengths))]
 
-    def take(self, indices: np.ndarray) -> Self:
-        """The column of the chosen rows, in that order."""
-        if len(indices) and np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
-            offsets = self.offsets[indices[0] : indices[-1] + 2]
-            return replace(self, values=self.values[offsets[0] : offsets[-1]], lengths=self.lengths[indices])
+    def take(self, indices: np.ndarray | slice) -> Self:
+        """The column of the chosen rows, in that order; a view for a slice."""
+        if isinstance(indices, slice):
+            offsets = self.offsets
+            return replace(
+                self, values=self.values[offsets[indices.start] : offsets[indices.stop]], lengths=self.lengths[indices]
+            )
         rows = self.rows()
         chosen = [rows[i] for i in indices]
         return replace(self, values=np.concatenate(chosen) if chosen else self.values[:0], lengths=self.lengths[indices])
+
+
+def _as_slice(indices: np.ndarray) -> np.ndarray | slice:
+    """The slice that consecutive indices are, else the indices."""
+    if len(indices) == 0 or indices[0] < 0 or (np.diff(indices) != 1).any():
+        return indices
+    return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
 def _ragged(dtype: type) -> Any:
@@ -128,8 +137,8 @@ class Samples:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The chosen samples, in that order; repeats are allowed."""
-        index = np.asarray(indices, dtype=np.int64)
-        columns: dict[str, Any] = {"sample_ids": [self.sample_ids[i] for i in index]}
+        index = _as_slice(np.asarray(indices, dtype=np.int64))
+        columns: dict[str, Any] = {"sample_ids": _rows(self.sample_ids, index)}
         for name, kind, _ in _COLUMNS:
             column = getattr(self, name)
             if column is None:
@@ -137,7 +146,7 @@ class Samples:
             if kind == "ragged":
                 columns[name] = column.take(index)
             else:
-                columns[name] = [column[i] for i in index] if kind == "text" else column[index]
+                columns[name] = _rows(column, index) if kind == "text" else column[index]
         return type(self)(**columns)
 
     @classmethod
@@ -166,21 +175,20 @@ class Samples:
 
     def split(self, message_bytes: int = MESSAGE_BYTES) -> Iterator[Self]:
         """Yields consecutive parts whose messages take at most `message_bytes`; a single larger sample travels alone."""
-        start, total = 0, _FRAMING_BYTES
-        for i, size in enumerate(self.wire_bytes()):
-            if i > start and total + size > message_bytes:
-                yield self.take(range(start, i))
-                start, total = i, _FRAMING_BYTES
-            total += size
-        if start < len(self):
-            yield self if start == 0 else self.take(range(start, len(self)))
+        ends, room = np.cumsum(self.wire_bytes()), message_bytes - _FRAMING_BYTES
+        start, before = 0, 0
+        while start < len(self):
+            end = max(int(np.searchsorted(ends, before + room, side="right")), start + 1)
+            yield self if end - start == len(self) else self.take(np.arange(start, end))
+            start, before = end, ends[end - 1]
 
     def wire_bytes(self) -> np.ndarray:
         """Bytes that each sample takes in a message, at most: [size]."""
         texts = [self.sample_ids, *(getattr(self, name) for name, kind, _ in _COLUMNS if kind == "text")]
         sizes = np.zeros(len(self), np.int64)
         for column in filter(None, texts):
-            sizes += np.fromiter((len(text.encode()) + _TEXT_FRAMING_BYTES for text in column), np.int64, len(self))
+            lengths = map(len, column) if "".join(column).isascii() else (len(text.encode()) for text in column)
+            sizes += np.fromiter(lengths, np.int64, len(self)) + _TEXT_FRAMING_BYTES
         for name, kind, dtype in _COLUMNS:
             column = getattr(self, name)
             if kind == "ragged" and column is not None:
@@ -238,6 +246,10 @@ class Samples:
             if None not in (column, tokens) and not np.array_equal(column.lengths, tokens.lengths):
                 raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it has one element a token")
         return samples
+
+
+def _rows(column: list[str], index: np.ndarray | slice) -> list[str]:
+    return column[index] if isinstance(index, slice) else [column[i] for i in index]
 
 
 def _read(name: str, raw: Buffer, dtype: np.dtype) -> np.ndarray:

@@ -156,6 +156,8 @@ class Leases:
                     return LeaseId(step, attempt)
                 case [b"missing"]:
                     raise missing(keys)
+                case [b"ended"]:
+                    raise ConflictError(f"{keys} was trained and ended; go on with the next episode")
                 case [b"trained", global_step]:
                     raise ConflictError(
                         f"{step} of {keys} was trained by optimizer step {global_step.decode()}; go on with the next step"

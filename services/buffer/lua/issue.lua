@@ -15,7 +15,10 @@ local function issue(group)
   local attempt, record = 1, redis.call('HGET', issues, group)
   if record then
     local stage, earlier, since, term, rest = string.match(record, '^(%a+) (%d+) ([%d.]+) ([%d.]+) (.*)$')
-    if now < tonumber(since) then since = now end -- the clock was set back
+    if now < tonumber(since) then -- the clock was set back: the term begins again, once
+      since = string.format('%.3f', now)
+      redis.call('HSET', issues, group, table.concat({stage, earlier, since, term, rest}, ' '))
+    end
     local expired = tonumber(since) + tonumber(term) <= now
     if stage ~= 'failed' and not expired then
       if rest ~= producer then return 'held' end

@@ -1,12 +1,13 @@
 -- Hands out a step, unless it is trained or another lessee holds it.
 -- KEYS: episode, steps, the run's dead letters
 -- ARGV: step, pass, lessee, lease timeout in seconds, most attempts, what a dead letter of this step is called, shuffle seed
--- Returns 'leased', attempt; or 'missing'; or 'trained', global step; or 'held', lessee, seconds left;
+-- Returns 'leased', attempt; or 'missing'; or 'ended'; or 'trained', global step; or 'held', lessee, seconds left;
 --         or 'dead', reason; or 'seed', the one that the episode's passes are shuffled by.
 local episode, steps, dead = unpack(KEYS)
 local step, lessee, timeout, most = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local pass = redis.call('HGET', episode, 'pass')
+local pass, ended = unpack(redis.call('HMGET', episode, 'pass', 'ended'))
 if not pass then return {'missing'} end
+if ended == '1' then return {'ended'} end
 redis.call('HSETNX', episode, 'seed', ARGV[7])
 local seed = redis.call('HGET', episode, 'seed')
 if seed ~= ARGV[7] then return {'seed', seed} end

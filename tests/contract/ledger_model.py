@@ -1,0 +1,244 @@
+"""The ledger as it should be: what it answers to each call, or the error that it raises, in plain Python."""
+
+from dataclasses import dataclass, field
+
+from baton.clients.buffer import EpisodeCounts
+from baton.errors import (
+    ConflictError,
+    DeadLetterError,
+    DeadlineError,
+    InvalidRequestError,
+    LeaseLostError,
+    NotFoundError,
+    NotReadyError,
+)
+
+BATCH, MICRO, GROUP, GROUPS = 4, 2, 2, 4
+ATTEMPTS = 3
+
+
+@dataclass
+class Step:
+    """A step that was leased. `lessee` None: released; `global_step` not None: trained."""
+
+    attempt: int
+    lessee: str | None
+    expired: bool = False
+    global_step: int | None = None
+
+
+@dataclass
+class Issue:
+    """A prompt group that a producer has, or that it could not make."""
+
+    attempt: int
+    producer: str
+    expired: bool = False
+    failed: bool = False
+
+
+@dataclass
+class Episode:
+    expected: int
+    relayed: bool
+    samples: list[str] = field(default_factory=list)
+    requests: dict[str, int] = field(default_factory=dict)
+    groups: list[int] = field(default_factory=list)
+    issues: dict[int, Issue] = field(default_factory=dict)
+    steps: dict[int, Step] = field(default_factory=dict)
+    chosen: list[str] | None = None
+    closed: bool = False
+    ended: bool = False
+
+    @property
+    def training(self) -> list[str]:
+        """What can be trained so far."""
+        return (self.chosen or []) if self.relayed else self.samples
+
+    @property
+    def total(self) -> int | None:
+        """Of one pass; None: nobody can know yet."""
+        if self.relayed:
+            return None if self.chosen is None else len(self.chosen)
+        return len(self.samples) if self.closed else self.expected or None
+
+    def trained(self) -> int:
+        return sum(step.global_step is not None for step in self.steps.values())
+
+
+def steps_of(samples: int) -> int:
+    return -(-samples // BATCH)
+
+
+class Model:
+    """A run. Every method returns the answer, or the class of the error."""
+
+    def __init__(self) -> None:
+        self.episodes: dict[int, Episode] = {}
+        self.ended: dict[int, int] = {}
+        self.global_steps: dict[int, tuple[int, int]] = {}
+        self.dead: set[str] = set()
+
+    def open(self, at: int, expected: int, relayed: bool):
+        if at not in self.episodes and at in self.ended:
+            return ConflictError
+        episode = self.episodes.setdefault(at, Episode(expected, relayed))
+        return len(episode.samples) if episode.expected == expected else ConflictError
+
+    def issue(self, at: int, groups: list[int], producer: str):
+        if (episode := self.episodes.get(at)) is None:
+            return NotFoundError
+        return ConflictError if episode.closed else {group: self._issue(at, episode, group, producer) for group in groups}
+
+    def _issue(self, at: int, episode: Episode, group: int, producer: str) -> str:
+        if group in episode.groups:
+            return "stored"
+        attempt = 1
+        if issue := episode.issues.get(group):
+            if not issue.failed and not issue.expired:
+                return "granted" if issue.producer == producer else "held"
+            attempt = issue.attempt + 1
+        if attempt > ATTEMPTS:
+            self.dead.add(f"episode {at} group g{group}")
+            return "dead"
+        episode.issues[group] = Issue(attempt, producer)
+        return "granted"
+
+    def fail(self, at: int, group: int, producer: str):
+        issue = self.episodes[at].issues.get(group) if at in self.episodes else None
+        if issue and issue.producer == producer:
+            issue.failed = True
+
+    def put(self, at: int, group: int, samples: list[str], request: str):
+        if (episode := self.episodes.get(at)) is None:
+            return NotFoundError
+        if request in episode.requests:
+            return episode.requests[request]
+        if 0 < episode.expected < len(episode.samples) + len(samples):
+            return InvalidRequestError
+        if episode.closed or set(samples) & set(episode.samples):
+            return ConflictError
+        episode.samples += samples
+        episode.groups.append(group)
+        episode.issues.pop(group, None)
+        episode.requests[request] = len(episode.samples)
+        return len(episode.samples)
+
+    def close(self, at: int):
+        if (episode := self.episodes.get(at)) is None:
+            return NotFoundError
+        if len(episode.samples) < episode.expected:
+            return InvalidRequestError
+        episode.closed = True
+        return len(episode.samples), steps_of(len(episode.samples))
+
+    def select(self, at: int, references: list[tuple[int, int]]):
+        if (episode := self.episodes.get(at)) is None:
+            return NotFoundError
+        if not episode.relayed:
+            return InvalidRequestError
+        if not episode.closed:
+            return NotReadyError
+        known = {other: len(self.episodes[other].samples) for other in self.episodes}
+        if episode.chosen is None:
+            if any(position >= known.get(other, 0) for other, position in references):
+                return NotFoundError
+            episode.chosen = [self.episodes[other].samples[position] for other, position in references]
+            episode.references = references
+        elif len(references) != len(episode.chosen) or not (episode.ended or references == episode.references):
+            return ConflictError
+        return len(references), steps_of(len(references))
+
+    def lease(self, at: int, step: int, lessee: str):
+        """The micro-batches that come before the error, if there is one, then it."""
+        if (episode := self.episodes.get(at)) is None:
+            return [NotFoundError]
+        if episode.total is not None and step >= steps_of(episode.total):
+            return [InvalidRequestError]
+        answer: list = []
+        for first in range(step * BATCH, (step + 1) * BATCH, MICRO):
+            places = [place % (episode.total or place + 1) for place in range(first, first + MICRO)]
+            if max(places) >= len(episode.training):
+                return [*answer, DeadlineError]
+            if not answer and (error := self._take(at, episode, step, lessee)):
+                return [error]
+            attempt = episode.steps[step].attempt
+            answer.append((f"p0-s{step}-a{attempt}", [episode.training[place] for place in places]))
+        return answer
+
+    def _take(self, at: int, episode: Episode, step: int, lessee: str):
+        held = episode.steps.get(step)
+        if episode.ended or (held and held.global_step is not None):
+            return ConflictError
+        if held and held.lessee and not held.expired:
+            return None if held.lessee == lessee else DeadlineError
+        attempt = held.attempt + 1 if held else 1
+        if attempt > ATTEMPTS:
+            self.dead.add(f"episode {at} step p0-s{step}")
+            return DeadLetterError
+        episode.steps[step] = Step(attempt, lessee)
+        return None
+
+    def _held(self, at: int, step: int, attempt: int):
+        """The step if it is leased by this attempt, or the error."""
+        held = self.episodes[at].steps.get(step) if at in self.episodes else None
+        if held is None:
+            return NotFoundError
+        return LeaseLostError if held.global_step is not None or held.attempt != attempt else held
+
+    def release(self, at: int, step: int, attempt: int):
+        if not isinstance(held := self._held(at, step, attempt), Step):
+            return held
+        held.lessee = None
+        return None
+
+    def renew(self, at: int, step: int, attempt: int, lessee: str):
+        held = self.episodes[at].steps.get(step) if at in self.episodes else None
+        if held and held.lessee is None and held.global_step is None:
+            return NotFoundError
+        if not isinstance(held := self._held(at, step, attempt), Step):
+            return held
+        if held.lessee != lessee:
+            return LeaseLostError
+        held.expired = False
+        return f"p0-s{step}-a{attempt}"
+
+    def ack(self, at: int, step: int, attempt: int, global_step: int):
+        held = self.episodes[at].steps.get(step) if at in self.episodes else None
+        if held is None or (held.lessee is None and held.global_step is None):
+            return NotFoundError
+        if held.global_step is not None:
+            return self.episodes[at].trained() if held.global_step == global_step else ConflictError
+        if held.attempt != attempt or held.expired:
+            return LeaseLostError
+        if global_step in self.global_steps:
+            return ConflictError
+        held.global_step = global_step
+        self.global_steps[global_step] = at, step
+        return self.episodes[at].trained()
+
+    def end(self, at: int):
+        if (episode := self.episodes.get(at)) is None or episode.ended:
+            return 0
+        stays = episode.relayed and bool(episode.samples)
+        training = episode.chosen if stays else episode.samples
+        if training != [] and (not episode.closed or training is None or episode.trained() < steps_of(len(training))):
+            return NotReadyError
+        if episode.closed:
+            self.ended[at] = len(training)
+        if stays:
+            episode.ended, episode.steps, episode.issues, episode.requests = True, {}, {}, {}
+        else:
+            del self.episodes[at]
+        return len(episode.samples)
+
+    def counts(self, at: int):
+        if (episode := self.episodes.get(at)) is None:
+            return NotFoundError
+        uses = {step: len(episode.training[step * BATCH : (step + 1) * BATCH]) for step in episode.steps}
+        trained = {step for step, held in episode.steps.items() if held.global_step is not None}
+        leased = {step for step, held in episode.steps.items() if held.lessee} - trained
+        return EpisodeCounts(
+            len(episode.samples), sum(uses[step] for step in leased), sum(uses[step] for step in trained), episode.closed,
+            [f"g{group}" for group in episode.groups],
+        )  # fmt: skip
