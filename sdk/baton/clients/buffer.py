@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,10 +13,13 @@ from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceStub
 from baton.bulk import BulkMessage
 from baton.channel import ServiceClient
-from baton.samples import Samples
+from baton.errors import InvalidRequestError
+from baton.samples import MESSAGE_BYTES, Samples
 
-PUT_BYTES = 8 * 2**20
-"""About how much one Put brings; a larger one group goes alone."""
+REQUEST_BYTES = 8 * 2**20
+"""About how much one request brings; a larger group goes alone."""
+SAMPLE_BYTES, GROUP_BYTES, PUT_BYTES = MESSAGE_BYTES, 2**28, 2**30
+"""The most that a sample, a group and one call of `put` may have: a sample goes into a message, a group into a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +160,38 @@ def _put_requests(samples: Samples, head: pb.PutRequest) -> Iterator[bytes]:
 
 
 def _whole_groups(samples: Samples) -> Iterator[Samples]:
-    """Consecutive parts of about PUT_BYTES that do not divide a group."""
-    ends = np.cumsum(samples.wire_bytes())
-    starts, held = [0], 0
-    for at in range(1, len(samples)):
-        begins_group = samples.group_ids is None or samples.group_ids[at] != samples.group_ids[at - 1]
-        if begins_group and ends[at] - held > PUT_BYTES:
-            starts.append(at)
-            held = ends[at - 1]
-    for start, end in zip(starts, [*starts[1:], len(samples)], strict=True):
-        if start < end:
-            yield samples if end - start == len(samples) else samples.take(np.arange(start, end))
+    """Consecutive parts of about REQUEST_BYTES that do not divide a group."""
+    if not len(samples):
+        return
+    firsts, ends = _checked_groups(samples)
+    start = held = 0
+    for before, first, end in zip(ends, firsts[1:], ends[1:], strict=False):
+        if end - held > REQUEST_BYTES:
+            yield samples.take(np.arange(start, first))
+            start, held = first, before
+    yield samples.take(np.arange(start, len(samples)))
+
+
+def _checked_groups(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """First sample of each run of samples of one group, and the bytes up to its end: [groups] each.
+
+    Raises InvalidRequestError for what could not be stored, before anything is sent.
+    """
+    sizes, ids = samples.wire_bytes(), samples.group_ids or samples.sample_ids
+    firsts = np.flatnonzero([True, *(one != other for one, other in pairwise(ids))])
+    groups = np.add.reduceat(sizes, firsts)
+    for what, names, parts, most in (
+        ("sample", samples.sample_ids, sizes, SAMPLE_BYTES),
+        ("group", [ids[first] for first in firsts], groups, GROUP_BYTES),
+        ("put of", ["all samples"], sizes.sum(keepdims=True), PUT_BYTES),
+    ):
+        if parts.max() > most:
+            at = int(np.argmax(parts))
+            raise InvalidRequestError(
+                f"{what} {names[at]} takes {int(parts[at])} bytes, more than the {most} that one may have; "
+                "lower models.policy.seq_length, or put fewer samples at a time"
+            )
+    return firsts, np.cumsum(groups)
 
 
 def _joined(parts: list[MicroBatch]) -> MicroBatch:
