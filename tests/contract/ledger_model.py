@@ -14,7 +14,7 @@ from baton.errors import (
 )
 
 BATCH, MICRO, GROUP, GROUPS = 4, 2, 2, 4
-ATTEMPTS = 3
+ATTEMPTS = 2
 
 
 @dataclass
@@ -78,6 +78,10 @@ class Model:
         self.ended: dict[int, int] = {}
         self.global_steps: dict[int, tuple[int, int]] = {}
         self.dead: set[str] = set()
+
+    def is_ready(self, at: int) -> bool:
+        """Whether it is known what the episode trains."""
+        return at in self.episodes and self.episodes[at].closed and self.episodes[at].total is not None
 
     def open(self, at: int, expected: int, relayed: bool):
         if at not in self.episodes and at in self.ended:

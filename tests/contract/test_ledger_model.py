@@ -1,184 +1,120 @@
 """Any interleaving of calls is answered as a model in plain Python says, and the store's proof holds at its end."""
 
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from ledger_model import ATTEMPTS, BATCH, GROUP, GROUPS, MICRO, Model
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from ledger_model import ATTEMPTS, GROUPS
+from ledger_pair import Pair
 
-from baton.clients import BufferClient, LedgerClient, RelayClient, blocking
-from baton.errors import BatonError
-from baton.samples import Samples
 from processes import ServiceProcess, StoreProcess
 
 CRASHES = 12
 """Of the buffer, in all: each costs half a second."""
 
-EPISODES = st.sampled_from([0, 1, 2, 3])
-"""0: fixed; 1 and 3: relayed; 2: dynamic."""
-GROUP_NUMBERS = st.integers(0, GROUPS - 1)
-STEPS = st.integers(0, 2)
-NAMES = st.sampled_from(["one", "two"])
-AGES = st.sampled_from([0, 0, 0, 1])
-"""How many attempts, or optimizer steps, ago."""
+KINDS = ["fixed", "dynamic", "relayed", "relayed"]
+EPISODES = st.sampled_from([0, 0, 0, 0, 1, 2, 3])
+GROUP_NUMBERS = st.sampled_from([0, 0, 1, 2, 3])
+STEPS = st.sampled_from([0, 0, 0, 1, 1, 2])
 
-
-def samples_of(at: int, group: int) -> Samples:
-    numbers = [GROUP * group + place for place in range(GROUP)]
-    return Samples(
-        sample_ids=[f"e{at}s{number}" for number in numbers],
-        group_ids=[f"g{group}"] * GROUP,
-        policy_version_max=np.asarray(numbers),
-    )
+LEASE, RELEASE, RENEW, EXPIRE, ISSUE = Pair.lease, Pair.release, Pair.renew, Pair.let_lease_expire, Pair.issue
+STEP_DEEDS = st.sampled_from(
+    [
+        (LEASE, {"lessee": "one"}), (LEASE, {"lessee": "one"}), (LEASE, {"lessee": "two"}), (LEASE, {"lessee": "two"}),
+        (EXPIRE, {}), (EXPIRE, {}), (RELEASE, {}), (RELEASE, {"age": 1}),
+        (RENEW, {"lessee": "one"}), (RENEW, {"lessee": "two"}), (RENEW, {"lessee": "one", "age": 1}),
+        (Pair.ack, {}), (Pair.ack, {}), (Pair.ack, {"age": 1}), (Pair.ack, {"again": True}),
+    ]
+)  # fmt: skip
+GROUP_DEEDS = st.sampled_from(
+    [
+        (ISSUE, {"producer": "one"}), (ISSUE, {"producer": "one"}),
+        (ISSUE, {"producer": "two"}), (ISSUE, {"producer": "two"}),
+        (Pair.report, {"producer": "one", "failure": ""}), (Pair.report, {"producer": "one", "failure": "no reward"}),
+        (Pair.report, {"producer": "two", "failure": ""}), (Pair.report, {"producer": "two", "failure": "no reward"}),
+        (Pair.let_issue_expire, {}), (Pair.let_issue_expire, {}), (Pair.let_issue_expire, {}),
+        (Pair.put, {}), (Pair.put, {"request": "g0"}), (Pair.put, {"request": "other"}),
+    ]
+)  # fmt: skip
 
 
 class Runs(RuleBasedStateMachine):
-    """One run of the real service beside one of the model."""
+    """Whole lists of deeds are drawn for one step or one group, so that they meet each other often."""
 
     address: str
     store: redis.Redis
     service: ServiceProcess
     crashes = 0
+    crashed = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.run_id, self.model, self.crashed = uuid.uuid4().hex, Model(), False
-        self.buffer, self.ledger, self.relay = (
-            blocking(kind, self.address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
-        )
+    @initialize(kinds=st.permutations(KINDS), depth=st.integers(0, 3), others=st.sets(st.integers(1, 3)))
+    def begin(self, kinds, depth, others):
+        """Episode 0, which most calls are about, is new, opened, begun or rolled out; of the others some are rolled out."""
+        self.pair = Pair(self.address, self.store, kinds)
+        for at in others:
+            self.roll_out(at)
+        if depth:
+            self.pair.open(0)
+        if depth == 2:
+            self.pair.put(0, 0)
+        if depth == 3:
+            self.roll_out(0)
 
-    def same(self, expected, call, *arguments, **options):
-        """Asserts that the service answers as the model does."""
-        try:
-            answer = call(self.run_id, *arguments, **options)
-        except BatonError as error:
-            answer = type(error)
-        assert answer == expected
-        return answer
-
-    def attempt(self, at: int, step: int, age: int) -> int:
-        episode = self.model.episodes.get(at)
-        return max(1, episode.steps[step].attempt - age) if episode and step in episode.steps else 1
-
-    @rule(at=EPISODES, odd=AGES)
+    @rule(at=EPISODES, odd=st.sampled_from([0, 0, 1]))
     def open(self, at, odd):
-        expected = GROUP * GROUPS + odd if at == 0 else None
-        sizes = {"global_batch_size": BATCH, "micro_batch_size": MICRO, "relayed": at in (1, 3)}
-        answer = self.model.open(at, expected or 0, at in (1, 3))
-        self.same(answer, self.buffer.open_episode, at, expected_samples=expected, **sizes)
+        self.pair.open(at, odd)
 
-    @rule(at=EPISODES, groups=st.lists(GROUP_NUMBERS, min_size=1, unique=True), producer=NAMES)
-    def issue(self, at, groups, producer):
-        def sorted_out(*arguments, **options) -> dict[int, str]:
-            issued = self.ledger.issue_groups(*arguments, **options)
-            lists = {"granted": issued.granted, "stored": issued.stored, "held": issued.held, "dead": issued.dead}
-            return {int(group[1:]): word for word, found in lists.items() for group in found}
+    @rule(at=EPISODES, group=GROUP_NUMBERS, deeds=st.lists(GROUP_DEEDS, min_size=4, max_size=10))
+    def contend_for_a_group(self, at, group, deeds):
+        if at not in self.pair.model.episodes:
+            self.pair.open(at)
+        for deed, options in deeds:
+            deed(self.pair, at, group, **options)
 
-        names = [f"g{group}" for group in groups]
-        self.same(self.model.issue(at, groups, producer), sorted_out, at, names, producer=producer, timeout_s=600)
-
-    @rule(at=EPISODES, group=GROUP_NUMBERS, producer=NAMES, failure=st.sampled_from(["", "no reward"]))
-    def report(self, at, group, producer, failure):
-        if failure:
-            self.model.fail(at, group, producer)
-        self.same(None, self.ledger.report_groups, at, [f"g{group}"], producer=producer, failure=failure)
-
-    @rule(at=EPISODES, group=GROUP_NUMBERS, request=st.sampled_from(["own", "own", "own", "g0", "other"]))
-    def put(self, at, group, request):
-        name, samples = f"g{group}" if request == "own" else request, samples_of(at, group)
-        self.same(self.model.put(at, group, samples.sample_ids, name), self.buffer.put, at, samples, request_id=name)
+    @rule(at=EPISODES, step=STEPS, deeds=st.lists(STEP_DEEDS, min_size=4, max_size=10))
+    def contend_for_a_step(self, at, step, deeds):
+        if at not in self.pair.model.ended and not self.pair.model.is_ready(at):
+            self.roll_out(at)
+        for deed, options in deeds:
+            deed(self.pair, at, step, **options)
 
     @rule(at=EPISODES)
     def close(self, at):
-        self.same(self.model.close(at), self.buffer.close_episode, at)
+        self.pair.close(at)
 
-    @rule(at=EPISODES, others=st.booleans(), step=st.sampled_from([1, 1, -1, 3]), extra=st.booleans())
-    def select(self, at, others, step, extra):
-        known = self.model.episodes
-        sources = [other for other in known if other in (1, 3) and (others or other == at)]
-        references = [(other, place) for other in sources for place in range(len(known[other].samples))][::step]
-        references += [(at, 99)] if extra and not others else []
-        chosen = np.asarray(references, np.int64).reshape(-1, 2)
-        self.same(self.model.select(at, references), self.relay.select, at, chosen)
-
-    @rule(at=EPISODES, step=STEPS, lessee=NAMES)
-    def lease(self, at, step, lessee):
-        def batches(run_id: str) -> list:
-            answer: list = []
-            try:
-                for batch in self.buffer.lease(run_id, at, pass_index=0, step_index=step, lessee=lessee, wait_s=0.0):
-                    answer.append((batch.lease_id, batch.samples.sample_ids))
-            except BatonError as error:
-                answer.append(type(error))
-            return answer
-
-        self.same(self.model.lease(at, step, lessee), batches)
-
-    @rule(at=EPISODES, step=STEPS, age=AGES)
-    def release(self, at, step, age):
-        attempt = self.attempt(at, step, age)
-        answer = self.model.release(at, step, attempt)
-        self.same(answer, self.buffer.release_lease, at, f"p0-s{step}-a{attempt}", reason="no room")
-
-    @rule(at=EPISODES, step=STEPS, age=AGES, lessee=NAMES)
-    def renew(self, at, step, age, lessee):
-        attempt = self.attempt(at, step, age)
-        answer = self.model.renew(at, step, attempt, lessee)
-        expected = (answer, 600.0) if isinstance(answer, str) else answer
-        self.same(expected, self.buffer.renew_lease, at, f"p0-s{step}-a{attempt}", lessee=lessee)
-
-    @rule(at=EPISODES, step=STEPS, age=AGES, earlier=AGES)
-    def ack(self, at, step, age, earlier):
-        attempt, global_step = self.attempt(at, step, age), max(0, len(self.model.global_steps) - earlier)
-        answer = self.model.ack(at, step, attempt, global_step)
-        self.same(answer, self.buffer.ack, at, f"p0-s{step}-a{attempt}", global_step=global_step)
+    @rule(at=EPISODES, others=st.booleans(), every=st.sampled_from([1, 1, -1, 3]), gone=st.booleans())
+    def select(self, at, others, every, gone):
+        self.pair.select(at, others=others, every=every, gone=gone)
 
     @rule(at=EPISODES)
     def end(self, at):
-        self.same(self.model.end(at), self.buffer.delete_episode, at)
+        self.pair.end(at)
 
     @rule(at=EPISODES)
     def count(self, at):
-        self.same(self.model.counts(at), self.buffer.get_episode, at)
-
-    @rule(at=EPISODES, step=STEPS)
-    def let_a_lease_expire(self, at, step):
-        held = self.model.episodes[at].steps.get(step) if at in self.model.episodes else None
-        if held and held.lessee and held.global_step is None:
-            held.expired = True
-            self.make_old(f"baton:{{{self.run_id}}}:episode:{at}:steps", f"p0-s{step}")
-
-    @rule(at=EPISODES, group=GROUP_NUMBERS)
-    def let_an_issue_expire(self, at, group):
-        if at in self.model.episodes and (issue := self.model.episodes[at].issues.get(group)):
-            issue.expired = True
-            self.make_old(f"baton:{{{self.run_id}}}:episode:{at}:issues", f"g{group}")
-
-    def make_old(self, key: str, name: str) -> None:
-        state, attempt, _, rest = self.store.hget(key, name).decode().split(" ", 3)
-        self.store.hset(key, name, f"{state} {attempt} {time.time() - 10_000:.3f} {rest}")
+        self.pair.count(at)
 
     @rule(at=EPISODES)
     def roll_out(self, at):
-        """All that leads to a closed episode, so that runs get further than single calls do."""
-        self.open(at, 0)
+        """All that leads to steps, so that runs get further than single calls do."""
+        self.pair.open(at)
         for group in range(GROUPS):
-            self.put(at, group, "own")
-        self.close(at)
-        self.select(at, True, 1, False)
+            self.pair.put(at, group)
+        self.pair.close(at)
+        self.pair.select(at)
 
-    @rule(at=EPISODES, lessee=NAMES)
-    def train(self, at, lessee):
-        for step in range(2):
-            self.lease(at, step, lessee)
-            self.ack(at, step, 0, 0)
+    @rule(at=EPISODES, also_end=st.booleans())
+    def train(self, at, also_end):
+        """As many steps as an episode has at most."""
+        for step in range(3 if self.pair.model.is_ready(at) else 0):
+            self.pair.lease(at, step, "one")
+            self.pair.ack(at, step)
+        if also_end:
+            self.pair.end(at)
 
     @rule()
     def kill_9_of_the_buffer(self):
@@ -189,15 +125,8 @@ class Runs(RuleBasedStateMachine):
             self.service.start()
 
     def teardown(self) -> None:
-        for at in range(4):
-            self.count(at)
-        audit = self.ledger.audit(self.run_id)
-        assert list(audit.faults) == []
-        assert {line.partition(":")[0] for line in audit.dead} == self.model.dead
-        assert audit.optimizer_steps == len(self.model.global_steps)
-        assert (audit.ended_episodes, audit.ended_samples) == (len(self.model.ended), sum(self.model.ended.values()))
-        for client in (self.buffer, self.ledger, self.relay):
-            client.close()
+        if hasattr(self, "pair"):
+            self.pair.finish()
 
 
 @pytest.fixture

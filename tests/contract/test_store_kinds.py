@@ -21,7 +21,7 @@ from store_servers import (
     state_key,
 )
 
-from baton.errors import ConfigError, StoreUnavailableError
+from baton.errors import ConfigError, ServiceFaultError, StoreUnavailableError
 from processes import ServiceProcess
 
 SIZES = {"expected_samples": 8, "global_batch_size": 8, "micro_batch_size": 8}
@@ -152,7 +152,7 @@ async def test_a_pipeline_answers_every_command_in_order_and_scan_yields_every_k
 async def test_a_pipeline_with_a_wrong_command_is_an_error(url, run_id):
     key = state_key(run_id)
     async with open_store(url) as store:
-        with pytest.raises(StoreUnavailableError, match="wrong kind of value"):
+        with pytest.raises(ServiceFaultError, match="wrong kind of value"):
             await store.pipeline([("SET", key, 1), ("HGETALL", key), ("GET", key)])
         assert await store.pipeline([("GET", key), ("UNLINK", key)]) == [b"1", 1]
 

@@ -94,6 +94,7 @@ def training_samples() -> Samples:
         reward_status=np.full(16, RewardStatus.VALUE, np.uint8),
         group_reward_mean=groups.mean(1).repeat(4),
         group_reward_std=groups.std(1).repeat(4),
+        policy_version_max=np.ones(16, np.int64),
         temperatures=np.ones(16, np.float32),
     )
 

@@ -1,0 +1,150 @@
+"""One run of the real service beside one of the model: every method calls both, and asserts that they answer the same."""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import redis
+from ledger_model import BATCH, GROUP, GROUPS, MICRO, Model
+
+from baton.clients import BufferClient, LedgerClient, RelayClient, blocking
+from baton.errors import BatonError
+from baton.samples import Samples
+
+
+def samples_of(at: int, group: int) -> Samples:
+    numbers = [GROUP * group + place for place in range(GROUP)]
+    return Samples(
+        sample_ids=[f"e{at}s{number}" for number in numbers],
+        group_ids=[f"g{group}"] * GROUP,
+        policy_version_max=np.asarray(numbers),
+    )
+
+
+class Pair:
+    """`kinds` says of each episode whether it is fixed, dynamic or relayed."""
+
+    def __init__(self, address: str, store: redis.Redis, kinds: Sequence[str]) -> None:
+        self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(), store, kinds
+        self.buffer, self.ledger, self.relay = (
+            blocking(kind, address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
+        )
+
+    def same(self, expected: Any, call: Callable, *arguments: Any, **options: Any) -> None:
+        try:
+            answer = call(self.run_id, *arguments, **options)
+        except BatonError as error:
+            answer = type(error)
+        assert answer == expected
+
+    def open(self, at: int, odd: int = 0) -> None:
+        """`odd`: a fixed episode is declared with so many samples more than it will get."""
+        expected, relayed = GROUP * GROUPS + odd if self.kinds[at] == "fixed" else None, self.kinds[at] == "relayed"
+        sizes = {"global_batch_size": BATCH, "micro_batch_size": MICRO, "relayed": relayed}
+        answer = self.model.open(at, expected or 0, relayed)
+        self.same(answer, self.buffer.open_episode, at, expected_samples=expected, **sizes)
+
+    def issue(self, at: int, group: int, producer: str) -> None:
+        """Asks for the last group as well."""
+
+        def sorted_out(*arguments: Any, **options: Any) -> dict[int, str]:
+            issued = self.ledger.issue_groups(*arguments, **options)
+            lists = {"granted": issued.granted, "stored": issued.stored, "held": issued.held, "dead": issued.dead}
+            return {int(group[1:]): word for word, found in lists.items() for group in found}
+
+        groups = sorted({group, GROUPS - 1})
+        names = [f"g{number}" for number in groups]
+        self.same(self.model.issue(at, groups, producer), sorted_out, at, names, producer=producer, timeout_s=600)
+
+    def report(self, at: int, group: int, producer: str, failure: str) -> None:
+        if failure:
+            self.model.fail(at, group, producer)
+        self.same(None, self.ledger.report_groups, at, [f"g{group}"], producer=producer, failure=failure)
+
+    def put(self, at: int, group: int, request: str = "") -> None:
+        """Its request is called as the group is, unless another name is given."""
+        name, samples = request or f"g{group}", samples_of(at, group)
+        self.same(self.model.put(at, group, samples.sample_ids, name), self.buffer.put, at, samples, request_id=name)
+
+    def close(self, at: int) -> None:
+        self.same(self.model.close(at), self.buffer.close_episode, at)
+
+    def select(self, at: int, *, others: bool = True, every: int = 1, gone: bool = False) -> None:
+        """Of the episode's samples and the other relayed ones' every so manyth, and one that does not exist."""
+        known = self.model.episodes
+        sources = [other for other in known if self.kinds[other] == "relayed" and (others or other == at)]
+        references = [(other, place) for other in sources for place in range(len(known[other].samples))][::every]
+        references += [(at, 99)] if gone else []
+        chosen = np.asarray(references, np.int64).reshape(-1, 2)
+        self.same(self.model.select(at, references), self.relay.select, at, chosen)
+
+    def lease(self, at: int, step: int, lessee: str) -> None:
+        def batches(run_id: str) -> list:
+            answer: list = []
+            try:
+                for batch in self.buffer.lease(run_id, at, pass_index=0, step_index=step, lessee=lessee, wait_s=0.0):
+                    answer.append((batch.lease_id, batch.samples.sample_ids))
+            except BatonError as error:
+                answer.append(type(error))
+            return answer
+
+        self.same(self.model.lease(at, step, lessee), batches)
+
+    def _attempt(self, at: int, step: int, age: int) -> int:
+        """So many attempts ago."""
+        episode = self.model.episodes.get(at)
+        return max(1, episode.steps[step].attempt - age) if episode and step in episode.steps else 1
+
+    def release(self, at: int, step: int, age: int = 0) -> None:
+        attempt = self._attempt(at, step, age)
+        answer = self.model.release(at, step, attempt)
+        self.same(answer, self.buffer.release_lease, at, f"p0-s{step}-a{attempt}", reason="no room")
+
+    def renew(self, at: int, step: int, lessee: str, age: int = 0) -> None:
+        attempt = self._attempt(at, step, age)
+        answer = self.model.renew(at, step, attempt, lessee)
+        expected = (answer, 600.0) if isinstance(answer, str) else answer
+        self.same(expected, self.buffer.renew_lease, at, f"p0-s{step}-a{attempt}", lessee=lessee)
+
+    def ack(self, at: int, step: int, age: int = 0, again: bool = False) -> None:
+        """By a new optimizer step, or again by the newest one that there is."""
+        attempt, global_step = self._attempt(at, step, age), max(0, len(self.model.global_steps) - again)
+        answer = self.model.ack(at, step, attempt, global_step)
+        self.same(answer, self.buffer.ack, at, f"p0-s{step}-a{attempt}", global_step=global_step)
+
+    def end(self, at: int) -> None:
+        self.same(self.model.end(at), self.buffer.delete_episode, at)
+
+    def count(self, at: int) -> None:
+        self.same(self.model.counts(at), self.buffer.get_episode, at)
+
+    def let_lease_expire(self, at: int, step: int) -> None:
+        held = self.model.episodes[at].steps.get(step) if at in self.model.episodes else None
+        if held and held.lessee and held.global_step is None:
+            held.expired = True
+            self._make_old(f"episode:{at}:steps", f"p0-s{step}")
+
+    def let_issue_expire(self, at: int, group: int) -> None:
+        if at in self.model.episodes and (issue := self.model.episodes[at].issues.get(group)):
+            issue.expired = True
+            self._make_old(f"episode:{at}:issues", f"g{group}")
+
+    def _make_old(self, key: str, name: str) -> None:
+        """Nobody waits for a time-out here: the record's time is set back."""
+        key = f"baton:{{{self.run_id}}}:{key}"
+        state, attempt, _, rest = self.store.hget(key, name).decode().split(" ", 3)
+        self.store.hset(key, name, f"{state} {attempt} {time.time() - 10_000:.3f} {rest}")
+
+    def finish(self) -> None:
+        """Compares all counts, and asks for the proof from the store."""
+        for at in range(len(self.kinds)):
+            self.count(at)
+        audit = self.ledger.audit(self.run_id)
+        assert list(audit.faults) == []
+        assert {line.partition(":")[0] for line in audit.dead} == self.model.dead
+        assert audit.optimizer_steps == len(self.model.global_steps)
+        assert (audit.ended_episodes, audit.ended_samples) == (len(self.model.ended), sum(self.model.ended.values()))
+        for client in (self.buffer, self.ledger, self.relay):
+            client.close()
