@@ -21,7 +21,7 @@ from store_servers import (
     state_key,
 )
 
-from baton.errors import ConfigError, ServiceFaultError, StoreUnavailableError
+from baton.errors import ConfigError, ServiceFaultError
 from processes import ServiceProcess
 
 SIZES = {"expected_samples": 8, "global_batch_size": 8, "micro_batch_size": 8}
