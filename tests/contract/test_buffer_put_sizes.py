@@ -1,0 +1,67 @@
+"""How much one put may bring, and what happens beyond."""
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from buffer_samples import make_samples
+
+from baton.api.buffer.v1 import buffer_pb2 as pb
+from baton.clients.buffer import BufferClient
+from baton.errors import ConflictError, InvalidRequestError
+from baton.samples import Ragged, Samples
+from processes import ServiceProcess
+
+
+@pytest.fixture
+async def client(buffer: ServiceProcess) -> AsyncIterator[BufferClient]:
+    async with BufferClient(buffer.address, timeout_s=20) as client:
+        yield client
+
+
+async def open_dynamic(client: BufferClient, run_id: str, *, global_batch: int = 8, micro_batch: int = 4) -> None:
+    await client.open_episode(run_id, 0, expected_samples=None, global_batch_size=global_batch, micro_batch_size=micro_batch)
+
+
+@pytest.mark.parametrize(
+    ("samples", "tokens", "message"),
+    [
+        (1, 5 * 2**28, r"sample s0 takes 5368\d+ bytes, more than the 3145728"),
+        (500, 2**18, r"group g0 takes 524\d+ bytes, more than the 268435456"),
+        (5 * 2**10, 2**18, r"put of all samples takes 5368\d+ bytes, more than the 1073741824"),
+    ],
+    ids=["a sample of 5 GiB", "a group of 500 MiB", "5 GiB of samples"],
+)
+async def test_a_put_of_gigabytes_is_refused_before_anything_is_sent(client, run_id, samples, tokens, message):
+    await open_dynamic(client, run_id)
+    lengths = np.full(samples, tokens, np.uint32)
+    huge = Samples(
+        sample_ids=[f"s{number}" for number in range(samples)],
+        group_ids=["g0"] * samples if samples == 500 else None,
+        response_ids=Ragged(np.broadcast_to(np.int32(7), samples * tokens), lengths),  # takes no memory here
+        policy_version_max=np.ones(samples, np.int64),
+    )
+    with pytest.raises(InvalidRequestError, match=message):
+        await client.put(run_id, 0, huge)
+    assert (await client.get_episode(run_id, 0)).stored == 0
+
+
+async def test_a_message_beyond_the_limit_of_grpc_is_refused_and_stores_nothing(client, run_id):
+    await open_dynamic(client, run_id)
+    request = pb.PutRequest(run_id=run_id, request_id="a", samples=make_samples([0], tokens=2**20).to_proto())
+    with pytest.raises(InvalidRequestError, match="larger than max"):
+        await client._upload("Put", lambda: [request.SerializeToString()])
+    assert (await client.get_episode(run_id, 0)).stored == 0
+
+
+async def test_a_put_of_thousands_of_samples_is_accepted(client, run_id):
+    await open_dynamic(client, run_id, global_batch=9_000, micro_batch=9_000)
+
+    def bare(ids: list[str]) -> Samples:
+        return Samples(sample_ids=ids, policy_version_max=np.ones(len(ids), np.int64))
+
+    assert await client.put(run_id, 0, bare([f"s{number}" for number in range(9_000)])) == 9_000
+    for last in ("s0", "s8999"):  # one that is compared late with one that was stored early, and late
+        others = [f"t{number}" for number in range(1_999)]
+        with pytest.raises(ConflictError, match=rf"sample {last} already"):
+            await client.put(run_id, 0, bare([*others, last]))
