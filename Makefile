@@ -23,7 +23,7 @@ test-gpu: setup  ## the tests that need CUDA
 	@$(PY) -m pytest -q -m gpu
 
 faults: setup  ## kill every part of a running stream 50 times; prints what was lost: nothing
-	@BATON_KILLS=50 $(PY) -m pytest -q tests/faults
+	@BATON_KILLS=$${BATON_KILLS:-50} $(PY) -m pytest -q tests/faults
 
 lint: setup  ## style, contract and import rules
 	@.venv/bin/ruff check .

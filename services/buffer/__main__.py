@@ -1,6 +1,7 @@
 """Starts the buffer service: `python -m services.buffer --run-file run.yaml`."""
 
 import argparse
+import asyncio
 from collections.abc import Sequence
 
 from services.common.server import Server, configure_logging, service_arguments
@@ -29,8 +30,6 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and serves; an error that has a remedy ends the process with its message."""
-    import uvloop  # writes megabytes without copying them, which asyncio's own loop does
-
     from baton.errors import BatonError
 
     parser = service_arguments("The buffer: episodes of samples and the ledger of who trained what.")
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     configure_logging("buffer")
     try:
-        uvloop.run(serve(arguments))
+        asyncio.run(serve(arguments))
     except BatonError as error:
         raise SystemExit(str(error)) from None
 

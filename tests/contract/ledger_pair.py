@@ -126,6 +126,17 @@ class Pair:
             held.expired = True
             self._make_old(f"episode:{at}:steps", f"p0-s{step}")
 
+    def take_over(self, at: int, step: int) -> None:
+        """Whoever holds the step lets its lease expire, the other one leases it, and what the first one does is too late."""
+        held = self.model.episodes[at].steps.get(step) if at in self.model.episodes else None
+        first, other = ("one", "two") if held and held.lessee == "one" else ("two", "one")
+        self.let_lease_expire(at, step)
+        self.lease(at, step, other)
+        if self._attempt(at, step, 0) > 1:
+            self.ack(at, step, age=1)
+            self.release(at, step, age=1)
+            self.renew(at, step, first, age=1)
+
     def let_issue_expire(self, at: int, group: int) -> None:
         if at in self.model.episodes and (issue := self.model.episodes[at].issues.get(group)):
             issue.expired = True

@@ -8,6 +8,7 @@ from clocked_store import LIBRARY, ClockedStore
 from fault_stream import KILLS, Stream
 from stream_plan import LEASE_TIMEOUT_S
 
+from baton.config.services import StoreConfig
 from processes import ServiceProcess, StoreProcess
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,9 @@ def buffer_on(store: StoreProcess, run_file: Path, directory: Path) -> ServicePr
 
 @pytest.fixture(scope="module")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
+    """With the append-only file as the product sets it."""
     process = StoreProcess(tmp_path_factory.mktemp("own-store"))
+    process.command += ["--appendfsync", StoreConfig().appendfsync]
     yield process.start()
     process.kill()
 
