@@ -74,8 +74,9 @@ class StoreConfig(Section):
     """Directory of the started server's files. null: `store` in the run's directory."""
 
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
-    """When the started server forces its log to disk. Every choice survives the death of a process;
-    `everysec` may lose one second to a power failure, `no` more, `always` nothing, at a price per write."""
+    """When the started server forces its log to disk. `always` loses nothing, at a price per write.
+    `everysec` may lose a second to a power failure, and if the server itself is killed while the disk is busy,
+    what it wrote meanwhile; `no` may lose more to a power failure."""
 
     max_samples: Count = 0
     """Samples that the run may have in the store, history included; beyond that a put waits. 0: any number."""
