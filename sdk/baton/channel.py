@@ -21,6 +21,7 @@ _RETRY = {  # gRPC allows five attempts; with a ready-wait in between they span 
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # a service that restarts is back within a second
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 

@@ -10,7 +10,7 @@ from services.buffer.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """The counters of an episode: the fields of its hash, but for `columns` and the `acked:PASS` counters."""
+    """The counters of an episode: the fields of its hash, but for `columns`, `trained:PASS` and `attempt:STEP`."""
 
     expected: int
     """Samples that a fixed episode will have; 0 for a dynamic one."""

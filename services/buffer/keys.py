@@ -12,8 +12,8 @@
     baton:{run}:episode:3:groups       zset    group id, scored by the position of the group's first sample
     baton:{run}:episode:3:issues       hash    group id -> "issued|generated|failed attempt time timeout producer"
     baton:{run}:episode:3:chunks       string  one record per chunk, in position order: see `chunks.RECORD`
-    baton:{run}:episode:3:steps        hash    "p0-s1" -> "leased attempt time timeout lessee", "trained GLOBAL_STEP" or
-                                               "acked GLOBAL_STEP"
+    baton:{run}:episode:3:steps        hash    "p0-s1" -> "leased attempt time timeout lessee", "released attempt reason",
+                                               "rewound attempt", "trained GLOBAL_STEP" or "acked GLOBAL_STEP"
     baton:{run}:episode:3:selection    string  a relayed episode's training set: see `selection.REFERENCE`
     baton:{run}:episode:3:made         string  as chunks, of the samples that the relay function made
     baton:{run}:chunk:HEX              string  some samples, named by a random id: see `chunks.py`

@@ -17,7 +17,6 @@ from redis.exceptions import NoScriptError
 from baton.errors import ConfigError
 from services.buffer.store_clients import open_client
 from services.buffer.store_errors import FAILURES, explained, heals
-from services.buffer.store_url import hide_password as hide_password
 from services.buffer.store_url import parse
 
 RETRY_S = 5.0

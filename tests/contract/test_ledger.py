@@ -10,7 +10,7 @@ import redis
 from buffer_samples import make_samples
 
 from baton.clients import BufferClient, LedgerClient
-from baton.errors import BackpressureError, ConflictError, InvalidRequestError, NotFoundError
+from baton.errors import BackpressureError, ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
 from processes import ServiceProcess, StoreProcess
 
 SIZES = {"expected_samples": None, "global_batch_size": 4, "micro_batch_size": 2}
@@ -221,6 +221,10 @@ async def test_a_checkpoint_acknowledges_what_it_holds_and_what_is_later_is_trai
             await ledger.rewind_trained(run_id, 0)
         assert await ledger.rewind_trained(run_id, 1) == 1
         assert await counts() == (0, 4)
+        with pytest.raises(NotFoundError, match=r"p0-s1-a1 of .* is not leased"):
+            await buffer.ack(run_id, 0, "p0-s1-a1", global_step=2)
         batches = [batch async for batch in buffer.lease(run_id, 0, pass_index=0, step_index=1)]
+        with pytest.raises(LeaseLostError, match="as attempt 2"):
+            await buffer.ack(run_id, 0, "p0-s1-a1", global_step=2)  # late, from before the trainer went back
         await buffer.ack(run_id, 0, batches[0].lease_id, global_step=2)
         assert list((await ledger.audit(run_id)).faults) == []

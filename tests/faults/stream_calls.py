@@ -6,11 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import baton.channel
 from baton.clients import BufferClient, LedgerClient, RelayClient
 from baton.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, ServiceUnavailableError
-
-baton.channel._KEEPALIVE.append(("grpc.initial_reconnect_backoff_ms", 100))  # not a second: it restarts all the time here
 
 TOO_LATE = (ConflictError, InvalidRequestError, NotFoundError, NotReadyError)
 """Right answers to a call that comes once more when the stream is far beyond it."""

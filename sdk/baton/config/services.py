@@ -73,7 +73,7 @@ class StoreConfig(Section):
     data_dir: str | None = None
     """Directory of the started server's files. null: `store` in the run's directory."""
 
-    appendfsync: Literal["everysec", "always", "no"] = "everysec"
+    appendfsync: Literal["everysec", "always", "no"] = "always"
     """When the started server forces its log to disk. `always` loses nothing, at a price per write.
     `everysec` may lose a second to a power failure, and if the server itself is killed while the disk is busy,
     what it wrote meanwhile; `no` may lose more to a power failure."""

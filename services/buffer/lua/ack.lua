@@ -13,7 +13,7 @@ if state == 'trained' or state == 'acked' then
   if rest ~= global_step then return {'other', rest} end
   return {'acked', tonumber(redis.call('HGET', episode, counter))}
 end
-if state == 'released' then return {'unleased'} end
+if state == 'released' or state == 'rewound' then return {'unleased'} end
 local held, since, term, holder = string.match(rest, '^(%d+) ([%d.]+) ([%d.]+) (.*)$')
 if held ~= attempt then return {'foreign', held, holder} end
 local seconds, microseconds = unpack(redis.call('TIME'))
@@ -22,5 +22,6 @@ if late > 0 then return {'expired', tostring(late)} end
 local others = redis.call('ZRANGEBYSCORE', global_steps, global_step, global_step)
 if #others > 0 and others[1] ~= ARGV[6] then return {'taken', others[1]} end
 redis.call('HSET', steps, step, becomes .. ' ' .. global_step)
+redis.call('HSET', episode, 'attempt:' .. step, attempt)
 redis.call('ZADD', global_steps, global_step, ARGV[6])
 return {'acked', redis.call('HINCRBY', episode, counter, 1)}

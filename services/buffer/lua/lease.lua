@@ -18,6 +18,7 @@ local record = redis.call('HGET', steps, step) or ''
 local state, rest = string.match(record, '^(%a+) ?(.*)$')
 local attempt = 1
 if state == 'trained' or state == 'acked' then return {'trained', rest} end
+if state == 'rewound' then attempt = tonumber(rest) + 1 end -- what held it before may still be at work
 if state == 'released' then
   local earlier, reason = string.match(rest, '^(%d+) (.*)$')
   attempt = tonumber(earlier) + 1

@@ -5,7 +5,7 @@
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 if not record then return {'unleased'} end
 local state, rest = string.match(record, '^(%a+) (.*)$')
-if state == 'released' then return {'unleased'} end
+if state == 'released' or state == 'rewound' then return {'unleased'} end
 if state ~= 'leased' then return {'trained', rest} end
 local attempt, since, term, holder = string.match(rest, '^(%d+) ([%d.]+) ([%d.]+) (.*)$')
 if holder ~= ARGV[3] or attempt ~= ARGV[2] then return {'foreign', attempt, holder} end

@@ -11,7 +11,7 @@ for i = 1, #records, 2 do
   end
 end
 for _, step in ipairs(undone) do
-  redis.call('HDEL', KEYS[2], step)
+  redis.call('HSET', KEYS[2], step, 'rewound ' .. redis.call('HGET', KEYS[1], 'attempt:' .. step))
   redis.call('ZREM', KEYS[3], ARGV[2] .. ' ' .. step)
   redis.call('HINCRBY', KEYS[1], 'trained:' .. string.match(step, '^p(%d+)'), -1)
 end

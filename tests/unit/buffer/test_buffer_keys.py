@@ -4,7 +4,6 @@ import pytest
 
 from baton.errors import InvalidRequestError
 from services.buffer.keys import ALL_RUNS, EpisodeKeys, RunKeys, run_of
-from services.buffer.store import hide_password
 
 
 def test_all_keys_of_a_run_share_one_hash_tag():
@@ -27,17 +26,3 @@ def test_a_run_is_found_by_the_key_that_every_run_has():
     key = RunKeys("a:b").episodes
     assert key.startswith(head) and key.endswith(tail)
     assert run_of(key.encode()) == "a:b"
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-        ("redis://:secret@host:1", "redis://:***@host:1"),
-        ("rediss://ann:sec:ret@host:1/2", "rediss://ann:***@host:1/2"),
-        ("redis://ann:sec@ret@host:1", "redis://ann:***@host:1"),
-        ("unix:///tmp/socket?db=1&password=secret&x=1", "unix:///tmp/socket?db=1&password=***&x=1"),
-    ],
-)
-def test_messages_never_show_the_password_of_the_store(url, shown):
-    assert hide_password(url) == shown
