@@ -110,6 +110,8 @@ def reward(*, weight: float = 1.0, timeout_s: float = 10.0, **params: Any) -> Ca
 class Engine:
     """What the user's module defines. Everything left out comes from the run file, and the flow is generate, then score.
 
+    It trains by GRPO.
+
     `prompts`: dicts {"prompt": text or chat messages, **metadata}, or a function that returns them; finite.
     `rewards`: importable functions, or names as in `rewards.functions` of the run file; their weighted values add up.
     `relay_sample_fn`: what chooses training samples from the relayed episodes; see `baton.relay`.
@@ -119,6 +121,9 @@ class Engine:
     rewards: Sequence[RewardFunction | str] = ()
     flow: Flow | None = None
     relay_sample_fn: RelaySampleFunction | None = None
+
+    def require_startable(self) -> None:
+        """Raises ConfigError for an engine whose algorithm no service carries out yet."""
 
     def set_relay_sample_fn(self, function: RelaySampleFunction) -> None:
         """Makes `function(episode_relay_buffers)` choose what relayed episodes train. Any callable; it is never pickled."""
@@ -147,6 +152,10 @@ class RLHFEngine(Engine):
         """Takes the models in this order."""
         super().__init__()
         self.models = (policy, reference, reward, value, ppo_policy, ppo_value)
+
+    def require_startable(self) -> None:
+        """PPO is not carried out yet, and training by GRPO instead would be another run."""
+        raise ConfigError("engine: RLHFEngine is PPO, which no service carries out yet; use Engine, which trains by GRPO")
 
 
 def _reward_config(function: RewardFunction | str) -> RewardFunctionConfig:

@@ -100,7 +100,10 @@ def _do(work: Callable[[], TrainingSet], done: Future[TrainingSet]) -> None:
 
 
 def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | None:
-    """The run's relay function, with its parameters. Raises ConfigError if there is none or more than one."""
+    """The run's relay function, with its parameters; None if relay is off. Raises ConfigError for two, or a wrong name.
+
+    That there is one was checked before: see `RunConfig.require_startable`.
+    """
     name, params = config.runtime.relay_sample_fn, dict(config.runtime.relay_sample_params)
     if not config.runtime.relay_enabled:
         return None
@@ -121,11 +124,6 @@ def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | N
             function = import_function(name)
         except Exception as error:  # the user's module may raise anything
             raise ConfigError(f"runtime.relay_sample_fn: {name} cannot be imported: {error}") from error
-    if function is None:
-        raise ConfigError(
-            "runtime.max_relay_episode: relay is on and needs a function that picks samples; call "
-            "engine.set_relay_sample_fn, or name a built-in in runtime.relay_sample_fn, as concat"
-        )
     return (lambda buffers: function(buffers, **params)) if params else function
 
 

@@ -46,10 +46,9 @@ async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id,
         # episode_id = episode_relay_buffers[-1].episode_id
         return buffers
 
-    engine = RLHFEngine(*(Model(name) for name in ("policy", "reference", "reward", "value", "ppo_policy", "ppo_value")))
-    engine.set_relay_sample_fn(relay_sample_fn)
-    engine.prompts, engine.flow = questions, digits_count
-    state, steps, metrics = await run(buffer, run_id, tmp_path, engine, runtime={"max_relay_episode": 2})
+    state, steps, metrics = await run(
+        buffer, run_id, tmp_path, engine_with(relay_sample_fn), runtime={"max_relay_episode": 2}
+    )  # fmt: skip
     assert (state.life, state.global_step) == (Life.SUCCEEDED, 2 + 4 + 4)
     episode = [[{"e0-p0"}, {"e0-p1"}], [{"e1-p2"}, {"e1-p3"}], [{"e2-p4"}, {"e2-p5"}]]
     assert groups_of(steps) == episode[0] + episode[0] + episode[1] + episode[1] + episode[2]
@@ -133,6 +132,15 @@ async def test_two_functions_or_none_are_refused_before_anything_starts(buffer, 
         with pytest.raises(ConfigError, match=message):
             async with place(buffer.address, tmp_path, engine=engine, run=config({"max_relay_episode": 1} | runtime)):
                 pass
+
+
+async def test_the_page_s_engine_takes_the_function_but_ppo_is_refused_rather_than_trained_by_grpo(buffer, tmp_path):
+    engine = RLHFEngine(*(Model(name) for name in ("policy", "reference", "reward", "value", "ppo_policy", "ppo_value")))
+    engine.set_relay_sample_fn(len)
+    assert engine.relay_sample_fn is len
+    with pytest.raises(ConfigError, match="RLHFEngine is PPO, which no service carries out yet"):
+        async with place(buffer.address, tmp_path, engine=engine):
+            pass
 
 
 def test_what_cannot_be_called_is_no_relay_function():
