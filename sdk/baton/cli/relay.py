@@ -83,9 +83,9 @@ def show_episodes(address: str, run: str | None, *, as_json: bool) -> None:
     elif episodes:
         _print_table(episodes, with_run=not run)
     elif not run:
-        _say(f"the store of the buffer at {address} holds no episode of any run")
+        console.say(f"the store of the buffer at {address} holds no episode of any run")
     else:
-        _say(f"run {run} has no episode in the store any more: {_count(ended, 'episode')} trained and freed")
+        console.say(f"run {run} has no episode in the store any more: {_count(ended, 'episode')} trained and freed")
 
 
 def show_sample(address: str, run: str, sample_id: str, *, as_json: bool) -> None:
@@ -97,12 +97,12 @@ def show_sample(address: str, run: str, sample_id: str, *, as_json: bool) -> Non
         facts = {"episode_id": found.episode_id, "position": found.position, "samples": samples, "steps": found.steps}
         typer.echo(json.dumps(facts))
         return
-    _say(f"sample {sample_id} of run {run}: episode {found.episode_id}, position {found.position}")
+    console.say(f"sample {sample_id} of run {run}: episode {found.episode_id}, position {found.position}")
     for name, value in _columns(found.samples).items():
-        _say(f"{name:<20} {_shown(value)}")
-    _say("steps that have it:" if found.steps else "steps that have it: none was leased, or the episode has ended")
+        console.say(f"{name:<20} {_shown(value)}")
+    console.say("steps that have it:" if found.steps else "steps that have it: none was leased, or the episode has ended")
     for step in found.steps:
-        _say(f"  {step}")
+        console.say(f"  {step}")
 
 
 def show_audit(address: str, run: str, *, as_json: bool) -> bool:
@@ -122,11 +122,11 @@ def show_audit(address: str, run: str, *, as_json: bool) -> bool:
         "faults": len(answer.faults),
     }
     for name, count in counts.items():
-        _say(f"{name:<24} {count:>12}")
+        console.say(f"{name:<24} {count:>12}")
     for heading, lines in (("given up:", answer.dead), ("faults:", answer.faults)):
         for line in (heading, *(f"  {line}" for line in lines)) if lines else ():
-            _say(line)
-    _say(f"run {run} has {_count(len(answer.faults), 'fault')}" if answer.faults else f"run {run} is clean")
+            console.say(line)
+    console.say(f"run {run} has {_count(len(answer.faults), 'fault')}" if answer.faults else f"run {run} is clean")
     return not answer.faults
 
 
@@ -263,8 +263,3 @@ def _kind(episode: pb.EpisodeState) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _say(line: str) -> None:
-    """Prints a line with names and texts of others in it as they are, which `:name:` of an emoji would not be."""
-    console.print(Text(line), soft_wrap=True)
