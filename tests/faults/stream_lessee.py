@@ -61,7 +61,7 @@ class Lessee:
                 await asyncio.sleep(0.02)
             if state is not None and not state.ended:  # else an earlier process ended it
                 await self.train_episode(episode)
-                while not (await self.state(episode)).closed:  # a fixed one can be trained whole before its producer closes it
+                while not (await self.state(episode)).closed:  # a fixed one may be trained whole before that
                     await asyncio.sleep(0.02)
                 await insist(self.buffer.delete_episode, self.run_id, episode)
 
