@@ -25,10 +25,12 @@ class PhaseClock:
     def enter(self, phase: str, waiting_for: str = "") -> None:
         """Ends the present phase and begins another, which watchers are told; empty: none begins.
 
-        While another one is `over` it, it only takes its place beneath.
+        While another one is `over` it, it only takes its place beneath, and its seconds are the other's.
         """
         if self._beneath is not None:
             self._beneath = phase, waiting_for
+            if phase:
+                self._lap[phase] += 0.0  # reports name every phase, however the two came to lie
             return
         self._switch(phase, waiting_for)
 

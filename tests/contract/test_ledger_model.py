@@ -13,6 +13,8 @@ from ledger_pair import Pair
 
 from processes import ServiceProcess, StoreProcess
 
+pytestmark = pytest.mark.slow
+
 CRASHES = 12
 """Of the buffer, in all: each costs half a second."""
 

@@ -23,6 +23,8 @@ from store_servers import (
 from baton.errors import StoreUnavailableError
 from services.buffer.store import Store
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"expected_samples": 8, "global_batch_size": 8, "micro_batch_size": 8}
 
 

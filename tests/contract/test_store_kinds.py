@@ -24,6 +24,8 @@ from store_servers import (
 from baton.errors import ConfigError, ServiceFaultError
 from processes import ServiceProcess
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"expected_samples": 8, "global_batch_size": 8, "micro_batch_size": 8}
 SECRET = "s/ec:r@e?t#%"
 ENCODED = "s%2Fec%3Ar%40e%3Ft%23%25"

@@ -16,6 +16,8 @@ from baton.local.process_tree import start_time
 from baton.relay.builtins import concat
 from baton.testing import FakeTrainer, serve
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 200
 """Of a response, more or less: too many to show to people."""
 
