@@ -39,6 +39,8 @@ EPISODES = 3
 STARTUP_S = 30.0
 RAW_S = 120.0
 PIPELINE = 16
+MICRO_BATCHES = 16
+"""Of each rank in a step: half a MiB each."""
 STREAMS = 4
 """Puts, or data-parallel ranks, at once. redis-benchmark has 50 connections with PIPELINE commands each under way."""
 
@@ -53,10 +55,15 @@ class Size:
     micro_batch: int
     raw_requests: int
 
+    @property
+    def global_batch(self) -> int:
+        """A step: MICRO_BATCHES for each rank."""
+        return self.micro_batch * MICRO_BATCHES * STREAMS
+
 
 SIZES = (
-    Size("2 KiB", 2048, samples=32_768, micro_batch=512, raw_requests=300_000),
-    Size("64 KiB", 65_536, samples=2048, micro_batch=32, raw_requests=20_000),
+    Size("2 KiB", 2048, samples=32_768, micro_batch=256, raw_requests=300_000),
+    Size("64 KiB", 65_536, samples=2048, micro_batch=8, raw_requests=20_000),
 )
 
 
@@ -76,7 +83,7 @@ def raw_rates(port: int, size: Size) -> dict[str, float]:
 async def put_rate(client: BufferClient, run_id: str, size: Size) -> float:
     """Samples/s of STREAMS puts at once, episode after episode, until the last sample is stored."""
     parts = [samples_of(size.samples // STREAMS, size.sample_bytes, name=f"p{part}-") for part in range(STREAMS)]
-    sizes = {"global_batch_size": size.micro_batch * STREAMS, "micro_batch_size": size.micro_batch}
+    sizes = {"global_batch_size": size.global_batch, "micro_batch_size": size.micro_batch}
     spent = 0.0
     for episode in range(EPISODES):
         await client.open_episode(run_id, episode, expected_samples=size.samples, **sizes)
@@ -92,7 +99,7 @@ async def lease_rate(client: BufferClient, run_id: str, size: Size, times: int) 
 
     async def rank(number: int) -> int:
         count = 0
-        for step in range(size.samples // (size.micro_batch * STREAMS)):
+        for step in range(size.samples // size.global_batch):
             batches = client.lease(
                 run_id, EPISODES - 1, pass_index=0, step_index=step, data_parallel_rank=number, data_parallel_size=STREAMS
             )

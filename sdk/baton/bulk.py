@@ -1,12 +1,12 @@
 """The two calls that carry samples in bulk, as both ends of them see the wire: BufferService's Put and Lease."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from baton import wire
 from baton.api.buffer.v1 import buffer_pb2 as pb
-from baton.samples import Samples
+from baton.samples import Samples, fits
 
 _NUMBERS = {kind: kind.DESCRIPTOR.fields_by_name["samples"].number for kind in (pb.PutRequest, pb.LeaseResponse)}
 
@@ -38,14 +38,15 @@ class BulkMessage:
         return wire.decode(self.raw_samples)
 
 
-def serialized(head: pb.PutRequest | pb.LeaseResponse, samples: Samples) -> bytes:
-    """The message with these samples."""
-    return wire.with_samples(head.SerializeToString(), _NUMBERS[type(head)], samples)
+def serialized(head: pb.PutRequest | pb.LeaseResponse, *parts: Samples) -> bytes:
+    """The message with the samples of all parts."""
+    return wire.with_samples(head.SerializeToString(), _NUMBERS[type(head)], *parts)
 
 
-def parts(samples: Samples) -> Iterator[tuple[Samples, slice]]:
-    """What goes into one message each, and which samples these are."""
-    at = 0
-    for part in samples.split():
-        yield part, slice(at, at + len(part))
-        at += len(part)
+def messages(parts: Sequence[Samples]) -> Iterator[Sequence[Samples]]:
+    """The parts that go into one message each: all into one if they fit, else each part into as many as it needs."""
+    if fits(sum(int(part.wire_bytes().sum()) for part in parts)):
+        yield parts
+    else:
+        for part in parts:
+            yield from ([piece] for piece in part.split())

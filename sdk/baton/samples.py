@@ -169,6 +169,13 @@ class Samples:
                 columns[name] = np.concatenate(present)
         return cls(**columns)
 
+    def without_elements(self) -> Self:
+        """All but the elements of arrays; their lengths stay."""
+        arrays = {name: getattr(self, name) for name in RAGGED_COLUMNS}
+        return replace(
+            self, **{name: column and replace(column, values=column.values[:0]) for name, column in arrays.items()}
+        )
+
     def token_counts(self) -> np.ndarray:
         """Prompt + response tokens of each sample: [size]."""
         return self.prompt_ids.lengths.astype(np.int64) + self.response_ids.lengths
@@ -246,6 +253,11 @@ class Samples:
             if None not in (column, tokens) and not np.array_equal(column.lengths, tokens.lengths):
                 raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it has one element a token")
         return samples
+
+
+def fits(wire_bytes: int) -> bool:
+    """Whether one message holds samples of so many bytes."""
+    return wire_bytes <= MESSAGE_BYTES - _FRAMING_BYTES
 
 
 def _rows(column: list[str], index: np.ndarray | slice) -> list[str]:

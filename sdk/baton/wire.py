@@ -45,14 +45,19 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
             raise InvalidRequestError(f"field {tag >> 3} of a message has wire type {tag & 7}, which ours never have")
 
 
-def encode(samples: Samples) -> tuple[list[Buffer], bytes]:
-    """A SampleBatch as (the elements of its arrays, its light part), to be joined. Elements are views."""
+def encode(*parts: Samples) -> tuple[list[Buffer], bytes]:
+    """A SampleBatch of all parts as (the elements of its arrays, its light part), to be joined. Elements are views.
+
+    Raises ValueError as `Samples.concat`.
+    """
+    light = Samples.concat([part.without_elements() for part in parts]) if len(parts) > 1 else parts[0]
     elements: list[Buffer] = []
     for number, name in _RAGGED.items():
-        if (column := getattr(samples, name)) is not None and len(column.values):
-            values = np.ascontiguousarray(column.values, RAGGED_COLUMNS[name]).view(np.uint8)
-            elements += delimited(number, delimited(_VALUES, [values.data]))
-    return elements, samples.to_proto(with_elements=False).SerializeToString()
+        columns = [column for part in parts if (column := getattr(part, name)) is not None and len(column.values)]
+        if columns:
+            values = [np.ascontiguousarray(column.values, RAGGED_COLUMNS[name]).view(np.uint8).data for column in columns]
+            elements += delimited(number, delimited(_VALUES, values))
+    return elements, light.to_proto(with_elements=False).SerializeToString()
 
 
 def decode(message: memoryview) -> Samples:
@@ -71,9 +76,9 @@ def decode(message: memoryview) -> Samples:
     return Samples.from_proto(rest, values)
 
 
-def with_samples(head: bytes, number: int, samples: Samples) -> bytes:
-    """A serialized message with samples as one more field of it."""
-    elements, light = encode(samples)
+def with_samples(head: bytes, number: int, *parts: Samples) -> bytes:
+    """A serialized message with the samples of all parts as one more field of it."""
+    elements, light = encode(*parts)
     return b"".join([head, *delimited(number, [*elements, light])])
 
 

@@ -26,7 +26,7 @@ def add_services(server: grpc.aio.Server, store: Store, limits: Limits) -> None:
     """Registers BufferService, RelayService and LedgerService."""
     chunks = Chunks(store)
     sets = TrainingSets(store, chunks)
-    inspection = Inspection(store, chunks, sets)
+    inspection = Inspection(store, chunks)
     buffer = BufferServicer(Ledger(store, chunks, sets, limits), Leases(store, sets, limits), inspection)
     relay = RelayServicer(History(store, chunks, sets), Selections(store))
     ledger = LedgerServicer(

@@ -108,16 +108,18 @@ class Chunks:
         while self._bytes > CACHE_BYTES:
             self._bytes -= self._decoded.popitem(last=False)[1][1]
 
-    async def read(self, run: RunKeys, layout: Layout, positions: np.ndarray) -> Samples:
-        """The samples at the positions, in that order. `layout` must cover them."""
+    async def read(self, run: RunKeys, layout: Layout, positions: np.ndarray) -> list[Samples]:
+        """The samples at the positions, in that order, in one or more parts: views where positions are consecutive.
+
+        `layout` must cover them.
+        """
         records, which, offsets = layout.locate(positions)
         chunks = await self._load(run, records)
         parts = [chunk.take(offsets[which == i]) for i, chunk in enumerate(chunks)]
-        if len(parts) == 1:
-            return parts[0]
         by_chunk = np.argsort(which, kind="stable")  # the order in which `parts` holds the positions
-        samples = Samples.concat(parts)
-        return samples if np.all(np.diff(by_chunk) == 1) else samples.take(np.argsort(by_chunk))
+        if np.all(np.diff(by_chunk) == 1):
+            return parts
+        return [Samples.concat(parts).take(np.argsort(by_chunk))]
 
     async def _load(self, run: RunKeys, records: np.ndarray) -> list[Samples]:
         wanted = [record["name"].tobytes() for record in records]

@@ -111,7 +111,7 @@ class History:
             raise InvalidRequestError(f"positions: {max(positions)} is asked for, but {keys} has {episode.stored} samples")
         for at in range(0, len(positions), READ_POSITIONS):
             some = np.asarray(positions[at : at + READ_POSITIONS], np.int64)
-            for part in (await self._sets.read_episode(keys, some)).split():
+            for part in Samples.concat(await self._sets.read_episode(keys, some)).split():
                 yield part
 
 

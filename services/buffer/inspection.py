@@ -14,7 +14,7 @@ from services.buffer.chunks import Chunks, Layout
 from services.buffer.episode import Episode
 from services.buffer.keys import ALL_RUNS, EpisodeKeys, RunKeys, run_of
 from services.buffer.store import Store
-from services.buffer.training_set import REFERENCE, TrainingSets
+from services.buffer.training_set import MADE, REFERENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,18 @@ class State:
         return total
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One sample: which episode has it and where, or where among those that were `made` for its training set."""
+
+    keys: EpisodeKeys
+    position: int
+    made: bool
+    sample: Samples
+    steps: list[str]
+    """What became of each step that has it."""
+
+
 def pairs(raw: dict | list) -> list[tuple[Any, Any]]:
     """The answer to HGETALL or ZRANGE WITHSCORES, which clients and versions of the protocol put differently."""
     if isinstance(raw, dict):
@@ -61,10 +73,9 @@ def pairs(raw: dict | list) -> list[tuple[Any, Any]]:
 class Inspection:
     """Reads only."""
 
-    def __init__(self, store: Store, chunks: Chunks, sets: TrainingSets) -> None:
+    def __init__(self, store: Store, chunks: Chunks) -> None:
         self._store = store
         self._chunks = chunks
-        self._sets = sets
 
     async def runs(self) -> list[str]:
         """Ids of the runs that have an episode in the store."""
@@ -93,34 +104,36 @@ class Inspection:
         """Of the episodes that the store holds, oldest first."""
         return [EpisodeKeys(run.run_id, int(raw)) for raw in await self._store.call("ZRANGE", run.episodes, 0, -1)]
 
-    async def find(self, run: RunKeys, sample_id: str) -> tuple[EpisodeKeys, int, Samples, list[str]]:
-        """(episode, position, the sample, what its steps are). Raises NotFoundError."""
+    async def find(self, run: RunKeys, sample_id: str) -> Found:
+        """One sample, that was put or that a relay function made. Raises NotFoundError."""
         all_keys = await self.episode_keys(run)
         held = await self._store.pipeline([("SISMEMBER", keys.sample_ids, sample_id) for keys in all_keys])
-        for keys, has in zip(all_keys, held, strict=True):
-            if has:
-                position = await self._position(keys, sample_id)
-                sample = await self._sets.read_episode(keys, np.asarray([position]))
-                return keys, position, sample, await self._steps(all_keys, keys, position)
+        lists = [(keys, keys.chunks, keys.episode_id) for keys, has in zip(all_keys, held, strict=True) if has]
+        for keys, key, stored_in in lists or [(keys, keys.made, MADE) for keys in all_keys]:
+            layout = Layout(key)
+            await layout.cover(self._store, 1)
+            if (position := await self._position(keys.run, layout, sample_id)) is not None:
+                [sample] = await self._chunks.read(keys.run, layout, np.asarray([position]))
+                steps = await self._steps(all_keys if stored_in != MADE else [keys], (stored_in, position))
+                return Found(keys, position, stored_in == MADE, sample, steps)
         raise NotFoundError(
             f"{run} has no sample {sample_id!r} in the store: it was never put, or its episode was trained and freed"
         )
 
-    async def _position(self, keys: EpisodeKeys, sample_id: str) -> int:
-        layout, before = Layout(keys.chunks), 0
-        await layout.cover(self._store, 1)
-        for light in await self._chunks.read_light(keys.run, layout):
+    async def _position(self, run: RunKeys, layout: Layout, sample_id: str) -> int | None:
+        before = 0
+        for light in await self._chunks.read_light(run, layout):
             if sample_id in light.sample_ids:
                 return before + list(light.sample_ids).index(sample_id)
             before += light.size
-        raise NotFoundError(f"{keys} has sample {sample_id!r} among its ids, but in no chunk; see baton relay audit")
+        return None
 
-    async def _steps(self, all_keys: list[EpisodeKeys], home: EpisodeKeys, position: int) -> list[str]:
+    async def _steps(self, all_keys: list[EpisodeKeys], reference: tuple[int, int]) -> list[str]:
         """The records of all steps that have the sample, of its own episode or of one that it is relayed in."""
         found = []
         for state in await self.states(all_keys):
             keys = state.keys
-            places = await self._places(state, home, position)
+            places = await self._places(state, reference)
             for step, record in sorted(state.steps.items(), key=lambda item: parse_step(item[0])):
                 pass_index, step_index = parse_step(step)
                 share = Share(pass_index, step_index, 0, 1, state.seed)
@@ -129,9 +142,10 @@ class Inspection:
                     found.append(f"episode {keys.episode_id}, pass {pass_index}, step {step_index}: {record}")
         return found
 
-    async def _places(self, state: State, home: EpisodeKeys, position: int) -> np.ndarray:
+    async def _places(self, state: State, reference: tuple[int, int]) -> np.ndarray:
         """Where in the episode's training set the sample is."""
+        stored_in, position = reference
         if not state.episode.relayed:
-            return np.asarray([position] if state.keys.episode_id == home.episode_id else [], np.int64)
+            return np.asarray([position] if state.keys.episode_id == stored_in else [], np.int64)
         references = np.frombuffer(await self._store.call("GET", state.keys.selection) or b"", REFERENCE)
-        return np.flatnonzero((references["episode"] == home.episode_id) & (references["position"] == position))
+        return np.flatnonzero((references["episode"] == stored_in) & (references["position"] == position))

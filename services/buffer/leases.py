@@ -25,10 +25,10 @@ HELD_POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Samples to hand out; `wrapped` is bool [size]."""
+    """Samples to hand out, in one or more parts; `wrapped` is bool [size]."""
 
     lease_id: LeaseId
-    samples: Samples
+    parts: list[Samples]
     wrapped: np.ndarray
 
 
@@ -83,9 +83,9 @@ class Leases:
     async def _by_tokens(self, keys: EpisodeKeys, request: Request, episode: Episode) -> AsyncIterator[MicroBatch]:
         episode, found = await self._wait(keys, request, episode, slice(None))
         lease_id = await self._take(keys, request)
-        samples = await self._sets.read(keys, episode, found.positions)
+        samples = Samples.concat(await self._sets.read(keys, episode, found.positions))
         for cut in cut_by_tokens(samples.token_counts(), request.micro_batch_tokens):
-            yield MicroBatch(lease_id, samples.take(np.arange(cut.start, cut.stop)), found.wrapped[cut])
+            yield MicroBatch(lease_id, [samples.take(np.arange(cut.start, cut.stop))], found.wrapped[cut])
 
     async def renew(self, keys: EpisodeKeys, lease_id: LeaseId, lessee: str) -> tuple[LeaseId, float]:
         """Starts the lease's time again; returns (lease id, its seconds). Raises LeaseLostError if another has the step."""

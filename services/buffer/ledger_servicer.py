@@ -60,10 +60,14 @@ class LedgerServicer(LedgerServiceServicer):
         return pb.ListEpisodesResponse(episodes=map(_state, await self._inspection.episodes(request.run_id)))
 
     async def FindSample(self, request: pb.FindSampleRequest, context: grpc.aio.ServicerContext) -> pb.FindSampleResponse:
-        keys, position, sample, steps = await self._inspection.find(RunKeys(request.run_id), request.sample_id)
+        found = await self._inspection.find(RunKeys(request.run_id), request.sample_id)
         return pb.FindSampleResponse(
-            episode_id=keys.episode_id, position=position, samples=sample.to_proto(), steps=steps
-        )  # fmt: skip
+            episode_id=found.keys.episode_id,
+            position=found.position,
+            samples=found.sample.to_proto(),
+            steps=found.steps,
+            made=found.made,
+        )
 
     async def Audit(self, request: pb.AuditRequest, context: grpc.aio.ServicerContext) -> pb.AuditResponse:
         report = await self._audit.run(RunKeys(request.run_id))

@@ -145,8 +145,10 @@ def _expected(request: pb.OpenEpisodeRequest) -> int:
 
 def _messages(batch: MicroBatch) -> Iterator[bytes]:
     """The micro-batch as LeaseResponses, in as many as its size asks for."""
-    wrapped = batch.wrapped.astype(np.uint8)
-    for part, which in bulk.parts(batch.samples):
-        more = which.stop < len(batch.samples)
-        head = pb.LeaseResponse(lease_id=str(batch.lease_id), wrapped=wrapped[which].tobytes(), more=more)
-        yield bulk.serialized(head, part)
+    wrapped, sent = batch.wrapped.astype(np.uint8), 0
+    for parts in bulk.messages(batch.parts):
+        first, sent = sent, sent + sum(map(len, parts))
+        head = pb.LeaseResponse(
+            lease_id=str(batch.lease_id), wrapped=wrapped[first:sent].tobytes(), more=sent < len(wrapped)
+        )  # fmt: skip
+        yield bulk.serialized(head, *parts)

@@ -28,8 +28,11 @@ class TrainingSets:
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
         self._selections: OrderedDict[str, np.ndarray] = OrderedDict()
 
-    async def read(self, keys: EpisodeKeys, episode: Episode, positions: np.ndarray) -> Samples:
-        """The samples at these positions of the training set, in that order; `episode.available` must exceed them all."""
+    async def read(self, keys: EpisodeKeys, episode: Episode, positions: np.ndarray) -> list[Samples]:
+        """The samples at these positions of the training set, in that order, in one or more parts.
+
+        `episode.available` must exceed all positions.
+        """
         if not episode.relayed:
             return await self.read_episode(keys, positions)
         references = (await self._selection(keys, episode))[positions]
@@ -39,16 +42,16 @@ class TrainingSets:
             wanted = references["position"][which]
             if episode_id == MADE:
                 layout = await self._covering(keys.made, int(wanted.max()) + 1)
-                parts.append(await self._chunks.read(keys.run, layout, wanted))
+                parts += await self._chunks.read(keys.run, layout, wanted)
             else:
-                parts.append(await self.read_episode(EpisodeKeys(keys.run_id, int(episode_id)), wanted))
+                parts += await self.read_episode(EpisodeKeys(keys.run_id, int(episode_id)), wanted)
             order.append(which)
-        if len(parts) == 1:
-            return parts[0]
-        return Samples.concat(parts).take(np.argsort(np.concatenate(order)))
+        if len(order) == 1:
+            return parts
+        return [Samples.concat(parts).take(np.argsort(np.concatenate(order)))]
 
-    async def read_episode(self, keys: EpisodeKeys, positions: np.ndarray) -> Samples:
-        """The samples at these positions of the episode, in that order. They must be stored."""
+    async def read_episode(self, keys: EpisodeKeys, positions: np.ndarray) -> list[Samples]:
+        """The samples at these positions of the episode, in that order, in one or more parts. They must be stored."""
         layout = await self._covering(keys.chunks, int(positions.max()) + 1)
         return await self._chunks.read(keys.run, layout, positions)
 

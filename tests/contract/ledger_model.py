@@ -19,12 +19,14 @@ ATTEMPTS = 2
 
 @dataclass
 class Step:
-    """A step that was leased. `lessee` None: released; `global_step` not None: trained."""
+    """A step that was leased. `lessee` None: released or `rewound`; `global_step` not None: trained, for good if `acked`."""
 
     attempt: int
     lessee: str | None
     expired: bool = False
     global_step: int | None = None
+    acked: bool = False
+    rewound: bool = False
 
 
 @dataclass
@@ -65,6 +67,9 @@ class Episode:
     def trained(self) -> int:
         return sum(step.global_step is not None for step in self.steps.values())
 
+    def acked(self) -> int:
+        return sum(step.acked for step in self.steps.values())
+
 
 def steps_of(samples: int) -> int:
     return -(-samples // BATCH)
@@ -73,7 +78,8 @@ def steps_of(samples: int) -> int:
 class Model:
     """A run. Every method returns the answer, or the class of the error."""
 
-    def __init__(self) -> None:
+    def __init__(self, ack_on_step: bool) -> None:
+        self.ack_on_step = ack_on_step
         self.episodes: dict[int, Episode] = {}
         self.ended: dict[int, int] = {}
         self.global_steps: dict[int, tuple[int, int]] = {}
@@ -136,18 +142,19 @@ class Model:
         episode.closed = True
         return len(episode.samples), steps_of(len(episode.samples))
 
-    def select(self, at: int, references: list[tuple[int, int]]):
+    def select(self, at: int, references: list[tuple[int, int]], made: list[str]):
+        """A reference to episode -1 is to one of `made`."""
         if (episode := self.episodes.get(at)) is None:
             return NotFoundError
         if not episode.relayed:
             return InvalidRequestError
         if not episode.closed:
             return NotReadyError
-        known = {other: len(self.episodes[other].samples) for other in self.episodes}
+        known = {-1: made} | {other: self.episodes[other].samples for other in self.episodes}
         if episode.chosen is None:
-            if any(position >= known.get(other, 0) for other, position in references):
+            if any(position >= len(known.get(other, [])) for other, position in references):
                 return NotFoundError
-            episode.chosen = [self.episodes[other].samples[position] for other, position in references]
+            episode.chosen = [known[other][position] for other, position in references]
             episode.references = references
         elif len(references) != len(episode.chosen) or not (episode.ended or references == episode.references):
             return ConflictError
@@ -177,7 +184,7 @@ class Model:
         if held and held.lessee and not held.expired:
             return None if held.lessee == lessee else DeadlineError
         attempt = held.attempt + 1 if held else 1
-        if attempt > ATTEMPTS:
+        if attempt > ATTEMPTS and not held.rewound:  # nothing went wrong with a rewound one
             self.dead.add(f"episode {at} step p0-s{step}")
             return DeadLetterError
         episode.steps[step] = Step(attempt, lessee)
@@ -186,7 +193,7 @@ class Model:
     def _held(self, at: int, step: int, attempt: int):
         """The step if it is leased by this attempt, or the error."""
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
-        if held is None:
+        if held is None or held.rewound:
             return NotFoundError
         return LeaseLostError if held.global_step is not None or held.attempt != attempt else held
 
@@ -217,16 +224,40 @@ class Model:
             return LeaseLostError
         if global_step in self.global_steps:
             return ConflictError
-        held.global_step = global_step
+        held.global_step, held.acked = global_step, self.ack_on_step
         self.global_steps[global_step] = at, step
         return self.episodes[at].trained()
+
+    def confirm(self, global_step: int) -> int:
+        trained = [step for episode in self.episodes.values() for step in episode.steps.values()]
+        held = [step for step in trained if step.global_step is not None and step.global_step <= global_step]
+        changed = [step for step in held if not step.acked]
+        for step in changed:
+            step.acked = True
+        return len(changed)
+
+    def rewind(self, global_step: int):
+        """The caller sees to it that no acknowledged step is later."""
+        undone = 0
+        for episode in self.episodes.values():
+            for step in episode.steps.values():
+                if step.global_step is not None and step.global_step > global_step:
+                    del self.global_steps[step.global_step]
+                    step.global_step, step.lessee, step.rewound, step.expired = None, None, True, False
+                    undone += 1
+        return undone
+
+    def newest_acked(self) -> int:
+        """The newest optimizer step that is acknowledged; -1: none."""
+        live = {held.global_step for e in self.episodes.values() for held in e.steps.values() if not held.acked}
+        return max((number for number in self.global_steps if number not in live), default=-1)
 
     def end(self, at: int):
         if (episode := self.episodes.get(at)) is None or episode.ended:
             return 0
         stays = episode.relayed and bool(episode.samples)
         training = episode.chosen if stays else episode.samples
-        if training != [] and (not episode.closed or training is None or episode.trained() < steps_of(len(training))):
+        if training != [] and (not episode.closed or training is None or episode.acked() < steps_of(len(training))):
             return NotReadyError
         if episode.closed:
             self.ended[at] = len(training)

@@ -23,11 +23,20 @@ def samples_of(at: int, group: int) -> Samples:
     )
 
 
-class Pair:
-    """`kinds` says of each episode whether it is fixed, dynamic or relayed."""
+def made_for(at: int, count: int) -> Samples:
+    """As a relay function makes them."""
+    return Samples(
+        sample_ids=[f"e{at}m{place}" for place in range(count)],
+        group_ids=["made"] * count,
+        policy_version_max=np.arange(count),
+    )
 
-    def __init__(self, address: str, store: redis.Redis, kinds: Sequence[str]) -> None:
-        self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(), store, kinds
+
+class Pair:
+    """`kinds` says of each episode whether it is fixed, dynamic or relayed; `ack_on_step` is as the service has it."""
+
+    def __init__(self, address: str, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool) -> None:
+        self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(ack_on_step), store, kinds
         self.buffer, self.ledger, self.relay = (
             blocking(kind, address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
         )
@@ -37,7 +46,7 @@ class Pair:
             answer = call(self.run_id, *arguments, **options)
         except BatonError as error:
             answer = type(error)
-        assert answer == expected
+        assert answer == expected, (call, arguments)
 
     def open(self, at: int, odd: int = 0) -> None:
         """`odd`: a fixed episode is declared with so many samples more than it will get."""
@@ -71,14 +80,15 @@ class Pair:
     def close(self, at: int) -> None:
         self.same(self.model.close(at), self.buffer.close_episode, at)
 
-    def select(self, at: int, *, others: bool = True, every: int = 1, gone: bool = False) -> None:
-        """Of the episode's samples and the other relayed ones' every so manyth, and one that does not exist."""
+    def select(self, at: int, *, others: bool = True, every: int = 1, gone: bool = False, made: int = 0) -> None:
+        """Of the episode's samples and the other relayed ones' every so manyth, new ones, and one that does not exist."""
         known = self.model.episodes
         sources = [other for other in known if self.kinds[other] == "relayed" and (others or other == at)]
         references = [(other, place) for other in sources for place in range(len(known[other].samples))][::every]
         references += [(at, 99)] if gone else []
-        chosen = np.asarray(references, np.int64).reshape(-1, 2)
-        self.same(self.model.select(at, references), self.relay.select, at, chosen)
+        references += [(-1, place) for place in range(made)]
+        chosen, new = np.asarray(references, np.int64).reshape(-1, 2), made_for(at, made) if made else None
+        self.same(self.model.select(at, references, new.sample_ids if new else []), self.relay.select, at, chosen, new)
 
     def lease(self, at: int, step: int, lessee: str) -> None:
         def batches(run_id: str) -> list:
@@ -113,6 +123,18 @@ class Pair:
         attempt, global_step = self._attempt(at, step, age), max(0, len(self.model.global_steps) - again)
         answer = self.model.ack(at, step, attempt, global_step)
         self.same(answer, self.buffer.ack, at, f"p0-s{step}-a{attempt}", global_step=global_step)
+
+    def confirm(self, behind: int) -> None:
+        """A checkpoint holds all optimizer steps but the last so many."""
+        newest = max(self.model.global_steps, default=-1) - behind
+        if newest >= 0:
+            self.same(self.model.confirm(newest), self.ledger.confirm_trained, newest)
+
+    def rewind(self, behind: int) -> None:
+        """The trainer loads a checkpoint that lacks the last so many optimizer steps, but none that is acknowledged."""
+        back = max(max(self.model.global_steps, default=-1) - behind, self.model.newest_acked())
+        if back >= 0:
+            self.same(self.model.rewind(back), self.ledger.rewind_trained, back)
 
     def end(self, at: int) -> None:
         self.same(self.model.end(at), self.buffer.delete_episode, at)

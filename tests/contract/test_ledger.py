@@ -219,7 +219,7 @@ async def test_a_checkpoint_acknowledges_what_it_holds_and_what_is_later_is_trai
         assert await counts() == (4, 4)
         with pytest.raises(ConflictError, match="p0-s0, by optimizer step 1, is acknowledged"):
             await ledger.rewind_trained(run_id, 0)
-        assert await ledger.rewind_trained(run_id, 1) == 1
+        assert [await ledger.rewind_trained(run_id, 1) for _ in range(2)] == [1, 0]
         assert await counts() == (0, 4)
         with pytest.raises(NotFoundError, match=r"p0-s1-a1 of .* is not leased"):
             await buffer.ack(run_id, 0, "p0-s1-a1", global_step=2)

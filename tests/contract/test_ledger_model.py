@@ -49,6 +49,7 @@ class Runs(RuleBasedStateMachine):
     """Whole lists of deeds are drawn for one step or one group, so that they meet each other often."""
 
     address: str
+    ack_on: str
     store: redis.Redis
     service: ServiceProcess
     crashes = 0
@@ -57,7 +58,7 @@ class Runs(RuleBasedStateMachine):
     @initialize(kinds=st.permutations(KINDS), depth=st.integers(0, 3), others=st.sets(st.integers(1, 3)))
     def begin(self, kinds, depth, others):
         """Episode 0, which most calls are about, is new, opened, begun or rolled out; of some others a step is trained."""
-        self.pair = Pair(self.address, self.store, kinds)
+        self.pair = Pair(self.address, self.store, kinds, self.ack_on == "step")
         for at in others:
             self.roll_out(at)
             self.pair.lease(at, 0, "one")
@@ -91,9 +92,20 @@ class Runs(RuleBasedStateMachine):
     def close(self, at):
         self.pair.close(at)
 
-    @rule(at=EPISODES, others=st.booleans(), every=st.sampled_from([1, 1, -1, 3]), gone=st.booleans())
-    def select(self, at, others, every, gone):
-        self.pair.select(at, others=others, every=every, gone=gone)
+    @rule(
+        at=EPISODES, others=st.booleans(), every=st.sampled_from([1, 1, -1, 3]), gone=st.booleans(),
+        made=st.sampled_from([0, 0, 1, 3]),
+    )  # fmt: skip
+    def select(self, at, others, every, gone, made):
+        self.pair.select(at, others=others, every=every, gone=gone, made=made)
+
+    @rule(behind=st.integers(0, 3))
+    def save_a_checkpoint(self, behind):
+        self.pair.confirm(behind)
+
+    @rule(behind=st.integers(0, 3))
+    def load_a_checkpoint(self, behind):
+        self.pair.rewind(behind)
 
     @rule(at=EPISODES)
     def end(self, at):
@@ -110,7 +122,7 @@ class Runs(RuleBasedStateMachine):
         for group in range(GROUPS):
             self.pair.put(at, group)
         self.pair.close(at)
-        self.pair.select(at)
+        self.pair.select(at, made=at)
 
     @rule(at=EPISODES, also_end=st.booleans())
     def train(self, at, also_end):
@@ -119,6 +131,7 @@ class Runs(RuleBasedStateMachine):
             self.pair.lease(at, step, "one")
             self.pair.ack(at, step)
         if also_end:
+            self.pair.confirm(0)
             self.pair.end(at)
 
     @rule()
@@ -134,21 +147,25 @@ class Runs(RuleBasedStateMachine):
             self.pair.finish()
 
 
-@pytest.fixture
-def own_buffer(store: StoreProcess, run_file: Path, tmp_path: Path) -> Iterator[ServiceProcess]:
-    process = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, "--set", f"store.max_attempts={ATTEMPTS}")
+@pytest.fixture(params=["step", "checkpoint"])
+def own_buffer(
+    request: pytest.FixtureRequest, store: StoreProcess, run_file: Path, tmp_path: Path
+) -> Iterator[ServiceProcess]:
+    Runs.ack_on = request.param
+    options = f"store.max_attempts={ATTEMPTS}", f"store.ack_on={request.param}"
+    settings = (part for option in options for part in ("--set", option))
+    process = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, *settings)
     yield process.start()
     process.kill()
 
 
-@pytest.mark.slow
 def test_any_interleaving_is_answered_as_the_model_says(own_buffer, store):
     Runs.address, Runs.service, Runs.crashes = own_buffer.address, own_buffer, 0
     with redis.Redis.from_url(store.url) as Runs.store:
         run_state_machine_as_test(
             Runs,
             settings=settings(
-                max_examples=60,
+                max_examples=40,
                 stateful_step_count=40,
                 derandomize=True,
                 deadline=None,

@@ -131,6 +131,24 @@ async def test_a_changed_sample_is_a_new_one_and_the_history_stays(run):
     assert buffer.buffer[1]["reward"] == pytest.approx(0.1)
 
 
+async def test_a_sample_that_a_relay_function_made_is_found_with_its_steps(run):
+    def change(buffers):
+        samples = buffers[0].buffer
+        samples[1]["reward"] = 5.0
+        return [samples[0], samples[1], samples[2]]
+
+    await run.roll_out(0, episode_of(0))
+    await run.choose(0, change)
+    await run.lease(0, 0)
+    async with LedgerClient(run.buffer.address, timeout_s=20) as ledger:
+        found = await ledger.find_sample(run.run_id, "s1~e0.1")
+        assert (found.made, found.episode_id, found.position) == (True, 0, 0)
+        assert (found.samples.sample_ids, found.samples.rewards.tolist()) == (["s1~e0.1"], [5.0])
+        assert [step.partition(": leased")[0] for step in found.steps] == ["episode 0, pass 0, step 0"]
+        original = await ledger.find_sample(run.run_id, "s1")
+        assert (original.made, original.position, original.steps) == (False, 1, [])
+
+
 async def test_a_plain_dict_is_a_new_sample(run):
     def make(buffers):
         copy = buffers[0].buffer[3].copy()

@@ -94,10 +94,11 @@ def show_sample(address: str, run: str, sample_id: str, *, as_json: bool) -> Non
     if as_json:
         columns = {name: None if value is None else [_finite(value)] for name, value in _columns(found.samples).items()}
         samples = {"size": len(found.samples), **columns}
-        facts = {"episode_id": found.episode_id, "position": found.position, "samples": samples, "steps": found.steps}
-        typer.echo(json.dumps(facts))
+        facts = {"episode_id": found.episode_id, "position": found.position, "made": found.made}
+        typer.echo(json.dumps({**facts, "samples": samples, "steps": found.steps}))
         return
-    console.say(f"sample {sample_id} of run {run}: episode {found.episode_id}, position {found.position}")
+    place = f"episode {found.episode_id}, position {found.position}"
+    console.say(f"sample {sample_id} of run {run}: {place}{' among those that the relay function made' * found.made}")
     for name, value in _columns(found.samples).items():
         console.say(f"{name:<20} {_shown(value)}")
     console.say("steps that have it:" if found.steps else "steps that have it: none was leased, or the episode has ended")

@@ -18,6 +18,9 @@ from baton.samples import MESSAGE_BYTES, Samples
 
 REQUEST_BYTES = 8 * 2**20
 """About how much one request brings; a larger group goes alone."""
+CHUNK_BYTES = 2**20
+"""About how much one message of a request brings, and what the store then keeps as one value: larger ones fall out of
+caches on their way, which costs a fifth of the rate."""
 SAMPLE_BYTES, GROUP_BYTES, PUT_BYTES = MESSAGE_BYTES, 2**28, 2**30
 """The most that a sample, a group and one call of `put` may have: a sample goes into a message, a group into a request."""
 
@@ -155,7 +158,7 @@ class BufferClient(ServiceClient):
 
 
 def _put_requests(samples: Samples, head: pb.PutRequest) -> Iterator[bytes]:
-    for part, _ in bulk.parts(samples):
+    for part in samples.split(CHUNK_BYTES):
         yield bulk.serialized(head, part)
 
 

@@ -27,6 +27,8 @@ class FoundSample:
     position: int
     samples: Samples
     steps: list[str]
+    made: bool
+    """A relay function made it; `position` is its place among those."""
 
 
 class LedgerClient(ServiceClient):
@@ -77,7 +79,7 @@ class LedgerClient(ServiceClient):
         """One sample by its id. Raises NotFoundError if the store does not hold it."""
         answer = await self._call("FindSample", pb.FindSampleRequest(run_id=run_id, sample_id=sample_id))
         return FoundSample(
-            answer.episode_id, answer.position, Samples.from_proto(answer.samples), list(answer.steps)
+            answer.episode_id, answer.position, Samples.from_proto(answer.samples), list(answer.steps), answer.made
         )  # fmt: skip
 
     async def audit(self, run_id: str, *, timeout_s: float | None = None) -> pb.AuditResponse:

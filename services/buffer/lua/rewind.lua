@@ -5,7 +5,7 @@
 local records, undone = redis.call('HGETALL', KEYS[2]), {}
 for i = 1, #records, 2 do
   local state, global_step = string.match(records[i + 1], '^(%a+) (%d+)$')
-  if global_step and tonumber(global_step) > tonumber(ARGV[1]) then
+  if (state == 'trained' or state == 'acked') and tonumber(global_step) > tonumber(ARGV[1]) then
     if state == 'acked' then return {'acked', records[i] .. ', by optimizer step ' .. global_step} end
     undone[#undone + 1] = records[i]
   end

@@ -1,5 +1,7 @@
 """The wire form of samples, against the generated code: either reads what the other writes."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,15 @@ def joined(samples: Samples) -> bytes:
 @settings(deadline=None)  # other work on the machine is no failure
 def test_the_generated_code_reads_what_we_write(samples):
     assert samples_pb2.SampleBatch.FromString(joined(samples)) == samples.to_proto()
+
+
+@given(batches(), st.integers(0, 5), st.integers(0, 5))
+@settings(deadline=None)
+def test_parts_are_written_as_if_they_were_one(samples, first, second):
+    cuts = sorted({0, len(samples), *(cut for cut in (first, second) if cut < len(samples))})
+    parts = [samples.take(range(start, end)) for start, end in pairwise(cuts)]
+    head = buffer_pb2.LeaseResponse(lease_id="p0-s0-a1")
+    assert serialized(head, *parts) == serialized(head, samples)
 
 
 @given(batches())

@@ -136,16 +136,18 @@ class FindSampleRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., sample_id: _Optional[str] = ...) -> None: ...
 
 class FindSampleResponse(_message.Message):
-    __slots__ = ("episode_id", "position", "samples", "steps")
+    __slots__ = ("episode_id", "position", "samples", "steps", "made")
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    MADE_FIELD_NUMBER: _ClassVar[int]
     episode_id: int
     position: int
     samples: _samples_pb2.SampleBatch
     steps: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, episode_id: _Optional[int] = ..., position: _Optional[int] = ..., samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ..., steps: _Optional[_Iterable[str]] = ...) -> None: ...
+    made: bool
+    def __init__(self, episode_id: _Optional[int] = ..., position: _Optional[int] = ..., samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ..., steps: _Optional[_Iterable[str]] = ..., made: bool = ...) -> None: ...
 
 class AuditRequest(_message.Message):
     __slots__ = ("run_id",)
