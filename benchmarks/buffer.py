@@ -35,12 +35,14 @@ from baton.local.store import free_port, ping_probe, prepare_server
 GOAL = 0.6
 ROUNDS = 7
 EPISODES = 3
-"""Filled one after the other in a round; the last is leased as often."""
+"""Filled one after the other in a round."""
+LEASES = 10
+"""Of the last of them."""
 STARTUP_S = 30.0
 RAW_S = 120.0
 PIPELINE = 16
-MICRO_BATCHES = 16
-"""Of each rank in a step: half a MiB each."""
+MICRO_BATCHES = 8
+"""Of each rank in a step: one MiB each."""
 STREAMS = 4
 """Puts, or data-parallel ranks, at once. redis-benchmark has 50 connections with PIPELINE commands each under way."""
 
@@ -62,8 +64,8 @@ class Size:
 
 
 SIZES = (
-    Size("2 KiB", 2048, samples=32_768, micro_batch=256, raw_requests=300_000),
-    Size("64 KiB", 65_536, samples=2048, micro_batch=8, raw_requests=20_000),
+    Size("2 KiB", 2048, samples=32_768, micro_batch=512, raw_requests=300_000),
+    Size("64 KiB", 65_536, samples=2048, micro_batch=16, raw_requests=20_000),
 )
 
 
@@ -123,7 +125,7 @@ async def rates(place: "Place", size: Size) -> dict[str, Any]:
         raw = await asyncio.to_thread(raw_rates, place.port, size)
         run_id = uuid.uuid4().hex
         async with BufferClient(place.address) as client:
-            ours = {"put": await put_rate(client, run_id, size), "lease": await lease_rate(client, run_id, size, EPISODES)}
+            ours = {"put": await put_rate(client, run_id, size), "lease": await lease_rate(client, run_id, size, LEASES)}
         await place.restart_buffer()
         async with BufferClient(place.address) as client:
             ours["lease_cold"] = await lease_rate(client, run_id, size, 1)

@@ -141,9 +141,9 @@ async def test_a_sample_that_a_relay_function_made_is_found_with_its_steps(run):
     await run.choose(0, change)
     await run.lease(0, 0)
     async with LedgerClient(run.buffer.address, timeout_s=20) as ledger:
-        found = await ledger.find_sample(run.run_id, "s1~e0.1")
+        found = await ledger.find_sample(run.run_id, "s1~e0.0")
         assert (found.made, found.episode_id, found.position) == (True, 0, 0)
-        assert (found.samples.sample_ids, found.samples.rewards.tolist()) == (["s1~e0.1"], [5.0])
+        assert (found.samples.sample_ids, found.samples.rewards.tolist()) == (["s1~e0.0"], [5.0])
         assert [step.partition(": leased")[0] for step in found.steps] == ["episode 0, pass 0, step 0"]
         original = await ledger.find_sample(run.run_id, "s1")
         assert (original.made, original.position, original.steps) == (False, 1, [])
