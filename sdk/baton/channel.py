@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
@@ -86,6 +87,21 @@ class ServiceClient:
                     raise raised from None
                 earlier = raised
             await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    async def _stream_once_there_is_room(self, method: str, request: Any, timeout_s: float) -> AsyncIterator[Any]:
+        """As `_stream`; asks again while the service's budget is full, which it says before its first answer."""
+        deadline, pause, answered = time.monotonic() + timeout_s, 0.05, False
+        while True:
+            try:
+                async for response in self._stream(method, request, max(deadline - time.monotonic(), 0.0)):
+                    answered = True
+                    yield response
+                return
+            except BackpressureError:
+                if answered or time.monotonic() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # not all of them at once
             pause = min(2 * pause, 2.0)
 
     async def _stream(self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None) -> AsyncIterator[Any]:

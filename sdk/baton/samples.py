@@ -19,7 +19,7 @@ MESSAGE_BYTES = 3 * 1024 * 1024
 Buffer = bytes | memoryview
 _FRAMING_BYTES = 512  # tags and lengths of all columns
 _TEXT_FRAMING_BYTES = 7  # tag and length of one string
-_PER_TOKEN = ("rollout_logprobs", "reference_logprobs", "loss_mask")
+_PER_TOKEN = ("rollout_logprobs", "model_logprobs", "reference_logprobs", "loss_mask")
 """Columns with one element for each response token."""
 
 
@@ -114,6 +114,7 @@ class Samples:
     prompt_ids: Ragged | None = _ragged(np.int32)
     response_ids: Ragged | None = _ragged(np.int32)
     rollout_logprobs: Ragged | None = _ragged(np.float32)
+    model_logprobs: Ragged | None = _ragged(np.float32)
     reference_logprobs: Ragged | None = _ragged(np.float32)
     loss_mask: Ragged | None = _ragged(np.uint8)
     rewards: np.ndarray | None = _scalar(np.float32)

@@ -19,6 +19,12 @@ from services.common.interceptors import ErrorInterceptor
 DRAIN_S = 5.0
 """How long calls in flight may go on after SIGTERM."""
 
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+    ("grpc.server.max_pending_requests", 50_000),  # beyond 1,000 that arrive at once gRPC would cancel some, unsaid
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+]
+
 log = logging.getLogger(__name__)
 
 
@@ -64,8 +70,7 @@ class Server:
         """`services` are full names of gRPC services; `listen` is host:port. Raises SystemExit if the port is taken."""
         self.services = services
         self.stopping = asyncio.Event()
-        # so_reuseport off: a second server on the same port must fail, not share it
-        self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
         host, _, port = listen.rpartition(":")
         try:
             bound = self.grpc.add_insecure_port(listen)

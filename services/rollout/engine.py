@@ -3,19 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from vllm import AsyncEngineArgs, SamplingParams
-from vllm.config.weight_transfer import WeightTransferConfig
+from vllm import SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.platforms import current_platform
+from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from baton.config.policy import PolicyConfig
-from baton.samples import FinishReason, Ragged, Samples
-from services.rollout.vllm_plugin import BACKEND
-
-_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+from services.rollout.beam_search import BeamSearch
+from services.rollout.engine_args import engine_args
 
 
 class VllmEngine:
@@ -23,35 +18,10 @@ class VllmEngine:
 
     def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
         """Loads the model; takes tens of seconds."""
-        arguments: dict[str, Any] = {
-            "model": str(model),
-            "tokenizer": config.tokenizer,
-            "dtype": config.dtype,
-            "seed": seed,
-            "max_model_len": config.seq_length,
-            "tensor_parallel_size": config.tensor_model_parallel_size,
-            "pipeline_parallel_size": config.pipeline_model_parallel_size,
-            "enforce_eager": config.enforce_eager,
-            "load_format": config.vllm_load_format,
-            "quantization": config.quantization,
-            "revision": config.revision,
-            "tokenizer_revision": config.tokenizer_revision,
-            "tokenizer_mode": config.tokenizer_mode,
-            "max_num_batched_tokens": config.max_num_batched_tokens,
-            "max_num_seqs": config.max_num_seqs,
-            "block_size": config.block_size,
-            "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-            "worker_extension_cls": "services.rollout.vllm_weights.WeightReports",
-        }
-        if not current_platform.is_cpu():
-            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-        given = {name: value for name, value in arguments.items() if value is not None}
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**given | config.engine_args))
+        self._llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
         self.tokenizer = self._llm.get_tokenizer()
         self.max_model_len: int = self._llm.model_config.max_model_len
+        self.vocabulary: int = self._llm.model_config.get_vocab_size()
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
         self._group_id = ""
 
@@ -59,6 +29,10 @@ class VllmEngine:
         """All responses to one prompt. Cancelling it aborts the request in the engine."""
         outputs = [output async for output in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
         return outputs[-1]
+
+    async def beam_search(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
+        """The `params.n` likeliest responses to one prompt, likeliest first."""
+        return await BeamSearch(self._llm).search(request_id, token_ids, params)
 
     async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
         """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.
@@ -87,30 +61,3 @@ class VllmEngine:
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
-
-
-def to_samples(
-    output: RequestOutput, group_id: str, episode_id: int, version: int, digest: str, temperature: float
-) -> Samples:
-    """One group's samples, without rewards."""
-    count = len(output.outputs)
-    finish = np.array([_FINISH[completion.finish_reason] for completion in output.outputs], np.uint8)
-    return Samples(
-        sample_ids=[f"{group_id}/{index}" for index in range(count)],
-        group_ids=[group_id] * count,
-        episode_ids=np.full(count, episode_id, np.int64),
-        prompt_ids=Ragged.of([output.prompt_token_ids] * count, np.int32),
-        response_ids=Ragged.of([completion.token_ids for completion in output.outputs], np.int32),
-        rollout_logprobs=Ragged.of([_logprobs(completion) for completion in output.outputs], np.float32),
-        finish_reasons=finish,
-        policy_version_min=np.full(count, version, np.int64),
-        policy_version_max=np.full(count, version, np.int64),
-        weights_digests=[digest] * count,
-        temperatures=np.full(count, temperature, np.float32),
-    )
-
-
-def _logprobs(completion: CompletionOutput) -> list[float]:
-    """The sampled token's log-probability at each position; vLLM lists it first."""
-    flat = completion.logprobs
-    return [flat.logprobs[start] for start in flat.start_indices]

@@ -1,4 +1,7 @@
-"""The run file's sampling options, overridden per request, as vLLM's SamplingParams."""
+"""The run file's sampling options, overridden per request, as what the engine is asked for."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
@@ -9,12 +12,26 @@ from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
 
 
-def sampling_params(
-    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int
-) -> SamplingParams:
-    """Returns what to sample one prompt of `prompt_tokens` with, in a model of `context` tokens.
+@dataclass(frozen=True, slots=True)
+class GroupSampling:
+    """How one prompt is answered."""
 
-    Raises InvalidRequestError, naming the group and both lengths, if the prompt leaves no room for a response.
+    params: SamplingParams
+    is_beam: bool
+
+    @property
+    def temperature(self) -> float:
+        """0: nothing is drawn."""
+        return 0.0 if self.is_beam else self.params.temperature
+
+
+def group_sampling(
+    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int
+) -> GroupSampling:
+    """How to answer one prompt of `prompt_tokens`, in a model of `context` tokens.
+
+    Raises InvalidRequestError, naming the group, for options that contradict each other or are out of range, and if the
+    prompt leaves no room for a response.
     """
     given = {field.name: value for field, value in overrides.ListFields()}
     room = context - prompt_tokens
@@ -24,22 +41,27 @@ def sampling_params(
             "shorten the prompt, or raise models.policy.seq_length if the model allows it"
         )
     limit = given.get("max_new_tokens", config.response_limit)
+    options: dict[str, Any] = {name: given.get(name, getattr(config, name)) for name in _SAME_NAME}
+    stop, is_beam = list(given.get("stop", config.stop_tokens)), given.get("use_beam_search", config.use_beam_search)
+    if is_beam and stop:
+        raise InvalidRequestError(f"sampling options of group {group_id}: a beam search ends at no text; leave out stop")
     try:
-        return SamplingParams(
-            n=given.get("n", config.n),
-            temperature=given.get("temperature", config.effective_temperature),
-            top_p=given.get("top_p", config.top_p),
-            top_k=given.get("top_k", config.top_k),
-            presence_penalty=config.presence_penalty,
-            frequency_penalty=config.frequency_penalty,
-            repetition_penalty=config.repetition_penalty,
-            ignore_eos=given.get("ignore_eos", config.ignore_eos),
+        params = SamplingParams(
+            **options,
             seed=given.get("seed"),
-            stop=list(config.stop_tokens) or None,
+            stop=stop or None,
             max_tokens=room if limit is None else min(limit, room),
-            logprobs=0,  # the sampled token's own
+            logprobs=1,  # the sampled token's own, and in place of the likeliest's the raw model's: see vllm_sampler
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error
+    return GroupSampling(params, is_beam)
+
+
+_SAME_NAME = (
+    "n", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos",
+    "prompt_logprobs",
+)  # fmt: skip
+"""Options that vLLM calls as the run file does."""

@@ -9,10 +9,10 @@ import numpy as np
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
-from baton.errors import BatonError, DeadlineError, InvalidRequestError, ServiceFaultError
-from baton.samples import Samples
-from services.rollout.engine import VllmEngine, to_samples
-from services.rollout.sampling import sampling_params
+from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, ServiceFaultError
+from services.rollout.engine import VllmEngine
+from services.rollout.outputs import Origin, prompt_logprobs, to_samples
+from services.rollout.sampling import GroupSampling, group_sampling
 from services.rollout.versions import VersionGate
 
 
@@ -26,11 +26,12 @@ class Replica:
         self.running = 0
         self.generated_tokens = 0
         self._config = config
+        self._evaluation = config.for_evaluation()
 
     def _tokens(self, prompt: pb.Prompt) -> list[int]:
         match prompt.WhichOneof("input"):
             case "token_ids":
-                return np.frombuffer(prompt.token_ids, "<i4").tolist()
+                return self._known(np.frombuffer(prompt.token_ids, "<i4"), prompt.group_id).tolist()
             case "text":
                 return self.engine.tokenizer.encode(prompt.text)
             case "chat":
@@ -39,18 +40,34 @@ class Replica:
                 return self.engine.tokenizer.encode(rendered, add_special_tokens=False)
         raise InvalidRequestError(f"prompt {prompt.group_id} has no input; set token_ids, text or chat")
 
-    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[tuple[Samples, list[str]]]:
-        """Yields each group when its last response is done."""
+    def _known(self, token_ids: np.ndarray, group_id: str) -> np.ndarray:
+        """Raises InvalidRequestError for an id that the model does not have."""
+        if (odd := (token_ids < 0) | (token_ids >= self.engine.vocabulary)).any():
+            raise InvalidRequestError(
+                f"prompt {group_id} has token id {token_ids[odd][0]}, but the model's go from 0 to "
+                f"{self.engine.vocabulary - 1}; encode it with the tokenizer of {self.model}"
+            )
+        return token_ids
+
+    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+        """Yields each group when its last response is done.
+
+        Raises BackpressureError if the replica has as much to do as it may already.
+        """
         self.gate.admit(
             request.exact_version if request.HasField("exact_version") else None,
             request.min_version if request.HasField("min_version") else None,
         )
+        config = self._evaluation if request.evaluation else self._config
         work = []
         for prompt in request.prompts:
             tokens = self._tokens(prompt)
-            params = sampling_params(self._config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len)
-            work.append((prompt.group_id, tokens, params))
+            sampling = group_sampling(config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len)
+            work.append((prompt.group_id, tokens, sampling))
+        self._check_room(sum(sampling.params.n for _, _, sampling in work))
         tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
+        for (_, _, sampling), task in zip(work, tasks, strict=True):
+            self._count(task, sampling.params.n)
         try:
             for task in asyncio.as_completed(tasks):
                 yield await task
@@ -58,18 +75,39 @@ class Replica:
             for task in tasks:
                 task.cancel()
 
-    async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: object) -> tuple[Samples, list[str]]:
-        version, digest = self.gate.version, self.gate.digest
-        self.running += params.n
+    def _count(self, task: asyncio.Task, responses: int) -> None:
+        """Has the responses counted as running until the task is over."""
+
+        def over(_: asyncio.Task) -> None:
+            self.running -= responses
+
+        self.running += responses
+        task.add_done_callback(over)
+
+    def _check_room(self, responses: int) -> None:
+        """A request that is alone is always taken."""
+        if self.running and self.running + responses > self._config.max_outstanding_responses:
+            raise BackpressureError(
+                f"this replica has {self.running} responses to finish, and {responses} more exceed "
+                f"models.policy.max_outstanding_responses ({self._config.max_outstanding_responses}); send them later, or "
+                "to another replica"
+            )
+
+    async def _group(
+        self, episode_id: int, group_id: str, tokens: list[int], sampling: GroupSampling
+    ) -> pb.GenerateResponse:  # fmt: skip
+        origin = Origin(group_id, episode_id, self.gate.version, self.gate.digest)
+        answer = self.engine.beam_search if sampling.is_beam else self.engine.generate
         try:
-            output = await self.engine.generate(f"{group_id}-{uuid.uuid4().hex[:8]}", tokens, params)
+            output = await answer(f"{group_id}-{uuid.uuid4().hex[:8]}", tokens, sampling.params)
         except ValueError as error:
             raise InvalidRequestError(f"prompt {group_id}: {error}") from error
-        finally:
-            self.running -= params.n
         self.generated_tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        samples = to_samples(output, group_id, episode_id, version, digest, params.temperature)
-        return samples, [completion.text for completion in output.outputs]
+        return pb.GenerateResponse(
+            samples=to_samples(output, origin, sampling).to_proto(),
+            texts=[completion.text for completion in output.outputs],
+            prompt_logprobs=prompt_logprobs(output, group_id, sampling.params.prompt_logprobs or 0),
+        )
 
     async def update_weights(
         self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float

@@ -18,8 +18,8 @@ class RolloutServicer(RolloutServiceServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateResponse]:
-        async for samples, texts in self._replica.generate(request):
-            yield pb.GenerateResponse(samples=samples.to_proto(), texts=texts)
+        async for group in self._replica.generate(request):
+            yield group
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
         return self._replica.status()

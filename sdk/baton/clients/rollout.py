@@ -1,7 +1,8 @@
 """Client of one rollout replica."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Self
 
 import numpy as np
 
@@ -44,6 +45,14 @@ class SamplingParams:
     max_new_tokens: int | None = None
     ignore_eos: bool | None = None
     seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: Sequence[str] | None = None
+    """Texts that end a response."""
+    use_beam_search: bool | None = None
+    prompt_logprobs: int | None = None
+    """Log-probabilities to return for each prompt token, besides its own: so many of the likeliest."""
 
     def to_proto(self) -> pb.SamplingParams:
         """The wire form."""
@@ -51,11 +60,31 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The raw model's log-probabilities of a prompt's tokens from the second on: each token's own first, then the likeliest.
+
+    Both are [prompt tokens - 1, columns].
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
+    @classmethod
+    def from_proto(cls, message: pb.PromptLogprobs) -> Self:
+        """Reads the wire form."""
+        shape = (-1, message.columns)
+        return cls(
+            np.frombuffer(message.token_ids, "<i4").reshape(shape), np.frombuffer(message.logprobs, "<f4").reshape(shape)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """One or more finished groups: samples without rewards, and the responses' texts."""
+    """One or more finished groups: samples without rewards, the responses' texts, and by group what the prompts had."""
 
     samples: Samples
     texts: list[str]
+    prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
 
 
 class RolloutClient(ServiceClient):
@@ -67,19 +96,21 @@ class RolloutClient(ServiceClient):
 
     async def generate(
         self, prompts: Sequence[Prompt], *, sampling: SamplingParams | None = None, episode_id: int = 0,
-        exact_version: int | None = None, min_version: int | None = None, timeout_s: float = 600.0,
+        exact_version: int | None = None, min_version: int | None = None, evaluation: bool = False, timeout_s: float = 600.0,
     ) -> AsyncIterator[Generation]:  # fmt: skip
-        """Yields each group when its last response is done.
+        """Yields each group when its last response is done. In an `evaluation` the run file's `eval_` options hold.
 
-        Raises StalePolicyError if the replica does not serve the version asked for, InvalidRequestError if a prompt is
-        longer than the model's context.
+        Waits, within `timeout_s`, while the replica has as much to do as it may. Raises StalePolicyError if the replica does
+        not serve the version asked for, InvalidRequestError if a prompt is longer than the model's context.
         """
         request = pb.GenerateRequest(
             episode_id=episode_id, prompts=[prompt.to_proto() for prompt in prompts],
             sampling=(sampling or SamplingParams()).to_proto(), exact_version=exact_version, min_version=min_version,
+            evaluation=evaluation,
         )  # fmt: skip
-        async for message in self._stream("Generate", request, timeout_s):
-            yield Generation(Samples.from_proto(message.samples), list(message.texts))
+        async for message in self._stream_once_there_is_room("Generate", request, timeout_s):
+            found = {one.group_id: PromptLogprobs.from_proto(one) for one in message.prompt_logprobs}
+            yield Generation(Samples.from_proto(message.samples), list(message.texts), found)
 
     async def get_status(self) -> pb.GetStatusResponse:
         """What the replica serves now."""

@@ -24,6 +24,10 @@ class PolicyConfig(SamplingConfig):
     max_num_seqs: PositiveInt | None = None
     """Upper limit on the sequences of one engine step. null: the engine decides."""
 
+    max_outstanding_responses: PositiveInt = 4096
+    """Responses that a replica takes on before it refuses further requests until some are done. Clients of
+    the SDK wait and ask again."""
+
     block_size: PositiveInt | None = None
     """Tokens in one block of the key-value cache. null: the engine decides."""
 

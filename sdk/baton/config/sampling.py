@@ -85,9 +85,9 @@ class SamplingConfig(RoleConfig):
     """Upper limit on the response, in tokens, while `new_token_limit` is on. null: none but `seq_length`."""
 
     new_token_limit: bool = Field(default_factory=_limit_is_given)
-    """true: a response has at most `max_new_tokens` tokens, and a prompt is cut to the seq_length -
-    max_new_tokens that are left. false: a response may fill `seq_length`. Left out: true if `max_new_tokens`
-    is given."""
+    """true: a response has at most `max_new_tokens` tokens. false: a response may fill `seq_length`. A prompt
+    is never cut: one that leaves no room for a response is refused. Left out: true if `max_new_tokens` is
+    given."""
 
     prompt_logprobs: Count | None = None
     """Log-probabilities to return for each prompt token: the token's own and so many of the likeliest.

@@ -18,15 +18,14 @@ UNBUILT_OPTIONS = {
         "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
-        "load", "lora", "batch_generation", "expert_model_parallel_size", "trust_remote_code",
-        "adaptive_parallel_strategy_on_checkpoint",
+        "load", "lora", "batch_generation", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),
     "models.policy": (
-        "use_beam_search", "prompt_logprobs", "generator",
+        "generator",
         # the trainer does not mirror these yet: its log-probabilities would be of another distribution
-        "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
+        "use_beam_search", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
     ),
-    "models.ppo_policy": ("recompute_granularity", "sequence_parallel"),
+    "models.ppo_policy": ("recompute_granularity", "sequence_parallel", "trust_remote_code"),
 }  # fmt: skip
 UNBUILT_ROLES = ("reference", "value", "reward", "ppo_value")
 

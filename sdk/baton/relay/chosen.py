@@ -66,7 +66,7 @@ def _checked(sample: Mapping[str, Any], at: int) -> dict[str, Any]:
         raise InvalidRequestError(f"{where} has the key {unknown[0]!r}; a sample has {', '.join(FIELDS)}")
     if lacking := [key for key in NEEDED if key not in fields]:
         raise InvalidRequestError(f"{where} is no sample that is stored, and lacks {', '.join(lacking)}")
-    for key in ("rollout_logprobs", "reference_logprobs", "loss_mask"):
+    for key in ("rollout_logprobs", "model_logprobs", "reference_logprobs", "loss_mask"):
         if key in fields and len(fields[key]) != len(fields["response_ids"]):
             raise InvalidRequestError(
                 f"{where} has {len(fields[key])} {key}, but {len(fields['response_ids'])} response_ids; one for each token"

@@ -12,9 +12,10 @@ pytestmark = pytest.mark.slow  # importing vLLM takes more than five seconds
 
 
 def sampled(config: dict[str, Any] | None = None, prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
-    from services.rollout.sampling import sampling_params
+    from services.rollout.sampling import group_sampling
 
-    return sampling_params(PolicyConfig(**config or {}), SamplingParams(**overrides).to_proto(), "g", prompt_tokens, context)
+    overridden = SamplingParams(**overrides).to_proto()
+    return group_sampling(PolicyConfig(**config or {}), overridden, "g", prompt_tokens, context).params
 
 
 RUN_FILE = {
@@ -30,7 +31,10 @@ def test_without_overrides_the_run_file_is_followed() -> None:
     assert (params.ignore_eos, params.stop, params.seed) == (True, ["x", "y"], None)
 
 
-OVERRIDES = {"n": 5, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "ignore_eos": False, "seed": 11}
+OVERRIDES = {
+    "n": 5, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "ignore_eos": False, "seed": 11, "presence_penalty": 1.0,
+    "frequency_penalty": 1.5, "repetition_penalty": 0.5, "stop": ["z"], "prompt_logprobs": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
@@ -56,8 +60,24 @@ def test_a_response_is_limited_by_the_override_else_the_run_file_and_always_by_t
     assert sampled({"max_new_tokens": run_file}, max_new_tokens=override).max_tokens == expected
 
 
-def test_the_log_probability_of_the_sampled_token_is_always_asked_for() -> None:
-    assert sampled().logprobs == 0
+def test_both_log_probabilities_of_the_sampled_token_are_always_asked_for() -> None:
+    assert sampled().logprobs == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"n": 0}, "n must be at least 1"),
+        ({"top_p": 0.0}, "top_p must be in"),
+        ({"top_p": 1.5}, "top_p must be in"),
+        ({"temperature": -1.0}, "temperature must be"),
+        ({"stop": [""]}, "stop cannot contain an empty string"),
+        ({"use_beam_search": True, "stop": ["x"]}, "a beam search ends at no text"),
+    ],
+)
+def test_options_out_of_range_are_refused_with_the_group(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"group g: .*{message}"):
+        sampled(**overrides)
 
 
 def test_a_prompt_that_leaves_room_for_one_token_gets_it() -> None:

@@ -40,7 +40,7 @@ class Ragged(_message.Message):
     def __init__(self, values: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class SampleBatch(_message.Message):
-    __slots__ = ("size", "sample_ids", "group_ids", "episode_ids", "prompt_ids", "response_ids", "rollout_logprobs", "reference_logprobs", "loss_mask", "rewards", "reward_status", "group_reward_mean", "group_reward_std", "group_sizes", "finish_reasons", "policy_version_min", "policy_version_max", "weights_digests", "temperatures", "metadata")
+    __slots__ = ("size", "sample_ids", "group_ids", "episode_ids", "prompt_ids", "response_ids", "rollout_logprobs", "reference_logprobs", "loss_mask", "rewards", "reward_status", "group_reward_mean", "group_reward_std", "group_sizes", "finish_reasons", "policy_version_min", "policy_version_max", "weights_digests", "temperatures", "metadata", "model_logprobs")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
     GROUP_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class SampleBatch(_message.Message):
     WEIGHTS_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     size: int
     sample_ids: _containers.RepeatedScalarFieldContainer[str]
     group_ids: _containers.RepeatedScalarFieldContainer[str]
@@ -81,4 +82,5 @@ class SampleBatch(_message.Message):
     weights_digests: _containers.RepeatedScalarFieldContainer[str]
     temperatures: bytes
     metadata: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, size: _Optional[int] = ..., sample_ids: _Optional[_Iterable[str]] = ..., group_ids: _Optional[_Iterable[str]] = ..., episode_ids: _Optional[bytes] = ..., prompt_ids: _Optional[_Union[Ragged, _Mapping]] = ..., response_ids: _Optional[_Union[Ragged, _Mapping]] = ..., rollout_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., reference_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., loss_mask: _Optional[_Union[Ragged, _Mapping]] = ..., rewards: _Optional[bytes] = ..., reward_status: _Optional[bytes] = ..., group_reward_mean: _Optional[bytes] = ..., group_reward_std: _Optional[bytes] = ..., group_sizes: _Optional[bytes] = ..., finish_reasons: _Optional[bytes] = ..., policy_version_min: _Optional[bytes] = ..., policy_version_max: _Optional[bytes] = ..., weights_digests: _Optional[_Iterable[str]] = ..., temperatures: _Optional[bytes] = ..., metadata: _Optional[_Iterable[str]] = ...) -> None: ...
+    model_logprobs: Ragged
+    def __init__(self, size: _Optional[int] = ..., sample_ids: _Optional[_Iterable[str]] = ..., group_ids: _Optional[_Iterable[str]] = ..., episode_ids: _Optional[bytes] = ..., prompt_ids: _Optional[_Union[Ragged, _Mapping]] = ..., response_ids: _Optional[_Union[Ragged, _Mapping]] = ..., rollout_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., reference_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., loss_mask: _Optional[_Union[Ragged, _Mapping]] = ..., rewards: _Optional[bytes] = ..., reward_status: _Optional[bytes] = ..., group_reward_mean: _Optional[bytes] = ..., group_reward_std: _Optional[bytes] = ..., group_sizes: _Optional[bytes] = ..., finish_reasons: _Optional[bytes] = ..., policy_version_min: _Optional[bytes] = ..., policy_version_max: _Optional[bytes] = ..., weights_digests: _Optional[_Iterable[str]] = ..., temperatures: _Optional[bytes] = ..., metadata: _Optional[_Iterable[str]] = ..., model_logprobs: _Optional[_Union[Ragged, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,63 @@
+"""vLLM's log-probabilities as the columns that samples carry; see `vllm_sampler` for the order that they come in."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from services.rollout.vllm_sampler import RAW_COLUMN
+
+
+def sampled_logprobs(flat: FlatLogprobs) -> tuple[np.ndarray, np.ndarray]:
+    """(of the distribution sampled from, of the raw model): float32 [tokens] each, of the sampled tokens."""
+    values, starts = np.asarray(flat.logprobs, np.float32), np.asarray(flat.start_indices, np.int64)
+    return values[starts], values[starts + RAW_COLUMN]
+
+
+def prompt_table(flat: FlatLogprobs, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids int32, log-probabilities float32) of a prompt's tokens from the second on: [tokens - 1, columns] each.
+
+    The first column is the token's own, the others are the likeliest tokens'.
+    """
+    rows = [slice(start, start + columns) for start in flat.start_indices[1:]]  # nothing predicts the first token
+    ids = np.asarray([flat.token_ids[row] for row in rows], np.int32).reshape(-1, columns)
+    return ids, np.asarray([flat.logprobs[row] for row in rows], np.float32).reshape(-1, columns)
+
+
+class PlainLogprobs:
+    """The engine as vLLM's own code expects it: without the raw model's log-probabilities among the others."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        """Everything but `generate` is the engine's own."""
+        self._llm = llm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    async def generate(self, prompt: Any, params: SamplingParams, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        """As AsyncLLM's."""
+        if params.logprobs is None or params.logprobs < 0:
+            async for output in self._llm.generate(prompt, params, *arguments, **options):
+                yield output
+            return
+        asked = params.clone()
+        asked.logprobs, asked.flat_logprobs = params.logprobs + 1, True
+        async for output in self._llm.generate(prompt, asked, *arguments, **options):
+            yield _without_raw(output)
+
+
+def _without_raw(output: RequestOutput) -> RequestOutput:
+    for completion in output.outputs:
+        flat, plain = completion.logprobs, FlatLogprobs()
+        for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+            kept = [at for at in range(start, end) if at != start + RAW_COLUMN]
+            columns = (
+                [values[at] for at in kept] for values in (flat.token_ids, flat.logprobs, flat.ranks, flat.decoded_tokens)
+            )
+            plain.append_fast(*columns)
+        completion.logprobs = plain
+    return output

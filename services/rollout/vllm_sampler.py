@@ -1,0 +1,64 @@
+"""Both log-probabilities of every sampled token, from vLLM's samplers: of what it was drawn from, and of the raw model.
+
+vLLM returns one of them, as its `logprobs_mode` says for the whole engine. Here the raw model's is put in second place:
+
+    [sampled token, the same by the raw model, likeliest token, second likeliest, ...]
+
+A request that asks for k + 1 log-probabilities gets k of the likeliest, and one that asks for 1 gets these two.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from vllm.v1.outputs import LogprobsTensors
+
+RAW_COLUMN = 1
+_MARK = "_baton_raw_logprobs"
+
+
+def install() -> None:
+    """Has the samplers of this process return both. Once is enough; a second call changes nothing."""
+    from vllm.v1.sample.sampler import Sampler
+
+    _wrap(Sampler, "forward", "sampling_metadata", lambda sampler, metadata: metadata.max_num_logprobs is not None)
+    try:
+        from vllm.v1.worker.gpu.sample.sampler import Sampler as GpuSampler
+    except ImportError:  # this version has the one sampler only, or no Triton, which the other needs
+        return
+    _wrap(
+        GpuSampler, "__call__", "input_batch",
+        lambda sampler, batch: sampler.get_logprobs_dims(batch.idx_mapping_np) is not None,
+    )  # fmt: skip
+
+
+def _wrap(sampler: type, method: str, batch_name: str, wants_logprobs: Callable[[Any, Any], bool]) -> None:
+    sample = getattr(sampler, method)
+    if hasattr(sample, _MARK):
+        return
+
+    def with_raw(self: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if not wants_logprobs(self, arguments[0] if arguments else options[batch_name]):
+            return sample(self, logits, *arguments, **options)
+        raw = logits.log_softmax(dim=-1, dtype=torch.float32)  # before penalties and temperature change the logits
+        output = sample(self, logits, *arguments, **options)
+        found = output.logprobs_tensors
+        if found is not None and found.logprobs.shape[-1] > RAW_COLUMN:
+            own = output.sampled_token_ids[:, :1].long()
+            output.logprobs_tensors = _with_column(found, own, raw.gather(-1, own))
+        return output
+
+    setattr(with_raw, _MARK, True)
+    setattr(sampler, method, with_raw)
+
+
+def _with_column(found: LogprobsTensors, ids: torch.Tensor, logprobs: torch.Tensor) -> LogprobsTensors:
+    """Puts a column [requests, 1] into place RAW_COLUMN; the last one falls out."""
+
+    def insert(columns: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        kept = columns[:, RAW_COLUMN:-1]
+        return torch.cat([columns[:, :RAW_COLUMN], column.to(columns.dtype), kept], dim=-1)
+
+    return found._replace(
+        logprob_token_ids=insert(found.logprob_token_ids, ids), logprobs=insert(found.logprobs, logprobs)
+    )  # fmt: skip

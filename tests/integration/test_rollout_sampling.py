@@ -1,0 +1,245 @@
+"""Every sampling option in real vLLM: its effect, and log-probabilities that are exactly those of what was sampled from."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from baton.clients import RolloutClient
+from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.errors import BackpressureError, InvalidRequestError
+from baton.samples import FinishReason
+from models import VOCABULARY, make_model
+from processes import ServiceProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONTEXT, LIMIT = 64, 8
+DRAWS = 20_000
+PROMPT = [5, 6, 7, 6]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("sampled") / "model", layers=2)
+
+
+@pytest.fixture(scope="module")
+def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    directory = tmp_path_factory.mktemp("rollout")
+    policy = {
+        "model": str(model), "dtype": "float32", "seq_length": CONTEXT, "enforce_eager": True, "max_new_tokens": LIMIT,
+        "eval_temperature": 0.0, "max_outstanding_responses": 2000,
+    }  # fmt: skip
+    run_file = directory / "run.yaml"
+    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": policy}}))
+    service = ServiceProcess("rollout", run_file, directory)
+    try:
+        yield service.start(timeout_s=240)
+    finally:
+        service.kill()
+
+
+@pytest.fixture
+async def rollout(process: ServiceProcess) -> AsyncIterator[RolloutClient]:
+    async with RolloutClient(process.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def logits(model: Path) -> Any:
+    """Token ids -> the raw model's logits after each of them, by transformers: float64 [tokens, vocabulary]."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+    def forward(*rows: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return reference(torch.tensor(rows)).logits.double().numpy()
+
+    return forward
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def distribution(
+    logits: np.ndarray, prompt: list[int], response: list[int], *, temperature: float = 1.0, top_p: float = 1.0,
+    top_k: int = -1, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, repetition_penalty: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    """Log-probabilities [vocabulary] of the token after prompt and response, from the raw model's logits there."""
+    logits = logits.copy()
+    seen = sorted({*prompt, *response})
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty)
+    for token, count in Counter(response).items():
+        logits[token] -= frequency_penalty * count + presence_penalty
+    logits /= temperature
+    if top_k > 0:
+        logits[logits < np.sort(logits)[-top_k]] = -np.inf
+    order = np.argsort(-logits)
+    before = np.cumsum(np.exp(log_softmax(logits)[order])) - np.exp(log_softmax(logits)[order])
+    logits[order[before >= top_p]] = -np.inf
+    return log_softmax(logits)
+
+
+def chance(chi_square: float, freedom: int) -> float:
+    """Of a value at least so large, if the draws are of the expected distribution."""
+    import torch
+
+    return torch.special.gammaincc(torch.tensor(freedom / 2.0), torch.tensor(chi_square / 2.0)).item()
+
+
+async def answers(rollout: RolloutClient, *prompts: list[int], evaluation: bool = False, **options: Any) -> list[Generation]:
+    """One group for each prompt, in their order."""
+    asked = [Prompt(str(at), token_ids=prompt) for at, prompt in enumerate(prompts)]
+    stream = rollout.generate(asked, sampling=SamplingParams(**options), evaluation=evaluation)
+    groups = {group.samples.group_ids[0]: group async for group in stream}
+    return [groups[prompt.group_id] for prompt in asked]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"temperature": 0.6},
+    {"top_p": 0.7},
+    {"top_k": 9},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": -1.5},
+    {"repetition_penalty": 1.8},
+    {
+        "temperature": 1.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 0.7,
+    },
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
+async def test_log_probabilities_are_those_of_what_was_sampled_from_and_beside_them_the_raw_models(rollout, logits, options):
+    [group] = await answers(rollout, PROMPT, n=8, ignore_eos=True, seed=3, **options)
+    rows = (group.samples.response_ids, group.samples.rollout_logprobs, group.samples.model_logprobs)
+    for response, drawn_from, raw in zip(*(column.rows() for column in rows), strict=True):
+        tokens = response.tolist()
+        [found] = logits([*PROMPT, *tokens])
+        for at, token in enumerate(tokens):
+            here = found[len(PROMPT) - 1 + at]
+            expected = distribution(here, PROMPT, tokens[:at], **options)
+            assert drawn_from[at] == pytest.approx(expected[token], abs=1e-4)
+            assert raw[at] == pytest.approx(log_softmax(here)[token], abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS[:3], {"temperature": 1.3, "top_p": 0.8, "top_k": 30}], ids=str)
+async def test_tokens_are_drawn_from_the_exact_distribution(rollout, logits, options):
+    """Chi-square over the likeliest tokens, the others as one."""
+    groups = await answers(rollout, *([PROMPT] * 20), n=DRAWS // 20, max_new_tokens=1, ignore_eos=True, seed=None, **options)
+    drawn = np.concatenate([group.samples.response_ids.values for group in groups])
+    counts = np.bincount(drawn, minlength=VOCABULARY)
+    expected = DRAWS * np.exp(distribution(logits(PROMPT)[0, -1], PROMPT, [], **options))
+    assert counts[expected == 0].sum() == 0
+    common = expected > 20
+    observed = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(expected[common], expected[~common].sum())
+    if wanted[-1] < 1e-6:
+        observed, wanted = observed[:-1], wanted[:-1]
+    assert chance(((observed - wanted) ** 2 / wanted).sum(), len(observed) - 1) > 1e-4
+
+
+async def test_nothing_is_drawn_at_temperature_zero(rollout, logits):
+    [group] = await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True)
+    tokens = group.samples.response_ids.values.tolist()
+    [found] = logits([*PROMPT, *tokens])
+    assert tokens == found[len(PROMPT) - 1 : -1].argmax(-1).tolist()
+    assert group.samples.rollout_logprobs.values.tolist() == [0.0] * LIMIT
+    likeliest = log_softmax(found[len(PROMPT) - 1 : -1]).max(-1)
+    np.testing.assert_allclose(group.samples.model_logprobs.values, likeliest, atol=1e-4)
+
+
+async def test_an_evaluation_takes_the_options_of_its_own(rollout):
+    evaluated = (await answers(rollout, PROMPT, PROMPT, evaluation=True, ignore_eos=True))[0]
+    greedy = (await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True))[0]
+    assert evaluated.samples.temperatures.tolist() == [0.0]
+    assert evaluated.texts == greedy.texts
+    drawn = (await answers(rollout, PROMPT, n=4, ignore_eos=True))[0]
+    assert drawn.samples.temperatures.tolist() == [1.0] * 4
+    assert len(set(drawn.texts)) == 4
+
+
+async def test_a_stop_text_ends_a_response(rollout):
+    [free] = await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True)
+    words = free.texts[0].split()
+    word, first = words[2], words.index(words[2])
+    [stopped] = await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True, stop=[word])
+    assert stopped.samples.finish_reasons.tolist() == [FinishReason.STOP]
+    assert stopped.samples.response_ids.values.tolist() == free.samples.response_ids.values[: first + 1].tolist()
+    assert word not in stopped.texts[0]
+
+
+async def test_the_end_token_ends_a_response_unless_it_is_ignored(rollout):
+    groups = await answers(rollout, *([PROMPT] * 8), n=64, max_new_tokens=48, temperature=2.0)
+    ended = [
+        row[-1] == 2
+        for group in groups
+        for row, why in zip(group.samples.response_ids.rows(), group.samples.finish_reasons, strict=True)
+        if why == FinishReason.STOP
+    ]
+    assert ended and all(ended)
+    [ignored] = await answers(rollout, PROMPT, n=64, max_new_tokens=48, temperature=2.0, ignore_eos=True)
+    assert set(ignored.samples.response_ids.lengths) == {48}
+
+
+async def test_the_beam_search_finds_the_best_of_all_responses(rollout, logits):
+    first = log_softmax(logits(PROMPT)[0, -1])
+    second = log_softmax(logits(*([*PROMPT, token] for token in range(VOCABULARY)))[:, -1])
+    totals = first[:, None] + second
+    best = np.unravel_index(np.argsort(-totals, axis=None)[:3], totals.shape)
+    [group] = await answers(rollout, PROMPT, use_beam_search=True, n=64, max_new_tokens=2, ignore_eos=True)
+    found = [row.tolist() for row in group.samples.response_ids.rows()[:3]]
+    assert found == np.stack(best, -1).tolist()
+    assert group.samples.model_logprobs.rows()[0].sum() == pytest.approx(totals.max(), abs=1e-4)
+    assert group.samples.temperatures.tolist() == [0.0] * 64
+
+
+async def test_prompt_log_probabilities_are_the_raw_models(rollout, logits):
+    [group] = await answers(rollout, PROMPT, prompt_logprobs=2, temperature=0.3)
+    found = group.prompt_logprobs["0"]
+    expected = log_softmax(logits(PROMPT)[0, :-1])
+    assert found.token_ids[:, 0].tolist() == PROMPT[1:]
+    np.testing.assert_array_equal(found.token_ids[:, 1:], np.argsort(-expected)[:, :2])
+    np.testing.assert_allclose(found.logprobs, np.take_along_axis(expected, found.token_ids, -1), atol=1e-4)
+    assert (await answers(rollout, PROMPT))[0].prompt_logprobs == {}
+
+
+async def test_a_token_id_that_the_model_does_not_have_is_refused_by_name(rollout):
+    for odd in (-1, VOCABULARY):
+        with pytest.raises(InvalidRequestError, match=f"prompt 0 has token id {odd}, but the model's go from 0 to 511"):
+            await answers(rollout, [5, odd])
+
+
+async def test_ten_thousand_requests_at_once_are_all_answered_once(rollout):
+    async def one(number: int) -> str:
+        [prompt] = [Prompt(str(number), token_ids=[3 + number % 500])]
+        [group] = [group async for group in rollout.generate([prompt], sampling=SamplingParams(max_new_tokens=1))]
+        return group.samples.sample_ids[0]
+
+    found = await asyncio.gather(*map(one, range(10_000)))
+    assert found == [f"{number}/0" for number in range(10_000)]
+
+
+async def test_a_replica_with_a_full_queue_says_so(rollout):
+    async with asyncio.timeout(120):
+        long = asyncio.create_task(answers(rollout, PROMPT, n=1500, max_new_tokens=48, ignore_eos=True))
+        while (await rollout.get_status()).running_requests == 0:
+            await asyncio.sleep(0.01)
+        with pytest.raises(BackpressureError, match=r"has 1500 responses to finish, and 600 more exceed"):
+            async for _ in rollout.generate([Prompt("a", token_ids=[5])], sampling=SamplingParams(n=600), timeout_s=0.1):
+                pass
+        long.cancel()
