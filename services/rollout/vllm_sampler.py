@@ -21,31 +21,30 @@ def install() -> None:
     """Has the samplers of this process return both. Once is enough; a second call changes nothing."""
     from vllm.v1.sample.sampler import Sampler
 
-    _wrap(Sampler, "forward", "sampling_metadata", lambda sampler, metadata: metadata.max_num_logprobs is not None)
+    _wrap(Sampler, "forward", "sampling_metadata", lambda sampler, metadata: metadata.max_num_logprobs)
     try:
         from vllm.v1.worker.gpu.sample.sampler import Sampler as GpuSampler
     except ImportError:  # this version has the one sampler only, or no Triton, which the other needs
         return
     _wrap(
         GpuSampler, "__call__", "input_batch",
-        lambda sampler, batch: sampler.get_logprobs_dims(batch.idx_mapping_np) is not None,
+        lambda sampler, batch: (sampler.get_logprobs_dims(batch.idx_mapping_np) or (0, 0))[0],
     )  # fmt: skip
 
 
-def _wrap(sampler: type, method: str, batch_name: str, wants_logprobs: Callable[[Any, Any], bool]) -> None:
+def _wrap(sampler: type, method: str, batch_name: str, logprobs: Callable[[Any, Any], int | None]) -> None:
+    """`logprobs` says how many the batch asks for, besides the sampled tokens' own."""
     sample = getattr(sampler, method)
     if hasattr(sample, _MARK):
         return
 
     def with_raw(self: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if not wants_logprobs(self, arguments[0] if arguments else options[batch_name]):
+        if (logprobs(self, arguments[0] if arguments else options[batch_name]) or 0) < RAW_COLUMN:
             return sample(self, logits, *arguments, **options)
         raw = logits.log_softmax(dim=-1, dtype=torch.float32)  # before penalties and temperature change the logits
         output = sample(self, logits, *arguments, **options)
-        found = output.logprobs_tensors
-        if found is not None and found.logprobs.shape[-1] > RAW_COLUMN:
-            own = output.sampled_token_ids[:, :1].long()
-            output.logprobs_tensors = _with_column(found, own, raw.gather(-1, own))
+        own = output.sampled_token_ids[:, :1].long()
+        output.logprobs_tensors = _with_column(output.logprobs_tensors, own, raw.gather(-1, own))
         return output
 
     setattr(with_raw, _MARK, True)
