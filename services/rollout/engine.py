@@ -1,18 +1,21 @@
 """One vLLM engine: generation, and new weights for it."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
-from baton.samples import FinishReason, Ragged, Samples
+from baton.samples import FinishReason
+from services.rollout.generation import Completion
+from services.rollout.sampling import sampling_params
 from services.rollout.vllm_plugin import BACKEND
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
@@ -53,12 +56,21 @@ class VllmEngine:
         self.tokenizer = self._llm.get_tokenizer()
         self.max_model_len: int = self._llm.model_config.max_model_len
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self._config = config
         self._group_id = ""
 
-    async def generate(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
+    def params(self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int) -> SamplingParams:
+        """The run file's sampling options, overridden."""
+        return sampling_params(self._config, overrides, group_id, prompt_tokens, self.max_model_len)
+
+    async def generate(self, group_id: str, token_ids: list[int], params: SamplingParams) -> list[Completion]:
         """All responses to one prompt. Cancelling it aborts the request in the engine."""
+        request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
         outputs = [output async for output in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
-        return outputs[-1]
+        return [
+            Completion(answer.token_ids, _logprobs(answer), _FINISH[answer.finish_reason], answer.text)
+            for answer in outputs[-1].outputs
+        ]
 
     async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
         """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.
@@ -87,27 +99,6 @@ class VllmEngine:
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
-
-
-def to_samples(
-    output: RequestOutput, group_id: str, episode_id: int, version: int, digest: str, temperature: float
-) -> Samples:
-    """One group's samples, without rewards."""
-    count = len(output.outputs)
-    finish = np.array([_FINISH[completion.finish_reason] for completion in output.outputs], np.uint8)
-    return Samples(
-        sample_ids=[f"{group_id}/{index}" for index in range(count)],
-        group_ids=[group_id] * count,
-        episode_ids=np.full(count, episode_id, np.int64),
-        prompt_ids=Ragged.of([output.prompt_token_ids] * count, np.int32),
-        response_ids=Ragged.of([completion.token_ids for completion in output.outputs], np.int32),
-        rollout_logprobs=Ragged.of([_logprobs(completion) for completion in output.outputs], np.float32),
-        finish_reasons=finish,
-        policy_version_min=np.full(count, version, np.int64),
-        policy_version_max=np.full(count, version, np.int64),
-        weights_digests=[digest] * count,
-        temperatures=np.full(count, temperature, np.float32),
-    )
 
 
 def _logprobs(completion: CompletionOutput) -> list[float]:

@@ -7,6 +7,7 @@ from vllm.sampling_params import RequestOutputKind
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
+from services.rollout.generation import room_for_response
 
 
 def sampling_params(
@@ -17,12 +18,7 @@ def sampling_params(
     Raises InvalidRequestError, naming the group and both lengths, if the prompt leaves no room for a response.
     """
     given = {field.name: value for field, value in overrides.ListFields()}
-    room = context - prompt_tokens
-    if room < 1:
-        raise InvalidRequestError(
-            f"prompt {group_id} has {prompt_tokens} tokens, which leaves no room in a context of {context}; "
-            "shorten the prompt, or raise models.policy.seq_length if the model allows it"
-        )
+    room = room_for_response(group_id, prompt_tokens, context)
     limit = given.get("max_new_tokens", config.response_limit)
     try:
         return SamplingParams(

@@ -1,31 +1,27 @@
 """What one replica does: renders prompts, generates under a version, and moves to new weights."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 
 import numpy as np
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
-from baton.config.policy import PolicyConfig
 from baton.errors import BatonError, DeadlineError, InvalidRequestError, ServiceFaultError
 from baton.samples import Samples
-from services.rollout.engine import VllmEngine, to_samples
-from services.rollout.sampling import sampling_params
+from services.rollout.generation import Params, RolloutEngine, to_samples
 from services.rollout.versions import VersionGate
 
 
 class Replica:
     """One engine and its version."""
 
-    def __init__(self, engine: VllmEngine, config: PolicyConfig, model: str) -> None:
+    def __init__(self, engine: RolloutEngine, model: str) -> None:
         self.model = model
         self.engine = engine
         self.gate = VersionGate()
         self.running = 0
         self.generated_tokens = 0
-        self._config = config
 
     def _tokens(self, prompt: pb.Prompt) -> list[int]:
         match prompt.WhichOneof("input"):
@@ -48,7 +44,7 @@ class Replica:
         work = []
         for prompt in request.prompts:
             tokens = self._tokens(prompt)
-            params = sampling_params(self._config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len)
+            params = self.engine.params(request.sampling, prompt.group_id, len(tokens))
             work.append((prompt.group_id, tokens, params))
         tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
         try:
@@ -58,18 +54,18 @@ class Replica:
             for task in tasks:
                 task.cancel()
 
-    async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: object) -> tuple[Samples, list[str]]:
+    async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: Params) -> tuple[Samples, list[str]]:
         version, digest = self.gate.version, self.gate.digest
         self.running += params.n
         try:
-            output = await self.engine.generate(f"{group_id}-{uuid.uuid4().hex[:8]}", tokens, params)
+            completions = await self.engine.generate(group_id, tokens, params)
         except ValueError as error:
             raise InvalidRequestError(f"prompt {group_id}: {error}") from error
         finally:
             self.running -= params.n
-        self.generated_tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        samples = to_samples(output, group_id, episode_id, version, digest, params.temperature)
-        return samples, [completion.text for completion in output.outputs]
+        self.generated_tokens += sum(len(completion.token_ids) for completion in completions)
+        samples = to_samples(tokens, completions, group_id, episode_id, version, digest, params.temperature)
+        return samples, [completion.text for completion in completions]
 
     async def update_weights(
         self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float
