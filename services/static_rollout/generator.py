@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
-from services.static_rollout.ranking import batches, ranked
 from services.static_rollout.rows import Response, Row, Writer
 from services.trainer.megatron.stage import CachedStage
 
@@ -20,27 +19,17 @@ class StaticGenerator:
     """Every rank calls the same methods with the same rows; the rank that samples gets the responses."""
 
     def __init__(
-        self, stage: CachedStage, end_tokens: frozenset[int], decode: Callable[[list[int]], str], *,
-        batch_rows: int, ranking: bool = False, min_prompt_length: int = 0,
+        self, stage: CachedStage, end_tokens: frozenset[int], decode: Callable[[list[int]], str],
+        min_prompt_length: int = 0,
     ) -> None:  # fmt: skip
-        """`batch_rows`: most rows of one batch. `min_prompt_length`: most tokens of an initiation; 0: no limit."""
+        """`min_prompt_length`: most tokens of an initiation; 0: no limit."""
         self.stage = stage
         self._end_tokens = end_tokens
         self._decode = decode
-        self._batch_rows = batch_rows
-        self._ranking = ranking
         self._cap = min_prompt_length
 
     def generate(self, rows: Sequence[Row]) -> list[Response]:
-        """The responses in the order of `rows`, on the sampler's rank; an empty list elsewhere."""
-        order = ranked([len(row.prompt) for row in rows]) if self._ranking else range(len(rows))
-        responses: list[Response | None] = [None] * len(rows)
-        for batch in batches(order, self._batch_rows):
-            for index, response in zip(batch, self._batch([rows[index] for index in batch]), strict=False):
-                responses[index] = response
-        return responses if self.stage.is_sampler else []
-
-    def _batch(self, rows: Sequence[Row]) -> list[Response]:
+        """The responses of one batch, in the order of `rows`, on the sampler's rank; an empty list elsewhere."""
         shortest = min(len(row.prompt) for row in rows)
         position = min(shortest, self._cap or shortest)
         writer = Writer(rows, self._end_tokens, self._decode) if self.stage.is_sampler else None

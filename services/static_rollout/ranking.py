@@ -1,11 +1,19 @@
-"""The order of prompts in a window, and what padding it costs: pure functions of token counts."""
+"""The order of prompts in a window, and what padding it costs: pure functions of lengths."""
 
+import re
 from collections.abc import Iterator, Sequence
+
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 def ranked(lengths: Sequence[int]) -> list[int]:
     """Indices by length, the longest first; equal lengths keep their order."""
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def words(text: str) -> int:
+    """Chinese characters, and words between blanks and them: another measure of a prompt's length than its tokens."""
+    return len(_CHINESE.findall(text)) + len(_CHINESE.sub(" ", text).split())
 
 
 def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:

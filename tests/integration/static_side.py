@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from services.static_rollout.draw import Sampling
+from services.static_rollout.ranking import batches, ranked
 from services.static_rollout.rows import Row
 
 PROMPTS = 64
@@ -66,9 +67,11 @@ def static(rank: int, size: int, port: int, directory: Path, tensor: int, cases:
     stage = CachedStage(load_policy(directory, layout, torch.float32), layout)
     answers = {}
     for name, (kind, batch_rows, ranking, cap) in cases.items():
-        generator = StaticGenerator(
-            stage, END_TOKENS, lambda ids: " ".join(map(str, ids)),
-            batch_rows=batch_rows, ranking=ranking, min_prompt_length=cap,
-        )  # fmt: skip
-        answers[name] = [astuple(response) for response in generator.generate(rows(kind))]
+        generator = StaticGenerator(stage, END_TOKENS, lambda ids: " ".join(map(str, ids)), min_prompt_length=cap)
+        window = rows(kind)
+        order = ranked([len(row.prompt) for row in window]) if ranking else range(len(window))
+        by_index = {}
+        for batch in batches(order, batch_rows):
+            by_index |= zip(batch, generator.generate([window[index] for index in batch]), strict=False)
+        answers[name] = [astuple(by_index[index]) for index in sorted(by_index)]
     return answers

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.static_rollout.ranking import batches, padded_share, padded_tokens, ranked
+from services.static_rollout.ranking import batches, padded_share, padded_tokens, ranked, words
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,11 @@ def test_ranking_never_adds_padding(size: int) -> None:
     for _ in range(50):
         lengths = random.integers(1, 200, 64).tolist()
         assert padded_tokens(lengths, ranked(lengths), size) <= padded_tokens(lengths, range(64), size)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("", 0), ("one  two\nthree", 3), ("\u4f60\u597d", 2), ("say \u4f60\u597d, please", 5), ("a\u4f60b", 3)],
+)
+def test_words_are_chinese_characters_and_what_blanks_separate(text: str, count: int) -> None:
+    assert words(text) == count
