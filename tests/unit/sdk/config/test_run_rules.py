@@ -285,28 +285,3 @@ def test_an_option_that_nobody_carries_out_yet_loads_but_does_not_start(run_of, 
 
 def test_a_switched_off_section_starts(run_of):
     run_of(runtime=GROUPED, **trainer(lora={"enable_lora": False, "lora_dim": 4})).require_startable()
-
-
-STATIC = {"generator": "megatron", "batch_generation": {"ranking": True, "min_prompt_length": 8}}
-
-
-def test_static_batches_start_with_their_options(run_of):
-    run_of(runtime=GROUPED, **policy(**STATIC, enforce_eager=True, max_num_seqs=16)).require_startable()
-
-
-@pytest.mark.parametrize("option", [{"ranking": True}, {"min_prompt_length": 4}])
-def test_static_batches_options_do_not_start_with_vllm(run_of, option):
-    with pytest.raises(
-        ConfigError, match=r"models.policy.batch_generation: got .*; set models.policy.generator to megatron"
-    ):
-        run_of(runtime=GROUPED, **policy(batch_generation=option)).require_startable()
-
-
-@pytest.mark.parametrize("option", [{"quantization": "awq"}, {"engine_args": {"seed_oss": 1}}, {"presence_penalty": 0.5}])
-def test_vllms_options_do_not_start_with_static_batches(run_of, option):
-    with pytest.raises(ConfigError, match=rf"models.policy.{next(iter(option))}: got .*no effect on static batches"):
-        run_of(runtime=GROUPED, **policy(generator="megatron", **option)).require_startable()
-
-
-def test_vllms_options_at_their_defaults_start_with_static_batches(run_of):
-    run_of(runtime=GROUPED, **policy(generator="megatron", gpu_memory_utilization=0.9, engine_args={})).require_startable()
