@@ -13,11 +13,16 @@ async def serve(options: Namespace) -> None:
     """Loads the engine, then answers until SIGTERM."""
     from baton.api.rollout.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
     from baton.config import load_run
+    from baton.errors import ConfigError
     from services.common.model_store import resolve_model
     from services.rollout.environment import prepare_environment
 
     run = load_run(options.run_file, options.set)
     policy = run.models.policy
+    if policy.generator != "vllm":
+        raise ConfigError(
+            f"models.policy.generator is {policy.generator!r}: start `torchrun -m services.static_rollout`, or write vllm"
+        )
     server = Server([SERVICE], options.listen)  # before the engine: a taken port is known at once
     name = run.model_name("policy")
     directory = resolve_model(name)
@@ -29,7 +34,9 @@ async def serve(options: Namespace) -> None:
 
     engine = VllmEngine(policy, directory, run.engine_seed(options.replica))
     logging.getLogger("vllm").setLevel(logging.WARNING)
-    add_RolloutServiceServicer_to_server(RolloutServicer(Replica(engine, policy, name)), server.grpc)
+    add_RolloutServiceServicer_to_server(
+        RolloutServicer(Replica(engine, name, policy.max_outstanding_responses)), server.grpc
+    )
     try:
         await server.run(options.ready_file)
     finally:

@@ -1,16 +1,24 @@
 """One vLLM engine: generation, and new weights for it."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams
+import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
+from baton.samples import FinishReason
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
+from services.rollout.generation import Answer, Completion
+from services.rollout.logprobs import prompt_table, sampled_logprobs
+from services.rollout.sampling import GroupSampling, group_sampling
+
+_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 
 class VllmEngine:
@@ -23,16 +31,28 @@ class VllmEngine:
         self.max_model_len: int = self._llm.model_config.max_model_len
         self.vocabulary: int = self._llm.model_config.get_vocab_size()
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self._config = config
+        self._evaluation = config.for_evaluation()
         self._group_id = ""
 
-    async def generate(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
-        """All responses to one prompt. Cancelling it aborts the request in the engine."""
-        outputs = [output async for output in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
-        return outputs[-1]
+    def params(
+        self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool
+    ) -> GroupSampling:  # fmt: skip
+        """The run file's sampling options, overridden."""
+        config = self._evaluation if evaluation else self._config
+        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len)
 
-    async def beam_search(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
-        """The `params.n` likeliest responses to one prompt, likeliest first."""
-        return await BeamSearch(self._llm).search(request_id, token_ids, params)
+    async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
+        """All responses to one prompt. Cancelling it aborts the request in the engine."""
+        request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
+        if params.is_beam:
+            output = await BeamSearch(self._llm).search(request_id, token_ids, params.params)
+            return Answer([_searched(completion) for completion in output.outputs])
+        stream = self._llm.generate({"prompt_token_ids": token_ids}, params.params, request_id)
+        output = [output async for output in stream][-1]
+        asked = params.params.prompt_logprobs
+        table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
+        return Answer([_sampled(completion, params) for completion in output.outputs], table)
 
     async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
         """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.
@@ -61,3 +81,15 @@ class VllmEngine:
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
+
+
+def _sampled(completion: CompletionOutput, params: GroupSampling) -> Completion:
+    drawn_from, raw = sampled_logprobs(completion.logprobs)
+    if not params.temperature:
+        drawn_from = np.zeros_like(drawn_from)
+    return Completion(completion.token_ids, drawn_from, raw, _FINISH[completion.finish_reason], completion.text)
+
+
+def _searched(completion: CompletionOutput) -> Completion:
+    raw = [row[token].logprob for row, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    return Completion(completion.token_ids, [0.0] * len(raw), raw, _FINISH[completion.finish_reason], completion.text)

@@ -10,6 +10,7 @@ from vllm.sampling_params import RequestOutputKind
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
+from services.rollout.generation import room_for_response
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,11 @@ class GroupSampling:
 
     params: SamplingParams
     is_beam: bool
+
+    @property
+    def n(self) -> int:
+        """Responses."""
+        return self.params.n
 
     @property
     def temperature(self) -> float:
@@ -34,12 +40,7 @@ def group_sampling(
     prompt leaves no room for a response.
     """
     given = {field.name: value for field, value in overrides.ListFields()}
-    room = context - prompt_tokens
-    if room < 1:
-        raise InvalidRequestError(
-            f"prompt {group_id} has {prompt_tokens} tokens, which leaves no room in a context of {context}; "
-            "shorten the prompt, or raise models.policy.seq_length if the model allows it"
-        )
+    room = room_for_response(group_id, prompt_tokens, context)
     limit = given.get("max_new_tokens", config.response_limit)
     options: dict[str, Any] = {name: given.get(name, getattr(config, name)) for name in _SAME_NAME}
     stop, is_beam = list(given.get("stop", config.stop_tokens)), given.get("use_beam_search", config.use_beam_search)

@@ -1,32 +1,28 @@
 """What one replica does: renders prompts, generates under a version, and moves to new weights."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 
 import numpy as np
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
-from baton.config.policy import PolicyConfig
 from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, ServiceFaultError
-from services.rollout.engine import VllmEngine
-from services.rollout.outputs import Origin, prompt_logprobs, to_samples
-from services.rollout.sampling import GroupSampling, group_sampling
+from services.rollout.generation import Origin, Params, RolloutEngine, to_samples
 from services.rollout.versions import VersionGate
 
 
 class Replica:
     """One engine and its version."""
 
-    def __init__(self, engine: VllmEngine, config: PolicyConfig, model: str) -> None:
+    def __init__(self, engine: RolloutEngine, model: str, max_outstanding: int) -> None:
+        """Takes on at most so many responses at once."""
         self.model = model
         self.engine = engine
         self.gate = VersionGate()
         self.running = 0
         self.generated_tokens = 0
-        self._config = config
-        self._evaluation = config.for_evaluation()
+        self._max_outstanding = max_outstanding
 
     def _tokens(self, prompt: pb.Prompt) -> list[int]:
         match prompt.WhichOneof("input"):
@@ -58,16 +54,15 @@ class Replica:
             request.exact_version if request.HasField("exact_version") else None,
             request.min_version if request.HasField("min_version") else None,
         )
-        config = self._evaluation if request.evaluation else self._config
         work = []
         for prompt in request.prompts:
             tokens = self._tokens(prompt)
-            sampling = group_sampling(config, request.sampling, prompt.group_id, len(tokens), self.engine.max_model_len)
-            work.append((prompt.group_id, tokens, sampling))
-        self._check_room(sum(sampling.params.n for _, _, sampling in work))
+            params = self.engine.params(request.sampling, prompt.group_id, len(tokens), evaluation=request.evaluation)
+            work.append((prompt.group_id, tokens, params))
+        self._check_room(sum(params.n for _, _, params in work))
         tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
-        for (_, _, sampling), task in zip(work, tasks, strict=True):
-            self._count(task, sampling.params.n)
+        for (_, _, params), task in zip(work, tasks, strict=True):
+            self._count(task, params.n)
         try:
             for task in asyncio.as_completed(tasks):
                 yield await task
@@ -86,28 +81,30 @@ class Replica:
 
     def _check_room(self, responses: int) -> None:
         """A request that is alone is always taken."""
-        if self.running and self.running + responses > self._config.max_outstanding_responses:
+        if self.running and self.running + responses > self._max_outstanding:
             raise BackpressureError(
                 f"this replica has {self.running} responses to finish, and {responses} more exceed "
-                f"models.policy.max_outstanding_responses ({self._config.max_outstanding_responses}); send them later, or "
+                f"models.policy.max_outstanding_responses ({self._max_outstanding}); send them later, or "
                 "to another replica"
             )
 
-    async def _group(
-        self, episode_id: int, group_id: str, tokens: list[int], sampling: GroupSampling
-    ) -> pb.GenerateResponse:  # fmt: skip
+    async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: Params) -> pb.GenerateResponse:
         origin = Origin(group_id, episode_id, self.gate.version, self.gate.digest)
-        answer = self.engine.beam_search if sampling.is_beam else self.engine.generate
         try:
-            output = await answer(f"{group_id}-{uuid.uuid4().hex[:8]}", tokens, sampling.params)
+            answer = await self.engine.generate(group_id, tokens, params)
         except ValueError as error:
             raise InvalidRequestError(f"prompt {group_id}: {error}") from error
-        self.generated_tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        return pb.GenerateResponse(
-            samples=to_samples(output, origin, sampling).to_proto(),
-            texts=[completion.text for completion in output.outputs],
-            prompt_logprobs=prompt_logprobs(output, group_id, sampling.params.prompt_logprobs or 0),
+        self.generated_tokens += sum(len(completion.token_ids) for completion in answer.completions)
+        message = pb.GenerateResponse(
+            samples=to_samples(tokens, answer.completions, origin, params.temperature).to_proto(),
+            texts=[completion.text for completion in answer.completions],
         )
+        if answer.prompt_logprobs is not None:
+            ids, logprobs = answer.prompt_logprobs
+            message.prompt_logprobs.add(
+                group_id=group_id, columns=ids.shape[1], token_ids=ids.tobytes(), logprobs=logprobs.tobytes()
+            )
+        return message
 
     async def update_weights(
         self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float

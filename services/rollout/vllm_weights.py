@@ -40,6 +40,11 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
         self._senders: list[tuple[BroadcastGroup, list[Bucket]]] = []
         self.report: dict[str, Any] = {}
 
+    @staticmethod
+    def trainer_send_weights(*args: Any, **kwargs: Any) -> None:
+        """Older vLLM asks every engine for the sending end too; ours is the trainer service."""
+        raise NotImplementedError("weights are sent by the trainer service: TrainerService.PublishWeights")
+
     def init_transfer_engine(self, init_info: GroupInfo) -> None:
         """Joins one broadcast group per sender, while the senders do."""
         group = weights_pb2.WeightGroup.FromString(init_info.group)

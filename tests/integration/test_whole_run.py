@@ -110,6 +110,32 @@ def test_a_run_ends_with_metrics_plot_checkpoint_and_a_loadable_export(place: Pl
     assert loaded.stdout.strip() == "[4, 5]", loaded.stderr
 
 
+STATIC = [
+    part
+    for option in ("generator=megatron", "tensor_model_parallel_size=2", "batch_generation.ranking=true", "max_num_seqs=8")
+    for part in ("--set", f"models.policy.{option}")
+]
+
+
+def test_a_run_on_static_batches_learns_from_what_the_trainer_holds(place: Place) -> None:
+    run = start(place, *STATIC)
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, output
+    episodes = [json.loads(line) for line in (place.runs / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [episode["episode"] for episode in episodes] == [0, 1, 2]
+    assert all(abs(episode["mismatch_kl"]) < 1e-4 and episode["grad_norm"] > 0 for episode in episodes)
+    assert len({episode["weights_digest"] for episode in episodes}) == 3
+
+
+def test_a_killed_static_replica_ends_the_run_soon_with_its_name_and_nothing_left(place: Place) -> None:
+    run = start(place, *STATIC, "--set", "runtime.num_episode=500")
+    read_until(run, r"^episode 1 done")
+    os.kill(service_pid(place, "rollout-0"), signal.SIGKILL)
+    output, _ = run.communicate(timeout=90)
+    assert run.returncode == 1, output
+    assert re.search(r"error.*rollout", output, re.I | re.S), output
+
+
 @pytest.mark.parametrize(
     ("victim", "says"),
     [

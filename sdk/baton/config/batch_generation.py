@@ -6,10 +6,12 @@ from baton.config.base import Count, Section
 
 
 class BatchGenerationConfig(Section):
-    """Sorting prompts by length, so that a batch wastes little on padding, and a cap on what that costs."""
+    """Sorting prompts by length, so that a static batch wastes little on waiting for its longest, and a cap on
+    what its start takes."""
 
     ranking: bool = False
-    """Sort the prompts of each episode by length, the longest first; equal lengths keep their order."""
+    """Sort the prompts that wait for static batches by length, the longest first; equal lengths keep their
+    order, and responses belong to the same prompts either way."""
 
     length_key: Literal["tokens", "words"] = "tokens"
     """What `ranking` counts. `words` counts Chinese characters and blank-separated words."""

@@ -15,14 +15,16 @@ class PolicyConfig(SamplingConfig):
     """Always false: `ppo_policy` is trained, and its weights are sent here."""
 
     generator: Literal["vllm", "megatron"] = "vllm"
-    """What generates: vLLM, or static batches on Megatron-Core."""
+    """What generates: vLLM, or static batches on Megatron-Core, which `batch_generation` is about. Options that only
+    one of the two has are refused with the other."""
 
     max_num_batched_tokens: PositiveInt | None = None
     """Upper limit on the tokens of one engine step; a good start is batch size * (seq_length - prompt
     length). null: the engine decides."""
 
     max_num_seqs: PositiveInt | None = None
-    """Upper limit on the sequences of one engine step. null: the engine decides."""
+    """Upper limit on the sequences of one engine step, or of one static batch. null: the engine decides; a
+    static batch has 64."""
 
     max_outstanding_responses: PositiveInt = 4096
     """Responses that a replica takes on before it refuses further requests until some are done. Clients of

@@ -81,7 +81,7 @@ class RoleConfig(Section):
     """Low-rank adapters; only a trainable model has them."""
 
     batch_generation: BatchGenerationConfig = Field(default_factory=BatchGenerationConfig)
-    """The order of prompts and the start of static batches."""
+    """The order of prompts and the start of static batches; of `policy` with `generator: megatron`."""
 
     omp_threads: PositiveInt | None = None
     """CPU threads of each process. null: the libraries decide."""

@@ -18,14 +18,17 @@ UNBUILT_OPTIONS = {
         "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
-        "load", "lora", "batch_generation", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
+        "load", "lora", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),
     "models.policy": (
-        "generator",
         # the trainer does not mirror these yet: its log-probabilities would be of another distribution
         "use_beam_search", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
     ),
-    "models.ppo_policy": ("recompute_granularity", "sequence_parallel", "trust_remote_code"),
+    "models.ppo_policy": ("batch_generation", "recompute_granularity", "sequence_parallel", "trust_remote_code"),
+    "models.reference": ("batch_generation",),
+    "models.value": ("batch_generation",),
+    "models.reward": ("batch_generation",),
+    "models.ppo_value": ("batch_generation",),
 }  # fmt: skip
 UNBUILT_ROLES = ("reference", "value", "reward", "ppo_value")
 

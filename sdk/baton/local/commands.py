@@ -13,6 +13,13 @@ def _common(config: RunConfig, run_file: Path, port: int, ready_file: Path) -> l
     return ["--run-file", str(run_file), "--listen", listen, "--ready-file", str(ready_file)]
 
 
+def _torchrun(processes: int) -> list[str]:
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(processes),
+        "--master-addr", LOOPBACK, "--master-port", str(free_port()),
+    ]  # fmt: skip
+
+
 def buffer_command(config: RunConfig, run_file: Path, ready_file: Path, store_url: str) -> list[str]:
     """The buffer, on the store at `store_url`."""
     common = _common(config, run_file, config.services.buffer_port, ready_file)
@@ -20,20 +27,19 @@ def buffer_command(config: RunConfig, run_file: Path, ready_file: Path, store_ur
 
 
 def rollout_command(config: RunConfig, run_file: Path, ready_file: Path, replica: int) -> list[str]:
-    """Rollout replica `replica`."""
-    first = config.services.rollout_port
-    common = _common(config, run_file, first + replica if first else 0, ready_file)
-    return [sys.executable, "-m", "services.rollout", *common, "--replica", str(replica)]
+    """Rollout replica `replica`: vLLM starts its own processes, static batches run under torchrun."""
+    first, policy = config.services.rollout_port, config.models.policy
+    options = [*_common(config, run_file, first + replica if first else 0, ready_file), "--replica", str(replica)]
+    if policy.generator == "megatron":
+        return [*_torchrun(policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size),
+                "-m", "services.static_rollout", *options]  # fmt: skip
+    return [sys.executable, "-m", "services.rollout", *options]
 
 
 def trainer_command(config: RunConfig, run_file: Path, ready_file: Path) -> list[str]:
     """The trainer's ranks, under torchrun; rank 0 listens."""
-    torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1",
-        "--nproc-per-node", str(config.models.ppo_policy.world_size),
-        "--master-addr", LOOPBACK, "--master-port", str(free_port()),
-    ]  # fmt: skip
-    return [*torchrun, "-m", "services.trainer", *_common(config, run_file, config.services.trainer_port, ready_file)]
+    common = _common(config, run_file, config.services.trainer_port, ready_file)
+    return [*_torchrun(config.models.ppo_policy.world_size), "-m", "services.trainer", *common]
 
 
 def coordinator_command(

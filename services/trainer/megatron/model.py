@@ -48,27 +48,38 @@ class PolicyModel(GPTModel):
         """Number of this stage's first layer in the whole model."""
         return self.decoder.layers[0].layer_number - 1
 
+    def rotary(self, positions_T: torch.Tensor) -> torch.Tensor:
+        """Rotary angles [T, 1, 1, head_dim], float32."""
+        angles = positions_T[:, None].float() * self.inverse_frequencies
+        return torch.cat([angles, angles], dim=-1)[:, None, None, :]
+
     def forward(self, batch: PackedBatch) -> torch.Tensor | TokenScores:
         """Hidden states, or on the last stage the scores of the batch's response tokens."""
         hidden = None
         if self.pre_process:
             hidden = self.embedding(input_ids=batch.tokens_T[None], position_ids=batch.positions_T[None])
-        angles = batch.positions_T[:, None].float() * self.inverse_frequencies
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=torch.cat([angles, angles], dim=-1)[:, None, None, :],
+            rotary_pos_emb=self.rotary(batch.positions_T),
             packed_seq_params=PackedLayout.of(batch),
         )
         return self._scores(hidden, batch) if self.post_process else hidden
 
-    def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
-        chosen = hidden[:, 0].index_select(0, batch.target_rows_N)[:, None]
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Last stage: logits [N, this rank's part of the vocabulary] in float32; -inf for rows that pad the vocabulary."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits_NV = self.output_layer(chosen, weight=weight)[0][:, 0].float() / batch.temperatures_N[:, None]
+        logits_NV = self.output_layer(hidden_NH[:, None], weight=weight)[0][:, 0].float()
         first_id = parallel_state.get_tensor_model_parallel_rank() * logits_NV.shape[1]
-        if (padding := first_id + logits_NV.shape[1] - self.shape.vocab_size) > 0:
-            logits_NV[:, -padding:] = -torch.inf
+        if (real := self.shape.vocab_size - first_id) < logits_NV.shape[1]:
+            padding = logits_NV.new_full((logits_NV.shape[0], logits_NV.shape[1] - real), -torch.inf)
+            logits_NV = torch.cat([logits_NV[:, :real], padding], dim=1)
+        return logits_NV
+
+    def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
+        chosen_NH = hidden[:, 0].index_select(0, batch.target_rows_N)
+        logits_NV = self.logits(chosen_NH) / batch.temperatures_N[:, None]
+        first_id = parallel_state.get_tensor_model_parallel_rank() * logits_NV.shape[1]
         group = parallel_state.get_tensor_model_parallel_group() if self.config.tensor_model_parallel_size > 1 else None
         return TokenScores(*vocab_parallel_logprobs(logits_NV, batch.target_ids_N, first_id=first_id, group=group))
 

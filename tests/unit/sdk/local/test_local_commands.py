@@ -40,6 +40,18 @@ def test_torchrun_starts_one_process_for_each_rank_and_meets_on_loopback():
     ]  # fmt: skip
 
 
+def test_a_replica_on_static_batches_has_a_process_for_each_rank():
+    policy = {"generator": "megatron", "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    config = RunConfig.from_mapping({"models": {"policy": policy}, "services": {"rollout_port": 7100}})
+    command = commands.rollout_command(config, RUN, READY, 1)
+    assert command[: command.index("--master-addr")] == [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "4",
+    ]  # fmt: skip
+    assert command[command.index("--master-port") + 2 :] == [
+        "-m", "services.static_rollout", *COMMON, "127.0.0.1:7101", "--ready-file", str(READY), "--replica", "1",
+    ]  # fmt: skip
+
+
 def test_the_coordinator_is_told_where_everybody_is():
     command = commands.coordinator_command(
         CONFIG, RUN, READY, app="my.program:engine", output_dir=Path("/r"),

@@ -1,0 +1,43 @@
+"""What each generator of `models.policy` does not carry out: a run that sets it would be another run than it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from baton.config.problems import problem
+
+if TYPE_CHECKING:
+    from baton.config.run import RunConfig
+
+VLLM_ONLY = (
+    "max_num_batched_tokens", "block_size", "gpu_memory_utilization", "cpu_kv_cache_gib", "vllm_load_format", "quantization",
+    "revision", "tokenizer_revision", "tokenizer_mode", "engine_args", "use_beam_search", "prompt_logprobs",
+    "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+
+
+def generator_problems(run: RunConfig) -> Iterator[str]:
+    """One line for each option of `models.policy` that only the other generator has."""
+    policy = run.models.policy
+    if policy.generator == "vllm":
+        batches = policy.batch_generation
+        if batches.ranking or batches.min_prompt_length:
+            yield problem(
+                "models.policy.batch_generation",
+                batches.model_dump(exclude_unset=True),
+                "is about static batches, which vLLM does not make",
+                "set models.policy.generator to megatron, or leave it out",
+            )
+        return
+    for name in VLLM_ONLY:
+        value = getattr(policy, name)
+        if name in policy.model_fields_set and value != type(policy).model_fields[name].get_default(
+            call_default_factory=True
+        ):
+            yield problem(
+                f"models.policy.{name}",
+                value,
+                "has no effect on static batches",
+                "leave it out, or set models.policy.generator to vllm",
+            )

@@ -1,0 +1,107 @@
+"""What the service asks of an engine, whichever it is, and the samples that it makes of the answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.errors import InvalidRequestError
+from baton.samples import FinishReason, Ragged, Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One response to a prompt."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    """Of each token under the distribution that it was drawn from; 0 where nothing was drawn."""
+    model_logprobs: Sequence[float]
+    """Of each token under the raw model."""
+    finish: FinishReason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All responses to one prompt, and if asked for its own tokens' ids and log-probabilities: [tokens - 1, columns] each."""
+
+    completions: list[Completion]
+    prompt_logprobs: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a group's samples came from."""
+
+    group_id: str
+    episode_id: int
+    version: int
+    digest: str
+
+
+class Params(Protocol):
+    """What one prompt is sampled with; the rest is between an engine and itself."""
+
+    @property
+    def n(self) -> int:
+        """Responses."""
+
+    @property
+    def temperature(self) -> float:
+        """0: nothing is drawn."""
+
+
+class RolloutEngine(Protocol):
+    """The few verbs that the service needs."""
+
+    tokenizer: Any
+    max_model_len: int
+    vocabulary: int
+    workers: int
+
+    def params(self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool) -> Params:
+        """The run file's sampling options, overridden. Raises InvalidRequestError, naming the group, if they are wrong."""
+
+    async def generate(self, group_id: str, token_ids: list[int], params: Params) -> Answer:
+        """All `params.n` responses to one prompt. Cancelling it lets go of the request."""
+
+    async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Ends what is in flight, receives a whole set of weights, and returns each worker's report.
+
+        Joins the group first if it is a new one. The engine stays paused: call `resume`.
+        """
+
+    async def resume(self) -> None:
+        """Takes requests again; nothing is left of older weights."""
+
+
+def room_for_response(group_id: str, prompt_tokens: int, context: int) -> int:
+    """Most tokens of a response in a model of `context` tokens. Raises InvalidRequestError if there is no room for one."""
+    if (room := context - prompt_tokens) < 1:
+        raise InvalidRequestError(
+            f"prompt {group_id} has {prompt_tokens} tokens, which leaves no room in a context of {context}; "
+            "shorten the prompt, or raise models.policy.seq_length if the model allows it"
+        )
+    return room
+
+
+def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin: Origin, temperature: float) -> Samples:
+    """One group's samples, without rewards."""
+    count = len(completions)
+    return Samples(
+        sample_ids=[f"{origin.group_id}/{index}" for index in range(count)],
+        group_ids=[origin.group_id] * count,
+        episode_ids=np.full(count, origin.episode_id, np.int64),
+        prompt_ids=Ragged.of([prompt] * count, np.int32),
+        response_ids=Ragged.of([completion.token_ids for completion in completions], np.int32),
+        rollout_logprobs=Ragged.of([completion.logprobs for completion in completions], np.float32),
+        model_logprobs=Ragged.of([completion.model_logprobs for completion in completions], np.float32),
+        finish_reasons=np.array([completion.finish for completion in completions], np.uint8),
+        policy_version_min=np.full(count, origin.version, np.int64),
+        policy_version_max=np.full(count, origin.version, np.int64),
+        weights_digests=[origin.digest] * count,
+        temperatures=np.full(count, temperature, np.float32),
+    )

@@ -1,0 +1,157 @@
+"""Static batches behind the verbs of a rollout engine, on rank 0: requests wait, and go out as batches."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.config.policy import PolicyConfig
+from baton.errors import BatonError, InvalidRequestError, NotReadyError, ServiceFaultError
+from baton.samples import FinishReason
+from services.rollout.generation import Answer, Completion
+from services.static_rollout.options import RowOptions, row_options
+from services.static_rollout.ranking import batches, ranked, words
+from services.static_rollout.rows import Response, Row
+from services.static_rollout.worker import decode_responses, encode_rows
+from services.trainer.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_OVERRIDES = (
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "stop", "use_beam_search", "prompt_logprobs",
+)  # fmt: skip
+BATCH_ROWS = 64
+"""Rows of a batch at most, unless `max_num_seqs` says otherwise."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One prompt's rows, and what has come of them."""
+
+    rows: list[Row]
+    length: int
+    done: asyncio.Future[list[Response]]
+    responses: dict[int, Response] = field(default_factory=dict)
+
+
+class StaticEngine:
+    """Takes all requests that wait as one window whenever the ranks are free; batches are cut out of the window."""
+
+    def __init__(self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, seed: int) -> None:
+        """Call `run` beside it: it makes the batches."""
+        self.tokenizer = tokenizer
+        self.max_model_len = config.seq_length
+        self.vocabulary = len(tokenizer)
+        self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self._config = config
+        self._evaluation = config.for_evaluation()
+        self._ranks = ranks
+        self._seed = seed
+        self._serial = count()
+        self._waiting: list[_Waiting] = []
+        self._arrived = asyncio.Event()
+        self._paused = False
+        self._broken = False  # whether the last update did not get to its end
+
+    def params(
+        self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool
+    ) -> RowOptions:  # fmt: skip
+        """The run file's sampling options, overridden."""
+        for name in UNKNOWN_OVERRIDES:
+            if name in (given.name for given, _ in overrides.ListFields()):
+                raise InvalidRequestError(
+                    f"sampling options of group {group_id}: {name} is not offered by static batches; leave it out, or set "
+                    "models.policy.generator: vllm"
+                )
+        return row_options(
+            self._evaluation if evaluation else self._config, overrides, group_id, prompt_tokens, self.max_model_len
+        )
+
+    async def generate(self, group_id: str, token_ids: list[int], params: RowOptions) -> Answer:
+        """All responses to one prompt. If it is cancelled while it waits it is never begun."""
+        if self._paused:
+            raise NotReadyError("this replica is receiving weights; ask again for the version that it serves afterwards")
+        serial = next(self._serial)
+        if params.seed is None:
+            seed, name = self._seed, f"{serial}/{group_id}"  # no two requests draw the same
+        else:
+            seed, name = params.seed, group_id  # the request repeats itself
+        rows = [
+            Row(f"{name}/{index}", token_ids, params.limit, params.sampling, seed, params.ignore_eos, params.stop)
+            for index in range(params.n)
+        ]
+        waiting = _Waiting(rows, self._length(token_ids), asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._arrived.set()
+        return Answer([self._completion(response, params) for response in await waiting.done])
+
+    async def run(self) -> None:
+        """Makes batches until it is cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            window, self._waiting = self._waiting, []
+            try:
+                await self._window(window)
+            except Exception as error:  # the boundary between the batches and those who wait for them
+                if not isinstance(error, BatonError):
+                    log.exception("a batch failed")
+                    error = ServiceFaultError(f"a static batch failed: {type(error).__name__}: {error}")
+                for waiting in window:
+                    if not waiting.done.done():
+                        waiting.done.set_exception(error)
+
+    async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Receives a whole set of weights after the batch under way, and refuses what waits. Returns each rank's report."""
+        self._paused = True
+        request = pb.UpdateWeightsRequest(first_rank=first_rank, timeout_s=timeout_s)
+        request.group.ParseFromString(group)
+        if self._broken:
+            await self._ranks.execute("LeaveGroup", b"")  # what some ranks may still hold is joined anew on all
+        self._broken = True
+        reports = [json.loads(part) for part in await self._ranks.execute("UpdateWeights", request.SerializeToString())]
+        self._broken = False
+        return reports
+
+    async def resume(self) -> None:
+        """Takes requests again. A batch's cache ends with it, so nothing is left of older weights."""
+        self._paused = False
+
+    async def _window(self, window: Sequence[_Waiting]) -> None:
+        """Makes the batches of one window, and hands out each prompt's responses with its last."""
+        order = ranked([one.length for one in window]) if self._config.batch_generation.ranking else range(len(window))
+        rows = [(window[index], number) for index in order for number in range(len(window[index].rows))]
+        for batch in batches(range(len(rows)), self._config.max_num_seqs or BATCH_ROWS):
+            chosen = [rows[index] for index in batch if not rows[index][0].done.done()]
+            if not chosen:
+                continue
+            if self._paused:
+                raise NotReadyError("new weights came before this request was begun; ask again for their version")
+            request = encode_rows([waiting.rows[number] for waiting, number in chosen])
+            for (waiting, number), response in zip(
+                chosen, decode_responses(await self._ranks.execute("Generate", request)), strict=True
+            ):
+                waiting.responses[number] = response
+                if len(waiting.responses) == len(waiting.rows) and not waiting.done.done():
+                    waiting.done.set_result([waiting.responses[i] for i in range(len(waiting.rows))])
+
+    def _length(self, token_ids: list[int]) -> int:
+        """What ranking goes by."""
+        if self._config.batch_generation.length_key == "words":
+            return words(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return len(token_ids)
+
+    def _completion(self, response: Response, params: RowOptions) -> Completion:
+        stop, logprobs = params.stop, response.logprobs
+        if not params.temperature:
+            logprobs = [0.0] * len(logprobs)
+        text = self.tokenizer.decode(response.token_ids, skip_special_tokens=True)
+        ends = [end for word in stop if (end := text.find(word)) >= 0]
+        return Completion(
+            response.token_ids, logprobs, response.model_logprobs, FinishReason(response.finish),
+            text[: min(ends)] if ends else text,
+        )  # fmt: skip

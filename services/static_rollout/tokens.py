@@ -1,0 +1,22 @@
+"""The tokenizer of a model directory, and the tokens that end a response."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """A directory's or a hub id's. To be called before Megatron is redirected to the CPU."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def end_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokenizer's end token, and those that the model's generation_config.json, or else its config.json, names."""
+    named = next(
+        (path for path in (directory / "generation_config.json", directory / "config.json") if path.is_file()), None
+    )
+    ids = json.loads(named.read_text()).get("eos_token_id") if named else None
+    listed = ids if isinstance(ids, list) else [ids]
+    return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)
