@@ -20,9 +20,11 @@ def buffer_command(config: RunConfig, run_file: Path, ready_file: Path, store_ur
 
 
 def rollout_command(config: RunConfig, run_file: Path, ready_file: Path, replica: int) -> list[str]:
-    """Rollout replica `replica`."""
-    first = config.services.rollout_port
-    common = _common(config, run_file, first + replica if first else 0, ready_file)
+    """Rollout replica `replica`, on a port of its own also if the run file leaves it open: one that is started again with
+    the same command must be found where it was."""
+    services = config.services
+    port = services.rollout_port + replica if services.rollout_port else free_port(services.host)
+    common = _common(config, run_file, port, ready_file)
     return [sys.executable, "-m", "services.rollout", *common, "--replica", str(replica)]
 
 
