@@ -123,8 +123,9 @@ class Driver:
         folder = self.report.folder / "export"
         await self.checkpoint()
         self._enter("export", self._services.trainer_name)
-        with self._services.at_trainer("deadlines.checkpoint_s"):
-            await self._services.trainer.export_model(str(folder), timeout_s=self._config.deadlines.checkpoint_s)
+        async with self.publishing.trainer:
+            with self._services.at_trainer("deadlines.checkpoint_s"):
+                await self._services.trainer.export_model(str(folder), timeout_s=self._config.deadlines.checkpoint_s)
         return str(folder)
 
     async def checkpoint(self) -> None:
@@ -132,10 +133,10 @@ class Driver:
         if self._saved_step == self.state.global_step:
             return
         self._enter("checkpoint", self._services.trainer_name)
-        with self._services.at_trainer("deadlines.checkpoint_s"):
-            saved = await self._services.trainer.save_checkpoint(
-                str(self.report.folder / "checkpoints"), timeout_s=self._config.deadlines.checkpoint_s
-            )
+        folder, checkpoint_s = str(self.report.folder / "checkpoints"), self._config.deadlines.checkpoint_s
+        async with self.publishing.trainer:
+            with self._services.at_trainer("deadlines.checkpoint_s"):
+                saved = await self._services.trainer.save_checkpoint(folder, timeout_s=checkpoint_s)
         self.state.checkpoint, self._saved_step = saved.path, self.state.global_step
         if self._config.store.ack_on == "checkpoint":
             with self._services.at_buffer():

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from baton.api.rollout.v1 import rollout_pb2
 from baton.clients.rollout import RolloutClient
@@ -62,20 +63,25 @@ class Fleet:
         return found()
 
     async def look(self, replica: Replica) -> None:
-        """Connects to it and asks what it serves."""
+        """Connects to it and asks what it serves; of no account if something else became of it meanwhile."""
+        before = replica.health
         try:
             await liveness.look(replica.address)
         except OSError as error:  # TimeoutError too
-            replica.refused(liveness.why(error))
-            return
+            tell = partial(replica.refused, liveness.why(error))
+        else:
+            tell = await self._ask(replica)
+        if replica.health is before:
+            tell()
+
+    async def _ask(self, replica: Replica) -> Callable[[], None]:
         try:
             async with asyncio.timeout(ANSWER_S):
                 status = await self.client(replica).get_status()
         except (BatonError, TimeoutError):
-            replica.silent(f"accepts connections, but does not answer within {ANSWER_S:g} s")
-            return
+            return partial(replica.silent, f"accepts connections, but does not answer within {ANSWER_S:g} s")
         serving = status.state == rollout_pb2.REPLICA_STATE_HEALTHY
-        replica.answered(status.policy_version, serving, self.version, status.state_reason)
+        return partial(replica.answered, status.policy_version, serving, self.version, status.state_reason)
 
     async def watch(self, catch_up: Callable[[Replica], Awaitable[None]]) -> None:
         """Looks at all replicas, for ever, and has those caught up that are STALE."""
@@ -110,6 +116,8 @@ class Fleet:
         match replica.health:
             case ReplicaHealth.DEAD:
                 log.warning("%s died: %s", name, replica.reason)
+                if replica.outstanding:
+                    log.warning("%s: its %d unanswered groups go elsewhere", name, replica.outstanding)
                 for limit in self._waits[replica.address]:
                     limit.reschedule(asyncio.get_running_loop().time())
             case ReplicaHealth.STALE:

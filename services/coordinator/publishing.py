@@ -33,7 +33,7 @@ class Publishing:
     def __init__(self, services: Connections, fleet: Fleet, state: RunState, timeout_s: float) -> None:
         """`timeout_s` bounds one transfer."""
         self.trainer = asyncio.Lock()
-        """Held while the trainer's weights change or are sent."""
+        """Held while the trainer is at work: its weights are one version's only in between."""
         self._services = services
         self._fleet = fleet
         self._state = state

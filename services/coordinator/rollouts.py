@@ -60,13 +60,16 @@ class Rollouts:
             while waiting:
                 attempts += 1
                 replica = await self._fleet.take(len(waiting), self._homes.get(batch[0].group_id))
+                deaths = replica.deaths
                 self._homes |= dict.fromkeys(waiting, replica.address)
                 try:
                     async with aclosing(self._request(replica, waiting, overrides, episode_id, published)) as groups:
                         async for group in groups:
                             yield group
                 except LOST as error:
-                    await self._give_up(replica, waiting, attempts, error)
+                    await self._give_up(replica, deaths, waiting, attempts, error)
+                finally:
+                    replica.outstanding -= len(waiting)
 
         return merge([answer(batch) for batch in self._batches(prompts)])
 
@@ -76,24 +79,23 @@ class Rollouts:
     ) -> AsyncIterator[Group]:  # fmt: skip
         """One request; takes out of `waiting` what is answered. The replica was taken with all of `waiting`."""
         messages = [Prompt(item.group_id, chat=item.messages) for item in waiting.values()]
-        try:
-            with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
-                async with self._fleet.while_alive(replica):
-                    async for generation in self._fleet.client(replica).generate(
-                        messages, sampling=sampling, episode_id=episode_id, exact_version=self._fleet.version,
-                        timeout_s=self._timeout_s,
-                    ):  # fmt: skip
-                        check_digests(generation.samples, published, replica.address)
-                        for group in _groups(generation, waiting):
-                            replica.outstanding -= 1
-                            yield group
-                if waiting:
-                    raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
-        finally:
-            replica.outstanding -= len(waiting)
+        with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
+            async with self._fleet.while_alive(replica):
+                async for generation in self._fleet.client(replica).generate(
+                    messages, sampling=sampling, episode_id=episode_id, exact_version=self._fleet.version,
+                    timeout_s=self._timeout_s,
+                ):  # fmt: skip
+                    check_digests(generation.samples, published, replica.address)
+                    for group in _groups(generation, waiting):
+                        replica.outstanding -= 1
+                        yield group
+            if waiting:
+                raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
 
-    async def _give_up(self, replica: Replica, waiting: Mapping[str, PromptItem], attempts: int, error: Exception) -> None:
-        """After a request was lost. Raises its error if that was the last attempt."""
+    async def _give_up(
+        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception
+    ) -> None:  # fmt: skip
+        """After a request was lost to a replica that had died `deaths` times. Raises the error of the last attempt."""
         replica.broke(str(error))
         await self._fleet.look(replica)
         if not waiting:
@@ -103,7 +105,8 @@ class Rollouts:
                 f"the groups {', '.join(waiting)} were lost with their replica {attempts} times, which is "
                 f"store.max_attempts; the last time: {error}"
             ) from error
-        log.warning("rollout at %s: its %d unanswered groups go elsewhere", replica.address, len(waiting))
+        if replica.deaths == deaths:  # else it was told with the death
+            log.warning("rollout at %s: %d unanswered groups go elsewhere: %s", replica.address, len(waiting), error)
 
     def _batches(self, prompts: Sequence[PromptItem]) -> list[Sequence[PromptItem]]:
         """Cut so small that all replicas have work; prompts with different homes are not put together."""

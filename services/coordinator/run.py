@@ -2,7 +2,7 @@
 
     STARTING -> RUNNING -> SUCCEEDED           all episodes are done
                         -> STOPPING -> STOPPED a stop was asked for: the call in flight ends or is cancelled, nothing follows
-                        -> FAILED              an error, told with its episode and phase; nothing is tried again
+                        -> FAILED              an error, told with its episode and phase
 
 Whatever the end, the reports are written, the state is stored, and the workers are gone before the last event is seen.
 """

@@ -10,8 +10,10 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from baton.config.policy import PolicyConfig
+from baton.errors import ServiceUnavailableError
 from baton.samples import FinishReason, Ragged, Samples
 from services.rollout.vllm_plugin import BACKEND
 
@@ -56,9 +58,20 @@ class VllmEngine:
         self._group_id = ""
 
     async def generate(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
-        """All responses to one prompt. Cancelling it aborts the request in the engine."""
-        outputs = [output async for output in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
+        """All responses to one prompt. Cancelling it aborts the request in the engine.
+
+        Raises ServiceUnavailableError if the engine's process has died.
+        """
+        try:
+            outputs = [output async for output in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
+        except EngineDeadError as error:
+            raise ServiceUnavailableError(f"the engine of this replica died ({error}); see its log") from error
         return outputs[-1]
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's own process has ended; there is no way back."""
+        return self._llm.errored
 
     async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
         """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.
