@@ -1,4 +1,4 @@
-"""Every real part, two replicas, and one of them killed in the middle of an episode."""
+"""Every real part, two replicas, and one of them killed in the middle of an episode, or of a weight update."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ import pytest
 import yaml
 from cli_process import Place
 
-from baton.api.coordinator.v1 import coordinator_pb2
+from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.clients import CoordinatorClient, LedgerClient, RolloutClient
 from models import make_model
 
@@ -74,7 +74,45 @@ async def until(condition, timeout_s: float, what: str) -> float:
     return time.monotonic() - begun
 
 
-async def test_a_replica_killed_in_an_episode_costs_nothing_and_serves_a_later_version(place: Place) -> None:
+class Run:
+    """A run on a deployment in the background, and what a test asks of its services."""
+
+    def __init__(self, place: Place, coordinator: CoordinatorClient, http: httpx.AsyncClient, victim: str) -> None:
+        self.place, self.coordinator, self.http, self.victim = place, coordinator, http, victim
+
+    async def within_an_episode(self) -> bool:
+        return (self.place.directory / "within-1").exists()
+
+    async def within_an_update(self) -> bool:
+        status = await self.coordinator.get_run()
+        return (status.episode, status.phase) == (1, "publish")
+
+    async def is_healthy_again(self) -> bool:
+        seen = {one["address"]: one for one in (await self.http.get("/status")).json()["replicas"]}[self.victim]
+        return seen["state"] == "healthy" and seen["deaths"] == 1
+
+    async def has_ended(self) -> bool:
+        return (await self.coordinator.get_run()).state not in (pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING)
+
+    def kill(self) -> None:
+        """kill -9 of the service itself, below its keeper."""
+        pid = json.loads((self.place.runs / "a" / "ready" / "rollout-1.json").read_text())["pid"]
+        os.kill(pid, signal.SIGKILL)
+
+    def told(self) -> list[str]:
+        """What the coordinator's log says of the victim."""
+        log = (self.place.runs / "a" / "logs" / "coordinator.log").read_text()
+        return re.findall(rf"rollout at {self.victim}:? (died: .*|its \d+ unanswered groups .*|is back .*|serves .*)", log)
+
+
+LINES = {
+    "within_an_episode": ["died: ", "its [1-4] unanswered groups go elsewhere"],
+    "within_an_update": ["died: "],
+}
+
+
+@pytest.mark.parametrize("moment", LINES)
+async def test_a_killed_replica_costs_nothing_and_serves_a_later_version(place: Place, moment: str) -> None:
     up = place.start("up", "run.yaml", "--run-id", "a", "--app", "my_program:engine")
     out, err = await asyncio.to_thread(up.communicate, timeout=240)
     assert up.returncode == 0, out + err
@@ -85,41 +123,24 @@ async def test_a_replica_killed_in_an_episode_costs_nothing_and_serves_a_later_v
         LedgerClient(services["buffer"]["address"]) as ledger,
         httpx.AsyncClient(base_url=record(place)["dashboard_url"]) as http,
     ):  # fmt: skip
+        run = Run(place, coordinator, http, victim)
         await coordinator.start_run("a")
-
-        async def in_the_middle() -> bool:
-            return (place.directory / "within-1").exists()
-
-        async def as_it_was() -> bool:
-            seen = {one["address"]: one for one in (await http.get("/status")).json()["replicas"]}[victim]
-            return seen["state"] == "healthy" and seen["deaths"] == 1
-
-        async def ended() -> bool:
-            return (await coordinator.get_run()).state not in (
-                coordinator_pb2.RUN_STATE_STARTING, coordinator_pb2.RUN_STATE_RUNNING,
-            )  # fmt: skip
-
-        await until(in_the_middle, 120, "a group of episode 1 is answered")
-        pid = json.loads((place.runs / "a" / "ready" / "rollout-1.json").read_text())["pid"]
-        os.kill(pid, signal.SIGKILL)
-        back_s = await until(as_it_was, 150, "the replica serves again")
+        await until(getattr(run, moment), 120, moment)
+        run.kill()
+        back_s = await until(run.is_healthy_again, 150, "the replica serves again")
         (place.directory / "go").touch()
-        await until(ended, 90, "the run ends")
+        await until(run.has_ended, 90, "the run ends")
         state = await coordinator.get_run()
-        assert state.state == coordinator_pb2.RUN_STATE_SUCCEEDED, state.error
+        assert state.state == pb.RUN_STATE_SUCCEEDED, state.error
         assert list((await ledger.audit("a")).faults) == []
         served = await replica.get_status()
     assert served.policy_version == EPISODES + 1 and served.generated_tokens > 0
     answered = Counter((place.directory / "answered").read_text().split())
     assert set(answered.values()) == {1}
     assert len(answered) == EPISODES * PROMPTS * GROUP
-    log = (place.runs / "a" / "logs" / "coordinator.log").read_text()
-    lines = re.findall(rf"rollout at {victim}:? (died: .*|its \d+ unanswered groups .*|is back .*|serves .*)", log)
+    lines = run.told()
     print("\n".join([*lines, f"back after {back_s:.1f} s"]))
-    assert len(lines) == 4, log
-    for line, told in zip(
-        lines,
-        ("died: ", "its [1-4] unanswered groups go elsewhere", "is back with version 0, stale", "serves version [3-5]"),
-        strict=True,
-    ):
+    expected = [*LINES[moment], "is back with version 0, stale", "serves version [3-5]"]
+    assert len(lines) == len(expected), lines
+    for line, told in zip(lines, expected, strict=True):
         assert re.match(told, line), lines
