@@ -121,7 +121,8 @@ class Fleet:
                 for limit in self._waits[replica.address]:
                     limit.reschedule(asyncio.get_running_loop().time())
             case ReplicaHealth.STALE:
-                log.info("%s is back with version %d, stale: %s", name, replica.version, replica.reason)
+                back = "is back" if before in (ReplicaHealth.DEAD, ReplicaHealth.RESTARTING) else "is still there"
+                log.info("%s %s with version %d, stale: %s", name, back, replica.version, replica.reason)
             case ReplicaHealth.HEALTHY if before is not ReplicaHealth.SUSPECT:
                 log.info("%s serves version %d", name, replica.version)
         self._news.set()

@@ -49,12 +49,14 @@ class Replica:
     updating: bool = False
     """Weights are on their way to it: its own word on its version means nothing until they are committed."""
     _refusals: int = field(default=0, init=False)
+    _broken: bool = field(default=False, init=False)
     _since: float = field(default=0.0, init=False)
 
     def refused(self, cause: str) -> None:
         """Nobody listens at its address."""
         self._refusals += 1
-        if self.health is ReplicaHealth.RESTARTING or (self.health is ReplicaHealth.SUSPECT and self._refusals >= REFUSALS):
+        proven = self._broken or self._refusals >= REFUSALS
+        if self.health is ReplicaHealth.RESTARTING or (self.health is ReplicaHealth.SUSPECT and proven):
             self._died(cause)
         elif self.health is not ReplicaHealth.DEAD:
             self._become(ReplicaHealth.SUSPECT, cause)
@@ -62,13 +64,12 @@ class Replica:
     def broke(self, cause: str) -> None:
         """A call to it lost its connection: the next connection that is refused is proof."""
         if self.health in (ReplicaHealth.HEALTHY, ReplicaHealth.STALE, ReplicaHealth.SUSPECT):
-            self._refusals = max(self._refusals, REFUSALS - 1)
+            self._broken = True
             self._become(ReplicaHealth.SUSPECT, cause)
 
     def silent(self, cause: str) -> None:
-        """It accepts connections, but does not answer."""
-        self._refusals = 0
-        if self.health is ReplicaHealth.SUSPECT and self.clock() - self._since >= SUSPECT_S:
+        """It accepts connections, but does not answer: if it refused them before, it is another process, which starts."""
+        if self.health is ReplicaHealth.SUSPECT and (self._refusals or self.clock() - self._since >= SUSPECT_S):
             self._died(cause)
         elif self.health is ReplicaHealth.DEAD:
             self._become(ReplicaHealth.RESTARTING, cause)
@@ -77,7 +78,7 @@ class Replica:
 
     def answered(self, version: int, serving: bool, wanted: int, why: str = "") -> None:
         """It serves `version`, or if not `serving` nothing, for the reason `why`; the run wants `wanted`."""
-        self._refusals = 0
+        self._refusals, self._broken = 0, False
         if self.updating and self.health is not ReplicaHealth.SUSPECT:
             return
         if serving and version == wanted:
@@ -96,6 +97,7 @@ class Replica:
 
     def _died(self, cause: str) -> None:
         self.deaths += 1
+        self._refusals, self._broken = 0, False
         self._become(ReplicaHealth.DEAD, cause)
 
     def _become(self, health: ReplicaHealth, reason: str) -> None:

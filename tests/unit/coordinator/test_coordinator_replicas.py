@@ -61,6 +61,14 @@ def test_a_broken_call_to_a_process_that_answers_changes_nothing() -> None:
     assert seen.states == [SUSPECT, HEALTHY] and seen.replica.deaths == 0
 
 
+def test_a_silence_after_a_refusal_is_a_process_that_starts() -> None:
+    seen = Seen()
+    seen.refuse()
+    seen.replica.silent("loads its model")
+    seen.replica.silent("loads its model")
+    assert seen.states == [SUSPECT, DEAD, RESTARTING] and seen.replica.deaths == 1
+
+
 def test_a_process_that_accepts_and_never_answers_is_dead_in_the_end() -> None:
     seen = Seen()
     seen.replica.silent("frozen")
