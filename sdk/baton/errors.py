@@ -127,7 +127,7 @@ def from_rpc_error(error: grpc.RpcError, call: str, address: str, timeout_s: flo
         return _BY_NAME[name](details)
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"{call} at {address} did not answer within {timeout_s:g} s; is that service up, or only slow?")
-    if status is grpc.StatusCode.UNAVAILABLE:
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # cancelled by a server that ends
         cause = f"no service at {address}, or it went away during the call ({details})"
         return ServiceUnavailableError(f"{call}: {cause}; see its log")
     return _BY_STATUS.get(status, ServiceFaultError)(f"{call} at {address}: {status.name}: {details}")

@@ -1,6 +1,6 @@
-"""Publishing weights: one transaction over the trainer and every rollout replica.
+"""Publishing weights: one transaction over the trainer and rollout replicas.
 
-    open group -> UpdateWeights on all replicas, PublishWeights on the trainer -> compare digests -> CommitWeights on all
+    open group -> UpdateWeights on the replicas, PublishWeights on the trainer -> compare digests -> CommitWeights
 
 The broadcast itself runs between the services; this module only says when, and checks what each side received.
 """
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.api.common.v1 import weights_pb2
+from baton.api.rollout.v1 import rollout_pb2
 from baton.clients.rollout import RolloutClient
 from baton.clients.trainer import TrainerClient
-from baton.errors import DigestMismatchError
+from baton.errors import DeadlineError, DigestMismatchError, ServiceUnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Publication:
     load_s: float
     digest_s: float
     pause_s: float
+    committed: tuple[str, ...]
+    """Addresses of the replicas that serve it; one that vanished after it had received all is left out."""
 
 
 class WeightPublisher:
@@ -37,32 +40,43 @@ class WeightPublisher:
         self._trainer = trainer
         self._replicas = list(replicas)
         self._group: weights_pb2.WeightGroup | None = None
+        self._members: list[RolloutClient] = []
         self._first_ranks: list[int] = []
 
-    async def publish(self, policy_version: int, *, timeout_s: float = 300.0) -> Publication:
-        """Makes every replica serve the trainer's present weights as `policy_version`.
+    async def publish(
+        self, policy_version: int, *, to: Sequence[RolloutClient] | None = None, digest: str | None = None,
+        timeout_s: float = 300.0,
+    ) -> Publication:  # fmt: skip
+        """Makes the replicas `to` (None: all) serve the trainer's present weights as `policy_version`.
 
-        Raises DigestMismatchError, naming the replica, if what arrived is not what was sent. After an error the group
-        is opened anew by the next call.
+        Another `to` than the last time, or an error, has the group opened anew. With `digest` the version was published
+        before, as the weights of that digest: others are not committed. Raises DigestMismatchError, naming the replica, if
+        what arrived is not what was sent; a replica's errors as they are; none if one of several vanishes at the commit.
         """
+        members = list(self._replicas if to is None else to)
+        if members != self._members:
+            self._group = None
         try:
-            group = self._group or await self._open()
+            group = self._group or await self._open(members)
             receptions = [
                 replica.update_weights(policy_version, group, first_rank=rank, timeout_s=timeout_s)
-                for replica, rank in zip(self._replicas, self._first_ranks, strict=True)
+                for replica, rank in zip(members, self._first_ranks, strict=True)
             ]
             sending = self._trainer.publish_weights(group.group_id, policy_version, timeout_s=timeout_s)
             sent, *received = await _all_or_first_error(sending, *receptions)
-            for replica, arrived in zip(self._replicas, received, strict=True):
+            if digest not in (None, sent.weights_digest):
+                raise DigestMismatchError(
+                    f"version {policy_version} was published as weights {digest}, but the trainer sent "
+                    f"{sent.weights_digest} this time; it has moved on, or was restarted; nothing was committed"
+                )
+            for replica, arrived in zip(members, received, strict=True):
                 if arrived.weights_digest != sent.weights_digest:
                     raise DigestMismatchError(
                         f"version {policy_version}: the trainer sent weights {sent.weights_digest}, but rollout "
                         f"{replica.address} holds {arrived.weights_digest}; the rollout side is behind and serves nothing "
                         "until a whole update reaches it"
                     )
-            commits = await _all_or_first_error(
-                *(replica.commit_weights(policy_version, sent.weights_digest) for replica in self._replicas)
-            )
+            commits = await self._commit(policy_version, sent.weights_digest)
         except BaseException:
             self._group = None
             raise
@@ -75,17 +89,33 @@ class WeightPublisher:
             wire_s=max(phase.wire_s for phase in phases),
             load_s=max(phase.load_s for phase in phases),
             digest_s=max(phase.digest_s for phase in phases),
-            pause_s=max(commit.pause_s for commit in commits),
+            pause_s=max(commit.pause_s for commit in commits.values()),
+            committed=tuple(commits),
         )
 
-    async def _open(self) -> weights_pb2.WeightGroup:
-        statuses = await _all_or_first_error(*(replica.get_status() for replica in self._replicas))
+    async def _commit(self, version: int, digest: str) -> dict[str, rollout_pb2.CommitWeightsResponse]:
+        """Answers by address. A version that one replica serves is out: it is not taken back because another vanished."""
+        answers = await asyncio.gather(
+            *(member.commit_weights(version, digest) for member in self._members), return_exceptions=True
+        )
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        fatal = [error for error in errors if not isinstance(error, ServiceUnavailableError | DeadlineError)]
+        if fatal or len(errors) == len(answers):
+            raise (fatal or errors)[0]
+        if errors:
+            self._group = None
+        commits = zip(self._members, answers, strict=True)
+        return {member.address: answer for member, answer in commits if not isinstance(answer, BaseException)}
+
+    async def _open(self, members: list[RolloutClient]) -> weights_pb2.WeightGroup:
+        statuses = await _all_or_first_error(*(replica.get_status() for replica in members))
         rank = 1  # rank 0 is the sender
         self._first_ranks = []
         for status in statuses:
             self._first_ranks.append(rank)
             rank += status.workers
         self._group = await self._trainer.open_weight_group(rank - 1)
+        self._members = members
         return self._group
 
 

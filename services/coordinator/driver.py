@@ -27,11 +27,13 @@ from baton.errors import ServiceFaultError
 from baton.weights import Publication
 from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
-from services.coordinator.connections import Connections, blame, until_ready
+from services.coordinator.connections import Connections, until_ready
 from services.coordinator.events import EventLog
+from services.coordinator.fleet import Fleet
 from services.coordinator.flows import EpisodeContext, generate_and_score, wrong_total
 from services.coordinator.groups import with_group_statistics
 from services.coordinator.prompts import Prompts, build_prompts
+from services.coordinator.publishing import Publishing
 from services.coordinator.relay import Relay
 from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport, brief
 from services.coordinator.rewards import RewardPool, reward_functions
@@ -54,11 +56,14 @@ class Driver:
         self.report = report
         self.events = EventLog()
         self.clock = PhaseClock(state, self.events)
+        self.fleet = Fleet(services.rollouts, return_s=config.deadlines.restart_s)
+        self.publishing = Publishing(services, self.fleet, state, config.deadlines.publish_s)
         self.rollouts = Rollouts(
-            services.rollouts,
+            self.fleet,
             batch_size=config.generation_batch_size("policy"),
             group_size=config.group_size,
             timeout_s=config.deadlines.generate_s,
+            max_attempts=config.store.max_attempts,
         )
         self.stop_asked = False
         """Set to have the run end with StopAsked before the next call that must not be cut off."""
@@ -118,8 +123,9 @@ class Driver:
         folder = self.report.folder / "export"
         await self.checkpoint()
         self._enter("export", self._services.trainer_name)
-        with self._services.at_trainer("deadlines.checkpoint_s"):
-            await self._services.trainer.export_model(str(folder), timeout_s=self._config.deadlines.checkpoint_s)
+        async with self.publishing.trainer:
+            with self._services.at_trainer("deadlines.checkpoint_s"):
+                await self._services.trainer.export_model(str(folder), timeout_s=self._config.deadlines.checkpoint_s)
         return str(folder)
 
     async def checkpoint(self) -> None:
@@ -127,10 +133,10 @@ class Driver:
         if self._saved_step == self.state.global_step:
             return
         self._enter("checkpoint", self._services.trainer_name)
-        with self._services.at_trainer("deadlines.checkpoint_s"):
-            saved = await self._services.trainer.save_checkpoint(
-                str(self.report.folder / "checkpoints"), timeout_s=self._config.deadlines.checkpoint_s
-            )
+        folder, checkpoint_s = str(self.report.folder / "checkpoints"), self._config.deadlines.checkpoint_s
+        async with self.publishing.trainer:
+            with self._services.at_trainer("deadlines.checkpoint_s"):
+                saved = await self._services.trainer.save_checkpoint(folder, timeout_s=checkpoint_s)
         self.state.checkpoint, self._saved_step = saved.path, self.state.global_step
         if self._config.store.ack_on == "checkpoint":
             with self._services.at_buffer():
@@ -159,14 +165,18 @@ class Driver:
 
     async def _roll_out_and_train(self, episode: int, prompts: list[PromptItem], tally: EpisodeTally) -> None:
         """Trains each step of the first pass as soon as its samples are stored, then the other passes."""
-        arrivals = Arrivals(self._expected)
+        arrivals, first = Arrivals(self._expected), self.state.policy_version
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._roll_out(episode, prompts, tally, arrivals))
-            steps, versions = 0, {self.state.policy_version}
+            steps = 0
             async for step in arrivals.steps(self._config.runtime.global_batch_size):
-                await self._train_step(episode, 0, step, versions, tally)
+                await self._train_step(episode, 0, step, self._versions_since(first), tally)
                 steps = step + 1
-        await self._train_passes(1, episode, steps, versions, tally)
+        await self._train_passes(1, episode, steps, self._versions_since(first), tally)
+
+    def _versions_since(self, first: int) -> range:
+        """Of one episode's samples: one version, unless that was lost with all replicas and the next one took its place."""
+        return range(first, self.state.policy_version + 1)
 
     async def _train_chosen(self, episode: int, tally: EpisodeTally) -> None:
         """Trains what the relay function chooses from the history, which the episode is part of now."""
@@ -192,9 +202,7 @@ class Driver:
                 self.state.run_id, episode, group_ids, producer=self._name, timeout_s=self._config.deadlines.generate_s
             )
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
-        context = EpisodeContext(
-            episode, self.state.policy_version, self.state.digests, self.rollouts, self._rewards, self.clock
-        )
+        context = EpisodeContext(episode, self.state.digests, self.rollouts, self._rewards, self.clock)
         async with aclosing(self._flow(context, prompts)) as groups:
             async for group in groups:
                 await self._put(episode, group, tally)
@@ -231,17 +239,16 @@ class Driver:
         """One optimizer step on samples of these policy versions."""
         if self.stop_asked:
             raise StopAsked
-        with (
-            self.clock.over("train", self._services.trainer_name),
-            self._services.at_trainer("deadlines.train_step_s"),
-        ):
-            step = await self._services.trainer.train_step(
-                self.state.run_id, episode, pass_index=pass_index, step_index=step_index,
-                buffer_address=self._services.buffer.address,
-                expected_digests={v: self.state.digests[v] for v in versions if v in self.state.digests},
-                timeout_s=self._config.deadlines.train_step_s,
-            )  # fmt: skip
-        self._check_step(step.global_step)
+        services = self._services
+        async with self.publishing.trainer:
+            with self.clock.over("train", services.trainer_name), services.at_trainer("deadlines.train_step_s"):
+                step = await services.trainer.train_step(
+                    self.state.run_id, episode, pass_index=pass_index, step_index=step_index,
+                    buffer_address=services.buffer.address,
+                    expected_digests={v: self.state.digests[v] for v in versions if v in self.state.digests},
+                    timeout_s=self._config.deadlines.train_step_s,
+                )  # fmt: skip
+            self._check_step(step.global_step)
         tally.add_step(step.metrics, step.computed_tokens)
         if step.global_step % self._config.runtime.log_interval == 0:
             log.info("step %d: %s", step.global_step, brief(step.metrics))
@@ -262,11 +269,7 @@ class Driver:
         if not frequency or finished_episodes % frequency:
             return None
         self._enter("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
-        version = self.state.policy_version + 1
-        publishing = f"{self._services.trainer_name} to {self._services.rollout_names}"
-        with blame(f"publishing weights version {version} from {publishing}", "deadlines.publish_s"):
-            publication = await self._services.publisher.publish(version, timeout_s=self._config.deadlines.publish_s)
-        self.state.published(version, publication.weights_digest)
+        publication = await self.publishing.next_version()
         await self.save()
         return publication
 

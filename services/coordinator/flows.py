@@ -22,10 +22,9 @@ async def generate_and_score(context: FlowContext, prompts: Sequence[PromptItem]
 
 @dataclass(slots=True)
 class EpisodeContext:
-    """The FlowContext that the coordinator gives to a flow: one episode, one policy version."""
+    """The FlowContext that the coordinator gives to a flow: one episode."""
 
     episode_id: int
-    policy_version: int
     published: Mapping[int, str]
     rollouts: Rollouts
     rewards: RewardPool
@@ -35,9 +34,8 @@ class EpisodeContext:
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
         stream = self.rollouts.generate(
-            prompts, sampling or SamplingParams(),
-            episode_id=self.episode_id, policy_version=self.policy_version, published=self.published,
-        )  # fmt: skip
+            prompts, sampling or SamplingParams(), episode_id=self.episode_id, published=self.published
+        )
         self._generating += 1
         self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
         try:

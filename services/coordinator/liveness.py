@@ -30,23 +30,25 @@ async def _watch_one(name: str, address: str) -> None:
     misses = 0
     while True:
         try:
-            await _look(address)
+            await look(address)
             misses = 0
         except OSError as error:  # TimeoutError too
             misses += 1
             if misses == MISSES:
                 raise ServiceUnavailableError(
-                    f"{name} at {address} is gone: {_why(error)}; see its log, start it again, and start the run again "
+                    f"{name} at {address} is gone: {why(error)}; see its log, start it again, and start the run again "
                     "under another id"
                 ) from error
         await asyncio.sleep(INTERVAL_S)
 
 
-def _why(error: OSError) -> str:
+def why(error: OSError) -> str:
+    """What `look` raised, in words."""
     return os.strerror(error.errno).lower() if error.errno else f"it accepts no connection within {CONNECT_S:g} s"
 
 
-async def _look(address: str) -> None:
+async def look(address: str) -> None:
+    """Connects, and hangs up. Raises OSError if nobody accepts within CONNECT_S."""
     host, _, port = address.rpartition(":")
     async with asyncio.timeout(CONNECT_S):
         _, writer = await asyncio.open_connection(host.strip("[]"), int(port))

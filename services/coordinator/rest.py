@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel, Field
 
 from services.coordinator.coordinator import Coordinator
+from services.coordinator.replicas import ReplicaHealth
 from services.coordinator.state import Life
 
 DASHBOARD = Path(__file__).parent / "static" / "dashboard.html"
@@ -37,6 +38,10 @@ class ReplicaStatus(BaseModel):
     """One rollout replica, as the coordinator sees it."""
 
     address: str
+    state: ReplicaHealth
+    reason: str = Field(description="why it is not healthy; empty if it is")
+    policy_version: int = Field(description="version that it was last known to serve")
+    deaths: int = Field(description="how often its process was found to be gone")
     outstanding_prompts: int = Field(description="prompts sent to it and not yet answered")
 
 
@@ -132,7 +137,6 @@ def _status(coordinator: Coordinator) -> Status:
     state, run = event.state, coordinator.run
     curve = run.driver.report.rewards() if run else []
     stride = -(-len(curve) // CURVE_POINTS) or 1
-    outstanding = run.driver.rollouts.outstanding if run else {}
     return Status(
         run_id=state.run_id,
         state=state.life,
@@ -149,7 +153,17 @@ def _status(coordinator: Coordinator) -> Status:
         checkpoint=state.checkpoint,
         rewards=curve[::stride],
         seconds=dict(run.driver.clock.total_s) if run else {},
-        replicas=[ReplicaStatus(address=address, outstanding_prompts=n) for address, n in outstanding.items()],
+        replicas=[
+            ReplicaStatus(
+                address=replica.address,
+                state=replica.health,
+                reason=replica.reason,
+                policy_version=replica.version,
+                deaths=replica.deaths,
+                outstanding_prompts=replica.outstanding,
+            )
+            for replica in (run.driver.fleet.replicas if run else [])
+        ],
         recent=[
             EpisodeStatus(
                 episode=report.episode_id,
@@ -195,3 +209,10 @@ class _RunCollector:
         for replica in status.replicas:
             waiting.add_metric([replica.address], replica.outstanding_prompts)
         yield waiting
+        healthy = GaugeMetricFamily("baton_replica_healthy", "1 while a replica gets requests", labels=["address"])
+        deaths = CounterMetricFamily("baton_replica_deaths", "how often a replica's process was gone", labels=["address"])
+        for replica in status.replicas:
+            healthy.add_metric([replica.address], float(replica.state is ReplicaHealth.HEALTHY))
+            deaths.add_metric([replica.address], replica.deaths)
+        yield healthy
+        yield deaths

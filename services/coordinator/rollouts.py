@@ -1,68 +1,120 @@
-"""The rollout replicas as one generator: every request goes to the replica with the fewest responses outstanding."""
+"""The rollout replicas as one generator: every request goes to the replica with the fewest responses outstanding, and to
+another one if that replica dies."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
-from baton.clients.rollout import Generation, Prompt, RolloutClient, SamplingParams
+from baton.clients.rollout import Generation, Prompt, SamplingParams
 from baton.engine import Group, PromptItem
-from baton.errors import ServiceFaultError
+from baton.errors import NotReadyError, ServiceFaultError, ServiceUnavailableError
 from services.coordinator.connections import blame
 from services.coordinator.digests import check_digests
+from services.coordinator.fleet import Fleet
+from services.coordinator.replicas import Replica
 from services.coordinator.streams import merge
+
+log = logging.getLogger(__name__)
+
+LOST = ServiceUnavailableError, NotReadyError
+"""What a request raises whose replica died, or is another process now, which serves another version or nothing yet."""
 
 
 class Rollouts:
     """Spreads prompts over replicas, and vouches for the weights that every sample came from."""
 
-    def __init__(self, replicas: Sequence[RolloutClient], *, batch_size: int, group_size: int, timeout_s: float) -> None:
-        """At most `batch_size` prompts a request, `group_size` responses a prompt, `timeout_s` for one request."""
-        self.outstanding = {replica.address: 0 for replica in replicas}
-        """Prompts sent to each replica and not yet answered."""
-        self._replicas = list(replicas)
+    def __init__(self, fleet: Fleet, *, batch_size: int, group_size: int, timeout_s: float, max_attempts: int) -> None:
+        """At most `batch_size` prompts a request, `group_size` responses a prompt, `timeout_s` for one request, which goes
+        out at most `max_attempts` times."""
+        self._fleet = fleet
         self._batch_size = batch_size
         self._group_size = group_size
         self._timeout_s = timeout_s
+        self._max_attempts = max_attempts
+        self._homes: dict[str, str] = {}
+        self._episode = -1
+
+    @property
+    def outstanding(self) -> dict[str, int]:
+        """Prompts sent to each replica, by its address, and not yet answered."""
+        return {replica.address: replica.outstanding for replica in self._fleet.replicas}
 
     def generate(
-        self, prompts: Sequence[PromptItem], sampling: SamplingParams, *, episode_id: int, policy_version: int,
-        published: Mapping[int, str],
-    ) -> AsyncIterator[Group]:  # fmt: skip
-        """Yields the groups as they complete, all sampled from exactly `policy_version`.
+        self, prompts: Sequence[PromptItem], sampling: SamplingParams, *, episode_id: int, published: Mapping[int, str]
+    ) -> AsyncIterator[Group]:
+        """Yields the groups as they complete, each once, all sampled from exactly the version that the fleet serves.
 
-        Raises DigestMismatchError if a sample's weights are not those in `published` (version -> digest), and whatever a
-        replica raises, with its address.
+        A group stays with its replica for the whole episode, while that is healthy. What a replica has not answered when
+        it dies goes to another one. Raises DigestMismatchError if a sample's weights are not those in `published`
+        (version -> digest), ServiceUnavailableError if no replica is left, and whatever else a replica raises, with its
+        address.
         """
+        if episode_id != self._episode:
+            self._episode, self._homes = episode_id, {}
         overrides = replace(sampling, n=sampling.n or self._group_size)
 
-        async def request(replica: RolloutClient, batch: Sequence[PromptItem]) -> AsyncIterator[Group]:
-            waiting = {item.group_id: item for item in batch}
-            messages = [Prompt(item.group_id, chat=item.messages) for item in batch]
-            try:
-                with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
-                    async for generation in replica.generate(
-                        messages, sampling=overrides, episode_id=episode_id, exact_version=policy_version,
-                        timeout_s=self._timeout_s,
-                    ):  # fmt: skip
-                        check_digests(generation.samples, published, replica.address)
-                        for group in _groups(generation, waiting):
-                            self.outstanding[replica.address] -= 1
+        async def answer(batch: Sequence[PromptItem]) -> AsyncIterator[Group]:
+            waiting, attempts = {item.group_id: item for item in batch}, 0
+            while waiting:
+                attempts += 1
+                replica = await self._fleet.take(len(waiting), self._homes.get(batch[0].group_id))
+                deaths = replica.deaths
+                self._homes |= dict.fromkeys(waiting, replica.address)
+                try:
+                    async with aclosing(self._request(replica, waiting, overrides, episode_id, published)) as groups:
+                        async for group in groups:
                             yield group
-                    if waiting:
-                        raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
-            finally:
-                self.outstanding[replica.address] -= len(waiting)
+                except LOST as error:
+                    await self._give_up(replica, deaths, waiting, attempts, error)
+                finally:
+                    replica.outstanding -= len(waiting)
 
-        return merge([request(self._least_outstanding(len(batch)), batch) for batch in self._batches(prompts)])
+        return merge([answer(batch) for batch in self._batches(prompts)])
+
+    async def _request(
+        self, replica: Replica, waiting: dict[str, PromptItem], sampling: SamplingParams, episode_id: int,
+        published: Mapping[int, str],
+    ) -> AsyncIterator[Group]:  # fmt: skip
+        """One request; takes out of `waiting` what is answered. The replica was taken with all of `waiting`."""
+        messages = [Prompt(item.group_id, chat=item.messages) for item in waiting.values()]
+        with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
+            async with self._fleet.while_alive(replica):
+                async for generation in self._fleet.client(replica).generate(
+                    messages, sampling=sampling, episode_id=episode_id, exact_version=self._fleet.version,
+                    timeout_s=self._timeout_s,
+                ):  # fmt: skip
+                    check_digests(generation.samples, published, replica.address)
+                    for group in _groups(generation, waiting):
+                        replica.outstanding -= 1
+                        yield group
+            if waiting:
+                raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
+
+    async def _give_up(
+        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception
+    ) -> None:  # fmt: skip
+        """After a request was lost to a replica that had died `deaths` times. Raises the error of the last attempt."""
+        replica.broke(str(error))
+        await self._fleet.look(replica)
+        if not waiting:
+            return
+        if attempts == self._max_attempts:
+            raise type(error)(
+                f"the groups {', '.join(waiting)} were lost with their replica {attempts} times, which is "
+                f"store.max_attempts; the last time: {error}"
+            ) from error
+        if replica.deaths == deaths:  # else it was told with the death
+            log.warning("rollout at %s: %d unanswered groups go elsewhere: %s", replica.address, len(waiting), error)
 
     def _batches(self, prompts: Sequence[PromptItem]) -> list[Sequence[PromptItem]]:
-        size = min(self._batch_size, -(-len(prompts) // len(self._replicas))) or 1  # small enough that all have work
-        return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-    def _least_outstanding(self, prompts: int) -> RolloutClient:
-        replica = min(self._replicas, key=lambda replica: self.outstanding[replica.address])
-        self.outstanding[replica.address] += prompts
-        return replica
+        """Cut so small that all replicas have work; prompts with different homes are not put together."""
+        size = min(self._batch_size, -(-len(prompts) // (len(self._fleet.healthy()) or 1))) or 1
+        by_home: dict[str | None, list[PromptItem]] = {}
+        for item in prompts:
+            by_home.setdefault(self._homes.get(item.group_id), []).append(item)
+        return [items[start : start + size] for items in by_home.values() for start in range(0, len(items), size)]
 
 
 def _groups(generation: Generation, waiting: dict[str, PromptItem]) -> list[Group]:

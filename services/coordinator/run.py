@@ -2,7 +2,7 @@
 
     STARTING -> RUNNING -> SUCCEEDED           all episodes are done
                         -> STOPPING -> STOPPED a stop was asked for: the call in flight ends or is cancelled, nothing follows
-                        -> FAILED              an error, told with its episode and phase; nothing is tried again
+                        -> FAILED              an error, told with its episode and phase
 
 Whatever the end, the reports are written, the state is stored, and the workers are gone before the last event is seen.
 """
@@ -34,8 +34,7 @@ class Run:
     def __init__(self, driver: Driver, addresses: Addresses) -> None:
         """Starts at once; needs a running event loop."""
         self.driver = driver
-        self._watched = {f"rollout {i}": address for i, address in enumerate(addresses.rollouts)}
-        self._watched["trainer"] = addresses.trainer
+        self._watched = {"trainer": addresses.trainer}
         self._save_on_stop = False
         self._export = ""
         self._ending = False
@@ -79,14 +78,18 @@ class Run:
         await self._end(life)
 
     async def _supervised(self) -> None:
-        """The driver's work, cut short by the death of a service that it may be waiting for."""
+        """The driver's work, cut short by the death of the trainer that it may be waiting for; replicas may come and go."""
         await self.driver.prepare()
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(liveness.watch(self._watched))
+                watches = [
+                    tasks.create_task(liveness.watch(self._watched)),
+                    tasks.create_task(self.driver.fleet.watch(self.driver.publishing.catch_up)),
+                ]
                 await self.driver.episodes()
                 self._export = await self.driver.finish()
-                watch.cancel()
+                for watch in watches:
+                    watch.cancel()
         except BaseExceptionGroup as errors:
             raise _root(errors) from None
 

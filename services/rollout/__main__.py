@@ -8,6 +8,9 @@ from services.common.server import Server, configure_logging, service_arguments
 
 SERVICE = "baton.api.rollout.v1.RolloutService"
 
+ENGINE_LOOK_S = 0.5
+"""Between two looks at the engine, without which the service is of no use."""
+
 
 async def serve(options: Namespace) -> None:
     """Loads the engine, then answers until SIGTERM."""
@@ -37,8 +40,13 @@ async def serve(options: Namespace) -> None:
     add_RolloutServiceServicer_to_server(
         RolloutServicer(Replica(engine, name, policy.max_outstanding_responses)), server.grpc
     )
+    serving = asyncio.create_task(server.run(options.ready_file))
     try:
-        await server.run(options.ready_file)
+        while not serving.done():
+            await asyncio.wait([serving], timeout=ENGINE_LOOK_S)
+            if engine.dead and not serving.done():
+                raise SystemExit("the engine's process died (see above), so this one ends; start it again")
+        await serving
     finally:
         engine.shutdown()
 

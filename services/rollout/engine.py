@@ -8,9 +8,11 @@ import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
+from baton.errors import ServiceUnavailableError
 from baton.samples import FinishReason
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
@@ -43,7 +45,16 @@ class VllmEngine:
         return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
-        """All responses to one prompt. Cancelling it aborts the request in the engine."""
+        """All responses to one prompt. Cancelling it aborts the request in the engine.
+
+        Raises ServiceUnavailableError if the engine's process has died.
+        """
+        try:
+            return await self._answer(group_id, token_ids, params)
+        except EngineDeadError as error:
+            raise ServiceUnavailableError(f"the engine of this replica died ({error}); see its log") from error
+
+    async def _answer(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
         if params.is_beam:
             output = await BeamSearch(self._llm).search(request_id, token_ids, params.params)
@@ -53,6 +64,11 @@ class VllmEngine:
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
         return Answer([_sampled(completion, params) for completion in output.outputs], table)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's own process has ended; there is no way back."""
+        return self._llm.errored
 
     async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
         """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.

@@ -26,7 +26,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """All responses to one prompt, and if asked for its own tokens' ids and log-probabilities: [tokens - 1, columns] each."""
+    """All responses to one prompt; if asked for, also the prompt's token ids and log-probabilities [tokens - 1, columns]."""
 
     completions: list[Completion]
     prompt_logprobs: tuple[np.ndarray, np.ndarray] | None = None

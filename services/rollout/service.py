@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Replica:
         self.running = 0
         self.generated_tokens = 0
         self._max_outstanding = max_outstanding
+        self._receiving: asyncio.Task[list[dict[str, Any]]] | None = None
 
     def _tokens(self, prompt: pb.Prompt) -> list[int]:
         match prompt.WhichOneof("input"):
@@ -113,7 +115,10 @@ class Replica:
         self.gate.begin(version)
         try:
             async with asyncio.timeout(timeout_s):
-                reports = await self.engine.update_weights(group.SerializeToString(), group.group_id, first_rank, timeout_s)
+                reports = await self._receive(group, first_rank, timeout_s)
+        except asyncio.CancelledError:
+            self.gate.fail(version, "the caller gave it up")
+            raise
         except TimeoutError:
             self.gate.fail(version, f"not all weights arrived within {timeout_s:g} s")
             raise DeadlineError(self.gate.reason) from None
@@ -134,6 +139,15 @@ class Replica:
             bytes=reports[0]["bytes"],
             phases=weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in slowest.items()}),
         )
+
+    async def _receive(self, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Each worker's report. The engine ends what it has begun also if the caller leaves; the next one waits for that."""
+        if self._receiving is not None:
+            await asyncio.wait([self._receiving])
+        update = self.engine.update_weights(group.SerializeToString(), group.group_id, first_rank, timeout_s)
+        self._receiving = asyncio.create_task(update)
+        self._receiving.add_done_callback(lambda task: task.cancelled() or task.exception())  # told once, or to nobody
+        return await asyncio.shield(self._receiving)
 
     async def commit_weights(self, version: int, digest: str) -> pb.CommitWeightsResponse:
         """Serves what arrived."""

@@ -67,11 +67,13 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Receives everything once and keeps a report of it: digest, bytes, seconds per phase."""
         digest, seconds, count = WeightsDigest(), {}, 0
-        for group, buckets in self._senders:
+        senders, self._senders = self._senders, []  # a broken group is left, so that no other member waits for this one
+        for group, buckets in senders:
             transfer = receive(group, buckets, self.model.load_weights, self.device)
             digest.merge(transfer.digest.hexdigest())
             seconds = {phase: seconds.get(phase, 0.0) + spent for phase, spent in transfer.seconds.items()}
             count += transfer.bytes
+        self._senders = senders
         self.report = {"digest": digest.hexdigest(), "bytes": count, "seconds": seconds}
 
     def update_weights(self, update_info: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The sending end of weight updates: one group per pipeline stage, opened for a number of receivers."""
 
+import threading
 import uuid
 
 import torch
@@ -25,10 +26,16 @@ class WeightSender:
         self._group = weights_pb2.WeightGroup()
         self._store = None
         self._broadcast: BroadcastGroup | None = None
+        self._give_up = threading.Event()
+
+    def give_up(self) -> None:
+        """From any thread: ends a publication that still waits for its receivers, until a group is opened again."""
+        self._give_up.set()
 
     def open(self, receivers: int) -> weights_pb2.WeightGroup:
         """Starts this sender's rendezvous store. Returns the group with this sender alone; `merge` adds the others."""
         self._broadcast = None
+        self._give_up.clear()
         self._group = weights_pb2.WeightGroup(
             group_id=uuid.uuid4().hex,
             backend="gloo" if self._engine.layout.device.type == "cpu" else "nccl",
@@ -64,12 +71,13 @@ class WeightSender:
             if self._broadcast is None:
                 self._broadcast = BroadcastGroup(
                     self._store, self._host, rank=0, size=self._group.receivers + 1, backend=self._group.backend,
-                    group_id=group_id, timeout_s=timeout_s,
+                    group_id=group_id, timeout_s=timeout_s, give_up=self._give_up,
                 )  # fmt: skip
             return send(
                 self._broadcast, plan_buckets(self._group.senders[0].tensors, self._bucket_bytes), tensors, layout.device
             )
         except BaseException:
+            self._broadcast = None  # its connections too, so that no receiver waits for the rest
             for _ in tensors:  # the other tensor-parallel ranks gather all the same, and wait for this one
                 pass
             raise

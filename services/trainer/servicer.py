@@ -49,6 +49,9 @@ class TrainerServicer(TrainerServiceServicer):
     async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:
         try:
             return combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
+        except asyncio.CancelledError:  # the caller has gone: a receiver died, which the others must not wait for
+            self._trainer.give_up_publishing()
+            raise
         except NotFoundError:
             raise  # it names another group than the open one, which is whole
         except BatonError:

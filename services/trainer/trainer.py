@@ -175,6 +175,10 @@ class Trainer:
         """Starts this rank's rendezvous, if it is a sender."""
         return self._sender.open(request.receivers)
 
+    def give_up_publishing(self) -> None:
+        """From any thread: nobody waits any more for the publication that may be waiting for its receivers."""
+        self._sender.give_up()
+
     def publish(self, request: pb.PublishWeightsRequest) -> pb.PublishWeightsResponse:
         """Sends this rank's weights, if it is a sender."""
         transfer = self._sender.publish(request.group_id, request.timeout_s)

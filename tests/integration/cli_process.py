@@ -30,7 +30,8 @@ class Place:
 
     def __init__(self, directory: Path, run_file: str = RUN_FILE, *, stand_ins: bool = True) -> None:
         self.directory = directory
-        self.environment = os.environ | ({"PYTHONPATH": str(STAND_INS)} if stand_ins else {})
+        path = os.pathsep.join(filter(None, [str(STAND_INS), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | ({"PYTHONPATH": path} if stand_ins else {})
         self.run_file = directory / "run.yaml"
         self.run_file.write_text(run_file)
         self.runs = directory / "runs"

@@ -100,12 +100,42 @@ def test_a_service_that_crashes_at_its_start_ends_the_run_at_once_with_its_log(p
 
 
 def test_a_service_that_dies_during_the_run_ends_it_with_name_and_code(place):
-    process = place.start("run", "run.yaml", "--run-id", "a", told="coordinator:endless,rollout:crash-later")
+    process = place.start("run", "run.yaml", "--run-id", "a", told="coordinator:endless,buffer:crash-later")
     wait_for_event(place)
     (place.directory / "crash_now").touch()
     _, err = process.communicate(timeout=15)
     assert process.returncode == 1
-    assert re.match(r"error: rollout-[01] exited with code 3", err)
+    assert re.match(r"error: buffer exited with code 3", err)
+
+
+def replica_record(place):
+    return json.loads((place.runs / "a" / "deployment.json").read_text())["services"]["rollout-1"]
+
+
+def test_a_replica_that_dies_is_started_again_at_its_address_and_nothing_else_ends(place):
+    process = place.start("run", "run.yaml", "--run-id", "a", told="coordinator:endless")
+    wait_for_event(place)
+    before = replica_record(place)
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_until(lambda: replica_record(place)["pid"] != before["pid"], 15, "rollout-1 is back")
+    assert replica_record(place)["address"] == before["address"]
+    assert place.count("services.trainer") >= 3 and process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "rollout-1 was ended by SIGKILL (if nobody sent it, the machine ran out of memory); starting it again" in out
+    assert out.count(f"rollout-1 is ready at {before['address']}") == 2
+
+
+def test_replicas_that_die_again_and_again_are_given_up_and_the_last_one_ends_the_run(place):
+    process = place.start("run", "run.yaml", "--run-id", "a", told="coordinator:endless,rollout:crash-later")
+    wait_for_event(place)
+    (place.directory / "crash_now").touch()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert re.search(r"^rollout-[01] is given up; the run goes on without it", out, re.M)
+    assert re.match(r"error: rollout-[01] exited with code 3, and so did the 3 before it; the last lines of ", err)
+    assert out.count("starting it again") == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

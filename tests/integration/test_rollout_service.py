@@ -1,6 +1,8 @@
 """The rollout service over gRPC, on vLLM's CPU build with a small random model."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import yaml
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
-from baton.errors import InvalidRequestError, NotReadyError, StalePolicyError
+from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError, StalePolicyError
+from baton.local.process_tree import descendants
 from baton.samples import FinishReason
 from models import make_model
 from processes import ServiceProcess
@@ -126,3 +129,16 @@ async def test_a_cancelled_request_leaves_nothing_running(rollout: RolloutClient
     async with asyncio.timeout(10):
         while (await rollout.get_status()).running_requests:
             await asyncio.sleep(0.02)
+
+
+async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: RolloutClient) -> None:
+    """The last test of this file: it leaves no replica to the others."""
+    sampling = SamplingParams(max_new_tokens=8)
+    waiting = asyncio.create_task(collect(rollout.generate([Prompt("a", token_ids=[5])] * 50, sampling=sampling)))
+    await asyncio.sleep(0.05)
+    for pid in descendants(process.popen.pid):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ServiceUnavailableError):
+        await waiting
+    assert await asyncio.to_thread(process.popen.wait, 30) != 0
+    assert "the engine's process died" in process.output()

@@ -202,8 +202,8 @@ def test_only_the_pages_of_the_coordinator_are_published_and_on_loopback():
     }
 
 
-def test_only_what_keeps_nothing_in_memory_is_started_again():
-    assert {name for name, service in SERVICES.items() if service["restart"] != "no"} == {"store", "buffer"}
+def test_only_what_the_run_can_go_on_with_is_started_again():
+    assert {name for name, service in SERVICES.items() if service["restart"] != "no"} == {"store", "buffer", "rollout"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "runs").glob("*.yaml")), ids=lambda path: path.stem)

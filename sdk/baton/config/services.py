@@ -125,5 +125,8 @@ class DeadlinesConfig(Section):
     startup_s: Seconds = 600.0
     """From the start of a service until it is ready."""
 
+    restart_s: Seconds = 600.0
+    """How long the run goes on without any rollout replica that serves; one that died must be back by then."""
+
     buffer_s: Seconds = 60.0
     """One call to the buffer."""

@@ -27,9 +27,14 @@ def buffer_command(config: RunConfig, run_file: Path, ready_file: Path, store_ur
 
 
 def rollout_command(config: RunConfig, run_file: Path, ready_file: Path, replica: int) -> list[str]:
-    """Rollout replica `replica`: vLLM starts its own processes, static batches run under torchrun."""
-    first, policy = config.services.rollout_port, config.models.policy
-    options = [*_common(config, run_file, first + replica if first else 0, ready_file), "--replica", str(replica)]
+    """Rollout replica `replica`: vLLM starts its own processes, static batches run under torchrun.
+
+    It has a port of its own also if the run file leaves it open: one that is started again with the same command must be
+    found where it was.
+    """
+    services, policy = config.services, config.models.policy
+    port = services.rollout_port + replica if services.rollout_port else free_port(services.host)
+    options = [*_common(config, run_file, port, ready_file), "--replica", str(replica)]
     if policy.generator == "megatron":
         return [*_torchrun(policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size),
                 "-m", "services.static_rollout", *options]  # fmt: skip

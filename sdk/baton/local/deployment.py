@@ -5,22 +5,25 @@
     trainer         |
 
 A service that has an address in the run file runs elsewhere: it is not started, only checked. An external coordinator
-brings its own services, so then nothing is started at all.
+brings its own services, so then nothing is started at all. A replica that dies is started again; the death of any other
+service ends all.
 """
 
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.clients import CoordinatorClient
-from baton.errors import BatonError
+from baton.errors import BatonError, ServiceFaultError
 from baton.local import commands
 from baton.local.health import wait_serving
 from baton.local.plan import Plan
 from baton.local.process_tree import start_time
 from baton.local.processes import Child, Probe, kill_all, ready_file_probe
+from baton.local.restarts import Restarted
 from baton.local.run_directory import DeploymentRecord, ServiceRecord
 from baton.local.store import ping_probe, prepare_server
 
@@ -41,6 +44,7 @@ class Deployment:
         self.coordinator: str | None = None
         self.record = DeploymentRecord(plan.run_id, os.getpid(), start_time(os.getpid()))
         self._children: list[Child] = []
+        self._restarted: dict[str, Restarted] = {}
         self._note = note
 
     async def start(self) -> None:
@@ -53,7 +57,7 @@ class Deployment:
         await self.while_alive(self._start())
 
     async def while_alive(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Runs `work` while all services live. Raises ServiceFaultError if one ends before it."""
+        """Runs `work` while all services live, as `watch` means it. Raises ServiceFaultError if one ends before it."""
         working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self.watch())
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -64,10 +68,14 @@ class Deployment:
             await _cancel(working, watching)
 
     async def watch(self) -> NoReturn:
-        """Raises ServiceFaultError when a service ends without being asked to."""
+        """Starts replicas again that die. Raises ServiceFaultError when another service ends without being asked to, or
+        when the last replica cannot be started any more."""
         while True:
             for child in self._children:
-                child.check()
+                if child.name not in self._restarted:
+                    child.check()
+            for name, service in list(self._restarted.items()):
+                await self._poll(name, service)
             await asyncio.sleep(WATCH_S)
 
     async def stop_run(self) -> None:
@@ -142,8 +150,25 @@ class Deployment:
         config, directory, name = self.plan.config, self.plan.directory, f"rollout-{replica}"
         if address:
             return await self._external(name, address)
-        command = commands.rollout_command(config, directory.run_file, directory.ready_file(name), replica)
-        return await self._service(name, command, commands.thread_environment(config.models.policy.omp_threads))
+        ready_file = directory.ready_file(name)
+        command = commands.rollout_command(config, directory.run_file, ready_file, replica)
+        launch = partial(self._launch, name, command, commands.thread_environment(config.models.policy.omp_threads))
+        child = launch()
+        address = await self._ready(child, ready_file_probe(ready_file))
+        self._restarted[name] = Restarted(child, launch, ready_file, config.deadlines.startup_s, self._note)
+        return address
+
+    async def _poll(self, name: str, service: Restarted) -> None:
+        """A replica that is given up stays away, unless it is the last one."""
+        try:
+            if facts := await service.poll():
+                self._record(name, ServiceRecord(facts["pid"], facts["address"], str(service.child.log)))
+        except ServiceFaultError as error:
+            if len(self._restarted) == 1:
+                raise
+            self._note(f"{error}\n{name} is given up; the run goes on without it")
+            service.child.expect_end()
+            del self._restarted[name]
 
     async def _store(self) -> str:
         url, command = prepare_server(self.plan.config.store, self.plan.directory.path)
@@ -156,7 +181,7 @@ class Deployment:
 
     def _launch(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
         child = Child(name, command, self.plan.directory.log(name), env=env)
-        self._children.append(child)
+        self._children = [*(other for other in self._children if other.name != name), child]
         return child
 
     async def _ready(self, child: Child, probe: Probe) -> str:

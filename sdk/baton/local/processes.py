@@ -101,11 +101,20 @@ class Child:
         """What the service says about itself once it is ready; see the function of the same name."""
         return await wait_ready(self.process, self.name, self.log, probe, within_s)
 
+    def unasked_end(self) -> str | None:
+        """How the service ended, in words, if it did so without being asked to."""
+        code = self.process.poll()
+        return None if code is None or self._stopping else f"{self.name} {exit_words(code)}"
+
     def check(self) -> None:
         """Raises ServiceFaultError if the service ended without being asked to."""
-        code = self.process.poll()
-        if code is not None and not self._stopping:
-            raise ServiceFaultError(f"{self.name} {exit_words(code)}; {log_tail(self.log)}")
+        if (end := self.unasked_end()) is not None:
+            raise ServiceFaultError(f"{end}; {log_tail(self.log)}")
+
+    def end_at_once(self) -> None:
+        """Kills the service and all below it, without waiting; `unasked_end` tells when that is done."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
 
     def expect_end(self) -> None:
         """From now on the service's end is no error."""

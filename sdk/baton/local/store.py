@@ -24,9 +24,10 @@ def free_port(host: str = LOOPBACK) -> int:
 
     Raises ConfigError if none is found.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.sample(_QUIET_PORTS, 200):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((host, port))
+        with socket.socket(family) as probe, suppress(OSError):
+            probe.bind((host.strip("[]"), port))
             return port
     raise ConfigError(f"no free port found on {host}; set the ports in the run file")
 

@@ -1,12 +1,20 @@
 """The broadcast group between one sender and its receivers: a process group beside whatever else each side runs."""
 
 import socket
+import threading
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from baton.errors import DeadlineError
+
+MEET_S = 60.0
+"""How long members wait for each other: all of them are told at once, so who is not there by then will not come."""
+
+_GIVEN_UP = "given up"
+"""Key of the rendezvous store by which a member that leaves before all have met takes the others with it."""
 
 
 def open_store(host: str) -> dist.TCPStore:
@@ -21,17 +29,34 @@ def _own_address(peer_host: str, peer_port: int) -> str:
         return probe.getsockname()[0]
 
 
+def _meet(store: dist.Store, rank: int, size: int, timeout_s: float, give_up: threading.Event | None) -> None:
+    """Returns once all ranks are here. Raises RuntimeError, on all that are, if one is not in time or gives up."""
+    deadline = time.monotonic() + min(timeout_s, MEET_S)
+    store.set(f"here/{rank}", b"")
+    while not store.check([f"here/{other}" for other in range(size)]):
+        if store.check([_GIVEN_UP]):
+            raise RuntimeError("another member gave up")
+        if time.monotonic() > deadline or (give_up is not None and give_up.is_set()):
+            store.set(_GIVEN_UP, b"")
+            missing = [other for other in range(size) if not store.check([f"here/{other}"])]
+            raise RuntimeError(f"ranks {missing} are missing")
+        time.sleep(0.02)
+
+
 class BroadcastGroup:
     """Rank 0 sends, all others receive. Every wait ends after `timeout_s`."""
 
     def __init__(
-        self, store: dist.TCPStore, host: str, *, rank: int, size: int, backend: str, group_id: str, timeout_s: float
+        self, store: dist.TCPStore, host: str, *, rank: int, size: int, backend: str, group_id: str, timeout_s: float,
+        give_up: threading.Event | None = None,
     ) -> None:  # fmt: skip
+        """Returns once all members have met, which another thread can end by setting `give_up`."""
         self.rank = rank
         self._timeout = timedelta(seconds=timeout_s)
         store.set_timeout(self._timeout)
         prefixed = dist.PrefixStore(group_id, store)
         try:
+            _meet(prefixed, rank, size, timeout_s, give_up)
             if backend == "nccl":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = self._timeout

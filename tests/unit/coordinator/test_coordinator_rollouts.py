@@ -2,14 +2,16 @@
 
 import asyncio
 
+import grpc
 import pytest
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import SamplingParams
 from baton.engine import PromptItem
-from baton.errors import DigestMismatchError, InvalidRequestError, ServiceFaultError, StalePolicyError
+from baton.errors import DigestMismatchError, InvalidRequestError, ServiceFaultError, ServiceUnavailableError
 from baton.testing import FakeRollout, serve
 from services.coordinator.digests import check_digests
+from services.coordinator.fleet import Fleet
 from services.coordinator.rollouts import Rollouts
 
 
@@ -18,15 +20,14 @@ def prompts(count, first=0):
     return [PromptItem(f"g{i}", [{"role": "user", "content": f"q{i}"}], f"q{i}", {"i": i}) for i in names]
 
 
-def generate(rollouts, items, version=0, published=None, **sampling):
-    return rollouts.generate(
-        items, SamplingParams(**sampling), episode_id=7, policy_version=version, published=published or {0: ""}
-    )
+def generate(rollouts, items, published=None, **sampling):
+    return rollouts.generate(items, SamplingParams(**sampling), episode_id=7, published=published or {0: ""})
 
 
-def over(*replicas, batch_size=1, group_size=2):
-    clients = [RolloutClient(one.address) for one in replicas]
-    return Rollouts(clients, batch_size=batch_size, group_size=group_size, timeout_s=10.0)
+def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0):
+    fleet = Fleet([RolloutClient(one.address) for one in replicas], return_s=return_s)
+    fleet.version = version
+    return Rollouts(fleet, batch_size=batch_size, group_size=group_size, timeout_s=10.0, max_attempts=3)
 
 
 async def test_every_prompt_becomes_one_group_with_its_metadata_and_texts():
@@ -80,8 +81,63 @@ async def test_errors_of_a_replica_name_its_address():
     async with serve(fake) as replica:
         with pytest.raises(InvalidRequestError, match=rf"{replica.address}: prompt g0 has 2 tokens.*context is 1"):
             [group async for group in generate(over(replica), prompts(1))]
-        with pytest.raises(StalePolicyError, match=rf"{replica.address}: version 3 was asked for, but version 0 is served"):
-            [group async for group in generate(over(replica), prompts(1), version=3)]
+        lagging = over(replica, version=3, return_s=0.3)
+        with pytest.raises(ServiceUnavailableError, match=rf"rollout at {replica.address} is stale: has version 0, not 3"):
+            [group async for group in generate(lagging, prompts(1))]
+
+
+async def test_groups_that_a_dead_replica_has_not_answered_go_to_another_and_none_is_taken_twice(caplog):
+    dying, living = FakeRollout(delay_s=0.3), FakeRollout(delay_s=0.1)
+    async with serve(dying) as first, serve(living) as second:
+        rollouts = over(first, second, batch_size=4)
+        seen = []
+        async for group in generate(rollouts, prompts(8)):
+            seen.append(group.prompt.group_id)
+            if group.prompt.group_id == "g0":
+                await first.kill()
+    assert sorted(seen) == [f"g{i}" for i in range(8)]
+    again = [prompt.group_id for prompt in living.requests[-1].prompts]
+    assert again == ["g1", "g2", "g3"]  # g0 was answered before it died
+    assert rollouts.outstanding == {first.address: 0, second.address: 0}
+    told = [record.message for record in caplog.records]
+    assert told[0].startswith(f"rollout at {first.address} died: ")
+    assert told[1] == f"rollout at {first.address}: its 3 unanswered groups go elsewhere"
+
+
+async def test_a_replica_of_another_version_gets_nothing_and_its_groups_go_elsewhere():
+    lagging, present = FakeRollout(), FakeRollout()
+    present.policy_version = 2
+    async with serve(lagging) as first, serve(present) as second:
+        rollouts = over(first, second, version=2)
+        groups = [group async for group in generate(rollouts, prompts(4), published={2: ""})]
+    assert {int(group.samples.policy_version_max[0]) for group in groups} == {2}
+    assert len(groups) == 4 and sum(len(request.prompts) for request in present.requests) == 4
+
+
+async def test_groups_that_are_lost_with_every_replica_that_gets_them_are_given_up():
+    class Fragile(FakeRollout):
+        async def Generate(self, request, context):
+            self.requests.append(request)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine died")
+            yield
+
+    fakes = Fragile(), Fragile()
+    async with serve(fakes[0]) as first, serve(fakes[1]) as second:
+        with pytest.raises(ServiceUnavailableError, match="the groups g0 were lost with their replica 3 times, which is"):
+            [group async for group in generate(over(first, second), prompts(1))]
+    assert sum(len(fake.requests) for fake in fakes) == 3
+
+
+async def test_a_group_stays_with_its_replica_while_that_is_healthy():
+    fakes = FakeRollout(), FakeRollout()
+    async with serve(fakes[0]) as first, serve(fakes[1]) as second:
+        rollouts = over(first, second, batch_size=4)
+        for _ in range(3):
+            async for _ in generate(rollouts, prompts(4)):
+                pass
+    for fake in fakes:
+        assert len({tuple(prompt.group_id for prompt in request.prompts) for request in fake.requests}) == 1
+        assert len(fake.requests) == 3
 
 
 async def test_a_replica_that_leaves_out_a_group_is_a_fault():

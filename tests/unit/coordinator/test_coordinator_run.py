@@ -143,18 +143,6 @@ async def test_a_trainer_that_dies_in_a_step_fails_the_run_soon(buffer, run_id, 
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == state.error
 
 
-async def test_a_replica_that_dies_while_it_generates_fails_the_run_soon(buffer, run_id, tmp_path):
-    async with place(buffer.address, tmp_path, rollouts=(FakeRollout(), FakeRollout(delay_s=60))) as there:
-        there.coordinator.start_run(run_id)
-        await there.until("generate")
-        await asyncio.sleep(0.2)
-        await there.rollouts[1].kill()
-        state = (await there.finish(10))[-1].state
-    assert state.life is Life.FAILED
-    assert f"episode 0, generate: rollout at {there.rollouts[1].address}" in state.error
-    assert "see its log" in state.error
-
-
 async def test_a_service_that_never_answers_is_named_after_the_startup_deadline(buffer, run_id, tmp_path):
     run = config(deadlines={"startup_s": 0.5})
     async with place(buffer.address, tmp_path, run=run) as there:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -107,6 +108,19 @@ def test_a_missing_receiver_is_a_deadline_error_within_the_timeout_that_names_th
     done, (kind, message, _) = present.outcome(TIMEOUT_S + SLACK_S)
     assert (done, kind) == (False, "DeadlineError")
     assert "rank 1 of 3 did not meet the others" in message
+
+
+def test_a_sender_that_gives_up_takes_along_those_that_wait_with_it() -> None:
+    store, give_up = open_store(HOST), threading.Event()
+    present = Rank(receive_large, store.port, 1, 3, 30.0, None)
+    threading.Timer(0.5, give_up.set).start()
+    started = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"rank 0 of 3 did not meet the others .*ranks \[.*2\] are missing"):
+        BroadcastGroup(store, HOST, rank=0, size=3, backend="gloo", group_id="g", timeout_s=30.0, give_up=give_up)
+    done, (kind, message, _) = present.outcome(SLACK_S)
+    assert (done, kind) == (False, "DeadlineError")
+    assert "another member gave up" in message
+    assert time.monotonic() - started < 0.5 + SLACK_S
 
 
 def test_a_missing_sender_is_a_deadline_error_that_names_its_address() -> None:

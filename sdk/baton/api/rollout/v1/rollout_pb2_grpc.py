@@ -63,7 +63,7 @@ class RolloutServiceServicer(object):
 
     def Generate(self, request, context):
         """Generate samples `n` responses for each prompt and streams every group when its last response is done.
-        Not retried: a lost call is issued again under new sample ids.
+        Not retried: of a lost call, the groups that were not answered are issued again, to another replica.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

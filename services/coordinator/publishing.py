@@ -1,0 +1,131 @@
+"""Weights to the replicas: each new version to all that can be reached, and the present one to a replica that comes back.
+
+new version:   reachable replicas --publish--> all serve it
+                    ^                  | one died meanwhile
+                    +------------------+ the group is opened again without it
+one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+
+from baton.errors import BatonError, DigestMismatchError
+from baton.weights import Publication
+from services.coordinator.connections import Connections, blame
+from services.coordinator.fleet import Fleet
+from services.coordinator.replicas import Replica, ReplicaHealth
+from services.coordinator.state import RunState
+
+log = logging.getLogger(__name__)
+
+TRIES = 5
+"""How often one version may lose a replica on its way."""
+
+AGAIN_S = 10.0
+"""Between two tries to catch a replica up."""
+
+
+class Publishing:
+    """The versions of a run, and who serves them."""
+
+    def __init__(self, services: Connections, fleet: Fleet, state: RunState, timeout_s: float) -> None:
+        """`timeout_s` bounds one transfer."""
+        self.trainer = asyncio.Lock()
+        """Held while the trainer is at work: its weights are one version's only in between."""
+        self._services = services
+        self._fleet = fleet
+        self._state = state
+        self._timeout_s = timeout_s
+        self._sent_step = -1
+
+    async def next_version(self) -> Publication:
+        """Makes the trainer's weights the next version on every replica that can be reached; waits for one, if none can.
+
+        A replica that dies meanwhile is left out, and caught up when it is back. Raises what else goes wrong.
+        """
+        async with self.trainer:
+            return await self._next_version()
+
+    async def catch_up(self, replica: Replica) -> None:
+        """Brings a STALE replica to the present version, if the trainer still holds that; else it waits for the next one.
+
+        If no other replica serves either, the next version comes at once: the present one is lost.
+        """
+        async with self.trainer:
+            if replica.health is not ReplicaHealth.STALE:
+                return
+            version, digest = self._state.policy_version, self._state.weights_digest
+            moved_on = self._sent_step != self._state.global_step
+            if moved_on and self._fleet.healthy():
+                replica.reason = f"waits for version {version + 1}: the trainer has left version {version} behind"
+                return
+            try:
+                if moved_on:
+                    await self._next_version()
+                else:
+                    await self._send(version, [replica], digest)
+                    replica.serves(version)
+                return
+            except BatonError as error:
+                log.warning("rollout at %s could not be brought to version %d: %s", replica.address, version, error)
+                replica.reason = str(error)
+        await asyncio.sleep(AGAIN_S)
+
+    async def _next_version(self) -> Publication:
+        version = self._state.policy_version + 1
+        for left in reversed(range(TRIES)):
+            members = await self._fleet.reachable()
+            deaths = [member.deaths for member in members]
+            try:
+                publication = await self._send(version, members)
+                break
+            except DigestMismatchError:
+                raise
+            except BatonError as error:
+                await asyncio.gather(*(self._fleet.look(member) for member in members))
+                if not left or not any(
+                    member.deaths > before or member.health is ReplicaHealth.SUSPECT
+                    for member, before in zip(members, deaths, strict=True)
+                ):
+                    raise
+                log.warning("publishing version %d broke off, and begins again without the dead: %s", version, error)
+        self._state.published(version, publication.weights_digest)
+        self._sent_step = self._state.global_step
+        self._fleet.version = version
+        for member in members:
+            if member.address in publication.committed:
+                member.serves(version)
+            else:
+                member.broke(f"did not answer when version {version} was committed")
+        return publication
+
+    async def _send(self, version: int, members: Sequence[Replica], digest: str | None = None) -> Publication:
+        """One transaction, given up when a member dies."""
+        names = ", ".join(member.address for member in members)
+        async with AsyncExitStack() as alive:
+            alive.enter_context(
+                blame(
+                    f"publishing weights version {version} from {self._services.trainer_name} to rollout at {names}",
+                    "deadlines.publish_s",
+                )
+            )
+            for member in members:
+                await alive.enter_async_context(self._fleet.while_alive(member))
+            with _updating(members):
+                return await self._services.publisher.publish(
+                    version, to=[self._fleet.client(member) for member in members], digest=digest,
+                    timeout_s=self._timeout_s,
+                )  # fmt: skip
+
+
+@contextmanager
+def _updating(members: Sequence[Replica]) -> Iterator[None]:
+    for member in members:
+        member.updating = True
+    try:
+        yield
+    finally:
+        for member in members:
+            member.updating = False

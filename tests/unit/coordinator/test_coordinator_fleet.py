@@ -1,0 +1,54 @@
+"""Looking at replicas: what is seen late counts for nothing, and waiting ends in time."""
+
+import asyncio
+import time
+
+import pytest
+
+from baton.clients import RolloutClient
+from baton.errors import ServiceUnavailableError
+from baton.testing import FakeRollout, serve
+from services.coordinator.fleet import Fleet
+from services.coordinator.replicas import ReplicaHealth
+
+
+class SlowToSay(FakeRollout):
+    async def GetStatus(self, request, context):
+        await asyncio.sleep(1.0)
+        return await super().GetStatus(request, context)
+
+
+async def test_an_answer_that_never_came_from_a_process_that_has_died_since_is_of_no_account():
+    async with serve(SlowToSay()) as served:
+        fleet = Fleet([RolloutClient(served.address)], return_s=1.0)
+        (replica,) = fleet.replicas
+        early = asyncio.create_task(fleet.look(replica))
+        await asyncio.sleep(0.2)
+        await served.kill()
+        replica.broke("connection reset")
+        await fleet.look(replica)
+        assert replica.health is ReplicaHealth.DEAD
+        await early
+        assert (replica.health, replica.deaths) == (ReplicaHealth.DEAD, 1)
+
+
+async def test_a_call_that_waits_for_a_dead_replica_is_given_up():
+    fleet = Fleet([RolloutClient("127.0.0.1:1")], return_s=1.0)
+    (replica,) = fleet.replicas
+    begun = time.monotonic()
+    with pytest.raises(ServiceUnavailableError, match=r"rollout at 127\.0\.0\.1:1 died: connection refused"):
+        async with fleet.while_alive(replica):
+            replica.broke("a call broke off")
+            await fleet.look(replica)
+            await asyncio.sleep(60)
+    assert time.monotonic() - begun < 5
+
+
+async def test_without_a_replica_that_serves_the_wait_ends_with_what_became_of_each():
+    fleet = Fleet([RolloutClient("127.0.0.1:1"), RolloutClient("127.0.0.1:2")], return_s=0.2)
+    for replica in fleet.replicas:
+        await fleet.look(replica)
+    told = "rollout at 127.0.0.1:1 is suspect: connection refused; rollout at 127.0.0.1:2 is suspect: connection refused"
+    for wait in (fleet.take(1), fleet.reachable()):
+        with pytest.raises(ServiceUnavailableError, match=told):
+            await wait

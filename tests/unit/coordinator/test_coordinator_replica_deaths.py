@@ -1,0 +1,151 @@
+"""Whole runs whose replicas die and come back: nothing is lost, nothing is taken twice, and no old weights are served."""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+
+from harness import config, place
+
+from baton.clients import LedgerClient
+from baton.testing import FakeRollout, FakeTrainer, serve
+from services.coordinator.replicas import ReplicaHealth
+from services.coordinator.state import Life
+
+
+@asynccontextmanager
+async def again(served, fake):
+    """The same address, served by another process: `fake` is at version 0."""
+    async with serve(fake, port=int(served.address.rpartition(":")[2])) as reborn:
+        yield reborn
+
+
+async def until(condition, timeout_s=15.0):
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def trained_once(trainer):
+    """Every sample's id, which must not occur twice."""
+    ids = Counter(sample_id for samples in trainer.trained for sample_id in samples.sample_ids)
+    assert set(ids.values()) == {1}
+    return set(ids)
+
+
+async def faults(buffer, run_id):
+    async with LedgerClient(buffer.address) as client:
+        return list((await client.audit(run_id)).faults)
+
+
+async def test_a_killed_replica_is_done_without_and_serves_a_later_version_when_it_is_back(buffer, run_id, tmp_path, caplog):
+    caplog.set_level("INFO", logger="services.coordinator")
+    trainer, slow = FakeTrainer(), FakeRollout(delay_s=0.4)
+    run = config(runtime={"num_episode": 6})
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(slow, FakeRollout(delay_s=0.4)), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await there.until("generate")
+        await until(lambda: slow.requests)
+        dead = there.rollouts[0]
+        await dead.kill()
+        replica = there.coordinator.run.driver.fleet.replicas[0]
+        await until(lambda: replica.health is ReplicaHealth.DEAD)
+        reborn = FakeRollout(delay_s=0.2)
+        async with again(dead, reborn):
+            state = (await there.finish(30))[-1].state
+    assert state.life is Life.SUCCEEDED, state.error
+    assert trained_once(trainer) == {f"e{e}-p{p}/{i}" for e in range(6) for p in (2 * e, 2 * e + 1) for i in range(4)}
+    assert await faults(buffer, run_id) == []
+    assert reborn.requests and all(request.exact_version > 1 for request in reborn.requests)
+    assert (replica.health, replica.version) == (ReplicaHealth.HEALTHY, state.policy_version)
+    told = [record.message.removeprefix(f"rollout at {dead.address}") for record in caplog.records]
+    told = [line for line in told if line[0] in " :"]
+    expected = (
+        " died: .",
+        ": its 1 unanswered groups go elsewhere",
+        " is back with version 0, stale: .",
+        " serves version [2-7]",
+    )
+    for line, pattern in zip(told, expected, strict=True):
+        assert re.match(pattern, line), told
+
+
+async def test_the_only_replica_is_waited_for_and_the_episode_goes_on_with_the_same_version(buffer, run_id, tmp_path):
+    trainer, first = FakeTrainer(), FakeRollout(delay_s=60)
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(first,)) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: first.requests)
+        await there.rollouts[0].kill()
+        async with again(there.rollouts[0], FakeRollout()):
+            state = (await there.finish(30))[-1].state
+    assert (state.life, state.policy_version) == (Life.SUCCEEDED, 4), state.error
+    assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 1, 2, 2, 3, 3]
+    trained_once(trainer)
+
+
+async def test_a_version_that_is_lost_with_the_only_replica_is_followed_by_the_next_one(buffer, run_id, tmp_path):
+    """The trainer has taken a step of the episode already: the weights that the other half was to come from are gone."""
+    trainer, first = FakeTrainer(), FakeRollout(delay_s=0.5)
+    run = config(runtime={"num_episode": 2})
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(first,), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: trainer.global_step == 1)
+        await there.rollouts[0].kill()
+        async with again(there.rollouts[0], FakeRollout()):
+            state = (await there.finish(30))[-1].state
+    assert state.life is Life.SUCCEEDED, state.error
+    assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 2, 3, 3]
+    assert len({digest for samples in trainer.trained for digest in samples.weights_digests}) == 3
+    trained_once(trainer)
+
+
+async def test_a_replica_that_nobody_starts_again_ends_the_run_after_the_deadline(buffer, run_id, tmp_path):
+    fake = FakeRollout(delay_s=60)
+    run = config(deadlines={"restart_s": 1.0})
+    async with place(buffer.address, tmp_path, rollouts=(fake,), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: fake.requests)
+        begun = time.monotonic()
+        await there.rollouts[0].kill()
+        state = (await there.finish(15))[-1].state
+        address = there.rollouts[0].address
+    assert state.life is Life.FAILED
+    assert "episode 0, generate: no rollout replica serves, and none came back within 1 s" in state.error
+    assert f"rollout at {address} is dead: connection refused" in state.error
+    assert "raise deadlines.restart_s" in state.error
+    assert time.monotonic() - begun < 10
+
+
+class DiesInUpdate(FakeRollout):
+    """Goes away in the middle of the update to version 2, as soon as `served` is known."""
+
+    served = None
+
+    async def UpdateWeights(self, request, context):
+        if request.policy_version == 2:
+            await self.served.kill()
+        return await super().UpdateWeights(request, context)
+
+
+async def test_an_update_that_a_replica_dies_in_begins_again_without_it(buffer, run_id, tmp_path):
+    trainer, dying, living = FakeTrainer(), DiesInUpdate(), FakeRollout()
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(dying, living)) as there:
+        dying.served = there.rollouts[0]
+        there.coordinator.start_run(run_id)
+        state = (await there.finish(30))[-1].state
+    assert (state.life, state.policy_version) == (Life.SUCCEEDED, 4), state.error
+    assert living.policy_version == 4
+    trained_once(trainer)
+
+
+async def test_an_update_that_the_only_replica_dies_in_reaches_it_when_it_is_back(buffer, run_id, tmp_path):
+    trainer, dying, reborn = FakeTrainer(), DiesInUpdate(), FakeRollout()
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(dying,)) as there:
+        dying.served = there.rollouts[0]
+        there.coordinator.start_run(run_id)
+        await until(lambda: there.coordinator.run.driver.fleet.replicas[0].health is ReplicaHealth.DEAD)
+        async with again(there.rollouts[0], reborn):
+            state = (await there.finish(30))[-1].state
+    assert (state.life, state.policy_version, reborn.policy_version) == (Life.SUCCEEDED, 4, 4), state.error
+    assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 1, 2, 2, 3, 3]

@@ -1,0 +1,141 @@
+"""The life of a replica as the coordinator sees it, and who gets the next request: pure logic, no clock of its own."""
+
+import pytest
+
+from services.coordinator.replicas import REFUSALS, SUSPECT_S, Replica, ReplicaHealth, least_outstanding
+
+HEALTHY, SUSPECT, DEAD, RESTARTING, STALE = ReplicaHealth
+
+
+class Seen:
+    """A replica that serves version 4, its states so far, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.states: list[ReplicaHealth] = []
+        self.replica = Replica(
+            "r:1", lambda replica, before: self.states.append(replica.health), lambda: self.now, version=4
+        )
+
+    def refuse(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.replica.refused("connection refused")
+
+
+def test_the_whole_life_from_a_kill_to_the_next_version() -> None:
+    seen = Seen()
+    seen.refuse(REFUSALS)
+    seen.refuse(5)
+    for _ in range(3):
+        seen.replica.silent("loads its model")
+    seen.replica.answered(0, serving=True, wanted=5)
+    assert seen.replica.reason == "has version 0, not 5"
+    seen.replica.answered(0, serving=True, wanted=5)
+    seen.replica.serves(5)
+    assert seen.states == [SUSPECT, DEAD, RESTARTING, STALE, HEALTHY]
+    assert (seen.replica.deaths, seen.replica.version, seen.replica.reason) == (1, 5, "")
+
+
+@pytest.mark.parametrize("refusals", [1, REFUSALS - 1])
+def test_a_refusal_alone_may_be_a_full_backlog(refusals: int) -> None:
+    seen = Seen()
+    seen.refuse(refusals)
+    seen.replica.answered(4, serving=True, wanted=4)
+    assert seen.states == [SUSPECT, HEALTHY] and seen.replica.deaths == 0
+    seen.refuse(refusals)
+    assert seen.replica.health is SUSPECT  # they are counted anew
+
+
+def test_a_broken_call_and_one_refusal_are_proof() -> None:
+    seen = Seen()
+    seen.replica.broke("connection reset")
+    assert seen.replica.health is SUSPECT
+    seen.refuse()
+    assert seen.replica.health is DEAD
+
+
+def test_a_broken_call_to_a_process_that_answers_changes_nothing() -> None:
+    seen = Seen()
+    seen.replica.broke("connection reset")
+    seen.replica.answered(4, serving=True, wanted=4)
+    assert seen.states == [SUSPECT, HEALTHY] and seen.replica.deaths == 0
+
+
+def test_a_silence_after_a_refusal_is_a_process_that_starts() -> None:
+    seen = Seen()
+    seen.refuse()
+    seen.replica.silent("loads its model")
+    seen.replica.silent("loads its model")
+    assert seen.states == [SUSPECT, DEAD, RESTARTING] and seen.replica.deaths == 1
+
+
+def test_a_process_that_accepts_and_never_answers_is_dead_in_the_end() -> None:
+    seen = Seen()
+    seen.replica.silent("frozen")
+    seen.now = SUSPECT_S - 1
+    seen.replica.silent("frozen")
+    assert seen.states == [SUSPECT]
+    seen.now = SUSPECT_S
+    seen.replica.silent("frozen")
+    assert seen.states == [SUSPECT, DEAD]
+
+
+@pytest.mark.parametrize("first", ["looked healthy", "was suspected"])
+def test_a_process_that_was_replaced_unnoticed_counts_as_a_death(first: str) -> None:
+    seen = Seen()
+    if first == "was suspected":
+        seen.refuse()
+    seen.replica.answered(0, serving=True, wanted=4)
+    assert seen.states[-2:] == [DEAD, STALE] and seen.replica.deaths == 1
+
+
+def test_a_start_that_fails_is_another_death() -> None:
+    seen = Seen()
+    seen.refuse(REFUSALS)
+    seen.replica.silent("loads its model")
+    seen.refuse()
+    assert seen.replica.health is DEAD and seen.replica.deaths == 2
+
+
+def test_one_that_lives_but_lost_its_update_is_stale_and_not_dead() -> None:
+    seen = Seen()
+    seen.replica.answered(4, serving=False, wanted=5, why="the update to version 5 failed: a member died")
+    assert (seen.states, seen.replica.deaths) == ([STALE], 0)
+    assert seen.replica.reason == "the update to version 5 failed: a member died"
+
+
+def test_while_weights_arrive_its_own_word_means_nothing_but_its_death_does() -> None:
+    seen = Seen()
+    seen.replica.updating = True
+    seen.replica.answered(4, serving=False, wanted=4)
+    assert seen.states == []
+    seen.refuse(REFUSALS)
+    assert seen.replica.health is DEAD
+
+
+def test_a_replica_at_the_wanted_version_is_healthy_whatever_it_was() -> None:
+    seen = Seen()
+    seen.refuse(REFUSALS)
+    seen.replica.answered(4, serving=True, wanted=4)
+    assert seen.replica.health is HEALTHY
+
+
+def made(**outstanding: int) -> list[Replica]:
+    return [Replica(address, outstanding=count) for address, count in outstanding.items()]
+
+
+def test_the_fewest_outstanding_prompts_win_among_the_healthy_only() -> None:
+    replicas = made(a=3, b=1, c=0)
+    replicas[2].refused("gone")
+    assert least_outstanding(replicas).address == "b"
+    for replica in replicas[:2]:
+        replica.silent("slow")
+    assert least_outstanding(replicas) is None
+
+
+def test_home_is_preferred_while_it_is_healthy() -> None:
+    replicas = made(a=3, b=1)
+    assert least_outstanding(replicas, "a").address == "a"
+    assert least_outstanding(replicas, "elsewhere").address == "b"
+    replicas[0].silent("slow")
+    assert least_outstanding(replicas, "a").address == "b"
