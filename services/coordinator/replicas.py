@@ -62,14 +62,16 @@ class Replica:
             self._become(ReplicaHealth.SUSPECT, cause)
 
     def broke(self, cause: str) -> None:
-        """A call to it lost its connection: the next connection that is refused is proof."""
+        """A call to it lost its connection: a connection that is refused now, or leads to no answer, is proof."""
         if self.health in (ReplicaHealth.HEALTHY, ReplicaHealth.STALE, ReplicaHealth.SUSPECT):
             self._broken = True
             self._become(ReplicaHealth.SUSPECT, cause)
 
     def silent(self, cause: str) -> None:
-        """It accepts connections, but does not answer: if it refused them before, it is another process, which starts."""
-        if self.health is ReplicaHealth.SUSPECT and (self._refusals or self.clock() - self._since >= SUSPECT_S):
+        """It accepts connections, but does not answer. If it broke them off or refused them before, another process starts
+        in its place."""
+        replaced = self._refusals > 0 or self._broken
+        if self.health is ReplicaHealth.SUSPECT and (replaced or self.clock() - self._since >= SUSPECT_S):
             self._died(cause)
         elif self.health is ReplicaHealth.DEAD:
             self._become(ReplicaHealth.RESTARTING, cause)

@@ -96,8 +96,11 @@ class Rollouts:
         self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception
     ) -> None:  # fmt: skip
         """After a request was lost to a replica that had died `deaths` times. Raises the error of the last attempt."""
-        replica.broke(str(error))
+        if isinstance(error, ServiceUnavailableError):
+            replica.broke(str(error))
         await self._fleet.look(replica)
+        for group_id in waiting:
+            self._homes.pop(group_id, None)
         if not waiting:
             return
         if attempts == self._max_attempts:

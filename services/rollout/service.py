@@ -158,8 +158,9 @@ class Replica:
 
     def status(self) -> pb.GetStatusResponse:
         """A snapshot."""
+        dead = self.engine.dead
         return pb.GetStatusResponse(
-            state=self.gate.state,
+            state=pb.REPLICA_STATE_STALE if dead else self.gate.state,
             policy_version=self.gate.version,
             weights_digest=self.gate.digest,
             model=self.model,
@@ -167,5 +168,5 @@ class Replica:
             workers=self.engine.workers,
             running_requests=self.running,
             generated_tokens=self.generated_tokens,
-            state_reason=self.gate.reason,
+            state_reason="its engine died" if dead else self.gate.reason,
         )

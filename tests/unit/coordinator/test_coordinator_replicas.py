@@ -54,6 +54,14 @@ def test_a_broken_call_and_one_refusal_are_proof() -> None:
     assert seen.replica.health is DEAD
 
 
+def test_a_broken_call_and_a_silence_are_proof_too_for_the_port_may_be_taken_again_at_once() -> None:
+    seen = Seen()
+    seen.replica.broke("connection reset")
+    seen.replica.silent("loads its model")
+    seen.replica.silent("loads its model")
+    assert seen.states == [SUSPECT, DEAD, RESTARTING]
+
+
 def test_a_broken_call_to_a_process_that_answers_changes_nothing() -> None:
     seen = Seen()
     seen.replica.broke("connection reset")
