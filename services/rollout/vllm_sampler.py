@@ -28,7 +28,7 @@ def install() -> None:
         return
     _wrap(
         GpuSampler, "__call__", "input_batch",
-        lambda sampler, batch: (sampler.get_logprobs_dims(batch.idx_mapping_np) or (0, 0))[0],
+        lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
     )  # fmt: skip
 
 
