@@ -62,6 +62,10 @@ class RolloutEngine(Protocol):
     vocabulary: int
     workers: int
 
+    @property
+    def dead(self) -> bool:
+        """Whether it will never answer again; the replica's process ends then."""
+
     def params(self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool) -> Params:
         """The run file's sampling options, overridden. Raises InvalidRequestError, naming the group, if they are wrong."""
 

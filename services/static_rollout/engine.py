@@ -89,6 +89,11 @@ class StaticEngine:
         self._arrived.set()
         return Answer([self._completion(response, params) for response in await waiting.done])
 
+    @property
+    def dead(self) -> bool:
+        """Never: torchrun ends all ranks, and so this process, with the first that dies."""
+        return False
+
     async def run(self) -> None:
         """Makes batches until it is cancelled."""
         while True:
