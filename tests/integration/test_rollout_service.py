@@ -133,9 +133,12 @@ async def test_a_cancelled_request_leaves_nothing_running(rollout: RolloutClient
 
 async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: RolloutClient) -> None:
     """The last test of this file: it leaves no replica to the others."""
-    sampling = SamplingParams(max_new_tokens=8)
-    waiting = asyncio.create_task(collect(rollout.generate([Prompt("a", token_ids=[5])] * 50, sampling=sampling)))
-    await asyncio.sleep(0.05)
+    sampling = SamplingParams(max_new_tokens=CONTEXT, ignore_eos=True)
+    prompts = [Prompt(f"g{i}", token_ids=[5]) for i in range(1000)]
+    waiting = asyncio.create_task(collect(rollout.generate(prompts, sampling=sampling)))
+    async with asyncio.timeout(30):
+        while not (await rollout.get_status()).running_requests:
+            await asyncio.sleep(0.01)
     for pid in descendants(process.popen.pid):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(ServiceUnavailableError):
