@@ -89,7 +89,7 @@ async def test_each_group_has_n_samples_with_ids_log_probabilities_and_version(r
         assert len(group.texts) == 3
         assert samples.episode_ids.tolist() == [4] * 3
         np.testing.assert_array_equal(samples.rollout_logprobs.lengths, samples.response_ids.lengths)
-        assert (samples.rollout_logprobs.values < 0).all()
+        assert (samples.model_logprobs.values < 0).all()
         assert set(samples.finish_reasons) <= {FinishReason.STOP, FinishReason.LENGTH}
     prompt_ids = {name: group.samples.prompt_ids.rows()[0].tolist() for name, group in groups.items()}
     assert prompt_ids == {"a": [5, 6, 7], "b": [4, 5], "c": [6]}
@@ -144,7 +144,7 @@ async def greedy_difference(rollout: RolloutClient, trainer: TrainerClient, vers
     stream = rollout.generate(prompts, sampling=greedy, exact_version=version)
     samples = Samples.concat([group.samples async for group in stream])
     scored = await trainer.compute_logprobs(samples)
-    return float(np.abs(scored.values - samples.rollout_logprobs.values).mean())
+    return float(np.abs(scored.values - samples.model_logprobs.values).mean())
 
 
 async def test_the_trainers_weights_arrive_whole_fresh_and_trained(

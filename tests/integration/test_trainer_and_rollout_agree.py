@@ -74,7 +74,7 @@ async def greedy_difference(rollout: RolloutClient, trainer: TrainerClient) -> f
     groups = [group.samples async for group in rollout.generate(prompts, sampling=greedy)]
     samples = Samples.concat(groups)
     scored = await trainer.compute_logprobs(samples)
-    return float(np.abs(scored.values - samples.rollout_logprobs.values).mean())
+    return float(np.abs(scored.values - samples.model_logprobs.values).mean())
 
 
 def training_samples() -> Samples:

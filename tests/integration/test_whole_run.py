@@ -127,15 +127,6 @@ def test_a_run_on_static_batches_learns_from_what_the_trainer_holds(place: Place
     assert len({episode["weights_digest"] for episode in episodes}) == 3
 
 
-def test_a_killed_static_replica_ends_the_run_soon_with_its_name_and_nothing_left(place: Place) -> None:
-    run = start(place, *STATIC, "--set", "runtime.num_episode=500")
-    read_until(run, r"^episode 1 done")
-    os.kill(service_pid(place, "rollout-0"), signal.SIGKILL)
-    output, _ = run.communicate(timeout=90)
-    assert run.returncode == 1, output
-    assert re.search(r"error.*rollout", output, re.I | re.S), output
-
-
 @pytest.mark.parametrize(
     ("victim", "says"),
     [
