@@ -11,13 +11,14 @@ import pytest
 import yaml
 from training import training_samples
 
+from baton.api.common.v1 import weights_pb2
 from baton.clients import BufferClient, RolloutClient, TrainerClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
-from baton.errors import InvalidRequestError, NotReadyError, StalePolicyError
+from baton.errors import DeadlineError, InvalidRequestError, NotReadyError, StalePolicyError
 from baton.samples import FinishReason, Samples
 from baton.weights import WeightPublisher
 from models import make_model
-from processes import ServiceProcess, TrainerProcess
+from processes import ServiceProcess, TrainerProcess, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -29,6 +30,7 @@ class StaticProcess(TrainerProcess):
 
     def __init__(self, run_file: Path, directory: Path, ranks: int) -> None:
         super().__init__(run_file, directory, ranks)
+        self.ranks = ranks
         self.command[self.command.index("services.trainer")] = "services.static_rollout"
 
 
@@ -172,6 +174,29 @@ async def test_the_trainers_weights_arrive_whole_fresh_and_trained(
             assert trained.weights_digest != fresh.weights_digest
             with pytest.raises(StalePolicyError):
                 await collect(rollout.generate([Prompt("a", token_ids=[5])], exact_version=version - 1))
+    finally:
+        await asyncio.to_thread(process.stop)
+
+
+async def test_an_update_without_its_sender_is_an_error_in_time_and_the_next_whole_one_is_served(
+    rollout: RolloutClient, replica: Replica, tmp_path: Path
+) -> None:
+    version = next(replica.versions)
+    nobody = weights_pb2.WeightGroup(
+        group_id="nobody", backend="gloo", receivers=replica.process.ranks, bucket_bytes=1 << 20
+    )
+    nobody.senders.add(store_host="127.0.0.1", store_port=free_port())
+    with pytest.raises(DeadlineError, match=r"within 2 s|no sender answers"):
+        await rollout.update_weights(version, nobody, first_rank=1, timeout_s=2)
+    with pytest.raises(NotReadyError, match="the update to version"):
+        await collect(rollout.generate([Prompt("a", token_ids=[5])]))
+    process = TrainerProcess(replica.run_file, tmp_path, 1)
+    await asyncio.to_thread(process.start, 120)
+    try:
+        async with TrainerClient(process.address) as trainer:
+            version = next(replica.versions)
+            await WeightPublisher(trainer, [rollout]).publish(version)
+            assert await greedy_difference(rollout, trainer, version) < 1e-4
     finally:
         await asyncio.to_thread(process.stop)
 
