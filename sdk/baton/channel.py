@@ -22,6 +22,7 @@ _RETRY = {  # gRPC allows five attempts; with a ready-wait in between they span 
 _KEEPALIVE = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),  # also in a long silent call
     ("grpc.initial_reconnect_backoff_ms", 100),  # a service that restarts is back within a second
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
@@ -91,7 +92,7 @@ class ServiceClient:
 
     async def _stream_once_there_is_room(self, method: str, request: Any, timeout_s: float) -> AsyncIterator[Any]:
         """As `_stream`; asks again while the service's budget is full, which it says before its first answer."""
-        deadline, pause, answered = time.monotonic() + timeout_s, 0.05, False
+        deadline, longest, answered = time.monotonic() + timeout_s, 0.1, False
         while True:
             try:
                 async for response in self._stream(method, request, max(deadline - time.monotonic(), 0.0)):
@@ -99,10 +100,10 @@ class ServiceClient:
                     yield response
                 return
             except BackpressureError:
-                if answered or time.monotonic() + pause > deadline:
+                if answered or time.monotonic() + longest > deadline:
                     raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # not all of them at once
-            pause = min(2 * pause, 2.0)
+            await asyncio.sleep(random.uniform(0, longest))  # not all of them at once
+            longest = min(2 * longest, 2.0)
 
     async def _stream(self, method: str, request: Any | Iterable[Any], timeout_s: float | None = None) -> AsyncIterator[Any]:
         timeout = self.timeout_s if timeout_s is None else timeout_s

@@ -21,6 +21,7 @@ DRAIN_S = 5.0
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+    ("grpc.http2.max_ping_strikes", 0),  # keepalives in a long silent call are no abuse
     ("grpc.server.max_pending_requests", 50_000),  # beyond 1,000 that arrive at once gRPC would cancel some, unsaid
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
 ]

@@ -4,7 +4,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -63,7 +62,7 @@ class VllmEngine:
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
-        return Answer([_sampled(completion, params) for completion in output.outputs], table)
+        return Answer([_sampled(completion) for completion in output.outputs], table)
 
     @property
     def dead(self) -> bool:
@@ -99,13 +98,11 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _sampled(completion: CompletionOutput, params: GroupSampling) -> Completion:
+def _sampled(completion: CompletionOutput) -> Completion:
     drawn_from, raw = sampled_logprobs(completion.logprobs)
-    if not params.temperature:
-        drawn_from = np.zeros_like(drawn_from)
     return Completion(completion.token_ids, drawn_from, raw, _FINISH[completion.finish_reason], completion.text)
 
 
 def _searched(completion: CompletionOutput) -> Completion:
     raw = [row[token].logprob for row, token in zip(completion.logprobs, completion.token_ids, strict=True)]
-    return Completion(completion.token_ids, [0.0] * len(raw), raw, _FINISH[completion.finish_reason], completion.text)
+    return Completion(completion.token_ids, raw, raw, _FINISH[completion.finish_reason], completion.text)

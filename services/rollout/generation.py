@@ -17,7 +17,7 @@ class Completion:
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
-    """Of each token under the distribution that it was drawn from; 0 where nothing was drawn."""
+    """Of each token under the distribution that it was drawn from, if it was drawn."""
     model_logprobs: Sequence[float]
     """Of each token under the raw model."""
     finish: FinishReason
@@ -93,15 +93,16 @@ def room_for_response(group_id: str, prompt_tokens: int, context: int) -> int:
 
 
 def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin: Origin, temperature: float) -> Samples:
-    """One group's samples, without rewards."""
+    """One group's samples, without rewards. At `temperature` 0 nothing was drawn: every token's probability was 1."""
     count = len(completions)
+    drawn = [completion.logprobs if temperature else [0.0] * len(completion.logprobs) for completion in completions]
     return Samples(
         sample_ids=[f"{origin.group_id}/{index}" for index in range(count)],
         group_ids=[origin.group_id] * count,
         episode_ids=np.full(count, origin.episode_id, np.int64),
         prompt_ids=Ragged.of([prompt] * count, np.int32),
         response_ids=Ragged.of([completion.token_ids for completion in completions], np.int32),
-        rollout_logprobs=Ragged.of([completion.logprobs for completion in completions], np.float32),
+        rollout_logprobs=Ragged.of(drawn, np.float32),
         model_logprobs=Ragged.of([completion.model_logprobs for completion in completions], np.float32),
         finish_reasons=np.array([completion.finish for completion in completions], np.uint8),
         policy_version_min=np.full(count, origin.version, np.int64),

@@ -10,7 +10,7 @@ from typing import Any
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
-from baton.errors import BatonError, InvalidRequestError, NotReadyError, ServiceFaultError
+from baton.errors import BatonError, NotReadyError, ServiceFaultError
 from baton.samples import FinishReason
 from services.rollout.generation import Answer, Completion
 from services.static_rollout.options import RowOptions, row_options
@@ -21,9 +21,6 @@ from services.trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_OVERRIDES = (
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "stop", "use_beam_search", "prompt_logprobs",
-)  # fmt: skip
 BATCH_ROWS = 64
 """Rows of a batch at most, unless `max_num_seqs` says otherwise."""
 
@@ -61,12 +58,6 @@ class StaticEngine:
         self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool
     ) -> RowOptions:  # fmt: skip
         """The run file's sampling options, overridden."""
-        for name in UNKNOWN_OVERRIDES:
-            if name in (given.name for given, _ in overrides.ListFields()):
-                raise InvalidRequestError(
-                    f"sampling options of group {group_id}: {name} is not offered by static batches; leave it out, or set "
-                    "models.policy.generator: vllm"
-                )
         return row_options(
             self._evaluation if evaluation else self._config, overrides, group_id, prompt_tokens, self.max_model_len
         )
@@ -151,12 +142,9 @@ class StaticEngine:
         return len(token_ids)
 
     def _completion(self, response: Response, params: RowOptions) -> Completion:
-        stop, logprobs = params.stop, response.logprobs
-        if not params.temperature:
-            logprobs = [0.0] * len(logprobs)
         text = self.tokenizer.decode(response.token_ids, skip_special_tokens=True)
-        ends = [end for word in stop if (end := text.find(word)) >= 0]
+        ends = [end for word in params.stop if (end := text.find(word)) >= 0]
         return Completion(
-            response.token_ids, logprobs, response.model_logprobs, FinishReason(response.finish),
+            response.token_ids, response.logprobs, response.model_logprobs, FinishReason(response.finish),
             text[: min(ends)] if ends else text,
         )  # fmt: skip

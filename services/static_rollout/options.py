@@ -9,6 +9,9 @@ from baton.errors import InvalidRequestError
 from services.rollout.generation import room_for_response
 from services.static_rollout.draw import Sampling
 
+OFFERED = {"n", "temperature", "top_p", "top_k", "max_new_tokens", "ignore_eos", "seed"}
+"""Overrides that a static batch carries out."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
@@ -39,6 +42,11 @@ def row_options(
     if prompt_tokens < 1:
         raise InvalidRequestError(f"prompt {group_id} is empty; give it at least one token")
     given = {field.name: value for field, value in overrides.ListFields()}
+    if odd := sorted(set(given) - OFFERED):
+        raise InvalidRequestError(
+            f"sampling options of group {group_id}: {', '.join(odd)} is not offered by static batches; leave it out, or set "
+            "models.policy.generator to vllm"
+        )
     room = room_for_response(group_id, prompt_tokens, context)
     limit = given.get("max_new_tokens", config.response_limit)
     options = RowOptions(

@@ -106,6 +106,14 @@ def test_a_signal_lets_the_call_in_flight_finish_and_ends_the_process_cleanly(
     assert "on_stop" in kit.output()
 
 
+def test_a_call_that_is_silent_through_many_keepalives_is_not_cut_off(kit: Kit) -> None:
+    """gRPC's own limit is three pings without data: 90 s of silence at the clients' 30 s between two."""
+    options = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
+    with grpc.insecure_channel(kit.facts["address"], options=options) as channel:
+        call = RolloutServiceStub(channel).UpdateWeights.future(pb.UpdateWeightsRequest(timeout_s=6.0), timeout=10)
+        assert call.result().bytes == 7
+
+
 def test_health_turns_not_serving_before_the_calls_in_flight_have_finished(kit: Kit, channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     watch = health.Watch(health_pb2.HealthCheckRequest(service=kit_service.SERVICE), timeout=10)

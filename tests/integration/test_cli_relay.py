@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import redis
@@ -14,6 +14,7 @@ from relay_runs import RelayRun
 from baton.clients import LedgerClient
 from baton.local.process_tree import start_time
 from baton.relay.builtins import concat
+from baton.samples import Samples
 from baton.testing import FakeTrainer, serve
 
 pytestmark = pytest.mark.slow
@@ -138,7 +139,8 @@ async def test_show_tells_where_a_sample_is_and_shortens_its_arrays(ask, buffer,
     assert {name: shown[name] for name in ("rewards", "reward_status", "finish_reasons", "metadata")} == {
         "rewards": "0.6", "reward_status": "value", "finish_reasons": "length", "metadata": '{"number": 6}',
     }  # fmt: skip
-    assert len(shown) == 19
+    columns = {field.name for field in fields(Samples)}
+    assert set(shown) <= columns and {"rollout_logprobs", "weights_digests"} <= set(shown)
 
 
 async def test_show_as_json_has_every_column_whole(ask, buffer, run_id):

@@ -1,5 +1,6 @@
 """A servicer on a real grpc.aio server, with errors mapped as the services map them."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,8 +27,11 @@ class Served:
     server: grpc.aio.Server
 
     async def kill(self) -> None:
-        """Goes away at once, as after `kill -9`: calls in flight are cut, and the port is closed."""
-        await self.server.stop(None)
+        """Goes away at once, as after `kill -9`: calls in flight are cut, and the port is closed.
+
+        May be called by a handler of the fake itself: that one is cut too, the stop is not.
+        """
+        await asyncio.shield(asyncio.create_task(self.server.stop(None)))
 
 
 @asynccontextmanager
