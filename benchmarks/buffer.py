@@ -69,17 +69,17 @@ SIZES = (
 )
 
 
-def raw_rates(port: int, size: Size) -> dict[str, float]:
-    """Requests/s of the store alone, by command."""
-    command = [
-        shutil.which("redis-benchmark") or "valkey-benchmark", "-p", str(port), "-t", "set,get",
+def raw_rate(port: int, size: Size, command: str) -> float:
+    """Requests/s of the store alone; `command` is set or get."""
+    words = [
+        shutil.which("redis-benchmark") or "valkey-benchmark", "-p", str(port), "-t", command,
         "-d", str(size.sample_bytes), "-P", str(PIPELINE), "-n", str(size.raw_requests), "-r", str(size.samples), "--csv",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RAW_S, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=RAW_S, check=False)
     if done.returncode:
         raise ServiceFaultError(f"redis-benchmark failed: {done.stderr}; it comes with redis-server")
-    rows = csv.DictReader(done.stdout.splitlines())
-    return {row["test"].lower(): float(row["rps"]) for row in rows}
+    (row,) = csv.DictReader(done.stdout.splitlines())
+    return float(row["rps"])
 
 
 async def put_rate(client: BufferClient, run_id: str, size: Size) -> float:
@@ -122,10 +122,15 @@ async def rates(place: "Place", size: Size) -> dict[str, Any]:
     """Raw and ours by turns."""
     found: dict[str, list[float]] = {name: [] for name in ("set", "get", "put", "lease", "lease_cold")}
     for index in range(-1, ROUNDS):  # the first one warms up
-        raw = await asyncio.to_thread(raw_rates, place.port, size)
-        run_id = uuid.uuid4().hex
+        raw, ours, run_id = {}, {}, uuid.uuid4().hex
+        for command in ("set", "get"):
+            await place.settled()
+            raw[command] = await asyncio.to_thread(raw_rate, place.port, size, command)
         async with BufferClient(place.address) as client:
-            ours = {"put": await put_rate(client, run_id, size), "lease": await lease_rate(client, run_id, size, LEASES)}
+            await place.settled()
+            ours["put"] = await put_rate(client, run_id, size)
+            await place.settled()
+            ours["lease"] = await lease_rate(client, run_id, size, LEASES)
         await place.restart_buffer()
         async with BufferClient(place.address) as client:
             ours["lease_cold"] = await lease_rate(client, run_id, size, 1)
@@ -180,6 +185,12 @@ class Place:
         """One command, by redis-cli."""
         words = ["redis-cli", "-p", str(self.port), *command]
         return subprocess.run(words, capture_output=True, text=True, timeout=RAW_S, check=True).stdout
+
+    async def settled(self) -> None:
+        """Waits until the store no longer rewrites its append-only file: what was written before takes a core for that."""
+        async with asyncio.timeout(RAW_S):
+            while any(f"aof_rewrite_{what}:1" in self.redis("INFO", "persistence") for what in ("in_progress", "scheduled")):
+                await asyncio.sleep(0.1)
 
     def flush(self) -> None:
         """Empties the store, and its append-only file."""
