@@ -38,15 +38,30 @@ class BulkMessage:
         return wire.decode(self.raw_samples)
 
 
-def serialized(head: pb.PutRequest | pb.LeaseResponse, *parts: Samples) -> bytes:
-    """The message with the samples of all parts."""
-    return wire.with_samples(head.SerializeToString(), _NUMBERS[type(head)], *parts)
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Samples as a SampleBatch in parts to be joined, and how many they are."""
+
+    count: int
+    parts: list[wire.Buffer]
+
+    @classmethod
+    def of(cls, *samples: Samples) -> Self:
+        """All of them, one after the other."""
+        elements, light = wire.encode(*samples)
+        return cls(sum(map(len, samples)), [*elements, light])
 
 
-def messages(parts: Sequence[Samples]) -> Iterator[Sequence[Samples]]:
-    """The parts that go into one message each: all into one if they fit, else each part into as many as it needs."""
-    if fits(sum(int(part.wire_bytes().sum()) for part in parts)):
-        yield parts
+def serialized(head: pb.PutRequest | pb.LeaseResponse, samples: Encoded) -> bytes:
+    """The message with the samples."""
+    return b"".join([head.SerializeToString(), *wire.delimited(_NUMBERS[type(head)], samples.parts)])
+
+
+def messages(parts: Sequence[Samples]) -> Iterator[Encoded]:
+    """What goes into one message each: all parts into one if they fit, else each part into as many as it needs."""
+    encoded = Encoded.of(*parts)
+    if fits(wire.size(encoded.parts)):
+        yield encoded
     else:
         for part in parts:
-            yield from ([piece] for piece in part.split())
+            yield from map(Encoded.of, part.split())

@@ -76,13 +76,12 @@ class Ragged:
     def take(self, indices: np.ndarray | slice) -> Self:
         """The column of the chosen rows, in that order; a view for a slice."""
         if isinstance(indices, slice):
-            offsets = self.offsets
-            return replace(
-                self, values=self.values[offsets[indices.start] : offsets[indices.stop]], lengths=self.lengths[indices]
-            )
+            lengths = self.lengths[indices]
+            start = int(self.lengths[: indices.start].sum(dtype=np.int64))
+            return type(self)(self.values[start : start + int(lengths.sum(dtype=np.int64))], lengths)
         rows = self.rows()
         chosen = [rows[i] for i in indices]
-        return replace(self, values=np.concatenate(chosen) if chosen else self.values[:0], lengths=self.lengths[indices])
+        return type(self)(np.concatenate(chosen) if chosen else self.values[:0], self.lengths[indices])
 
 
 def _as_slice(indices: np.ndarray) -> np.ndarray | slice:
@@ -136,9 +135,9 @@ class Samples:
         """Names of the columns that are present, but for `sample_ids`."""
         return [name for name, _, _ in _COLUMNS if getattr(self, name) is not None]
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The chosen samples, in that order; repeats are allowed."""
-        index = _as_slice(np.asarray(indices, dtype=np.int64))
+    def take(self, indices: Sequence[int] | np.ndarray | slice) -> Self:
+        """The chosen samples, in that order; repeats are allowed. A slice has a start and a stop within the batch."""
+        index = indices if isinstance(indices, slice) else _as_slice(np.asarray(indices, dtype=np.int64))
         columns: dict[str, Any] = {"sample_ids": _rows(self.sample_ids, index)}
         for name, kind, _ in _COLUMNS:
             column = getattr(self, name)

@@ -22,7 +22,7 @@ _VALUES = pb.Ragged.DESCRIPTOR.fields_by_name["values"].number
 
 def delimited(number: int, parts: Sequence[Buffer]) -> list[Buffer]:
     """A field that holds bytes, a string or a message, as parts to be joined."""
-    return [_varint(number << 3 | _DELIMITED) + _varint(sum(map(len, parts))), *parts]
+    return [_varint(number << 3 | _DELIMITED) + _varint(size(parts)), *parts]
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
@@ -60,6 +60,11 @@ def encode(*parts: Samples) -> tuple[list[Buffer], bytes]:
     return elements, light.to_proto(with_elements=False).SerializeToString()
 
 
+def size(parts: Sequence[Buffer]) -> int:
+    """Bytes of all parts."""
+    return sum(map(len, parts))
+
+
 def decode(message: memoryview) -> Samples:
     """The samples of a SampleBatch; arrays are views of it if their elements come first. Raises as `Samples.from_proto`."""
     values: dict[str, Buffer] = {}
@@ -74,12 +79,6 @@ def decode(message: memoryview) -> Samples:
     except DecodeError as error:
         raise InvalidRequestError(f"samples cannot be read as a SampleBatch ({error}); were they cut off?") from None
     return Samples.from_proto(rest, values)
-
-
-def with_samples(head: bytes, number: int, *parts: Samples) -> bytes:
-    """A serialized message with the samples of all parts as one more field of it."""
-    elements, light = encode(*parts)
-    return b"".join([head, *delimited(number, [*elements, light])])
 
 
 def without_samples(message: bytes, number: int) -> tuple[bytes, memoryview]:

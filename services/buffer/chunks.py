@@ -89,6 +89,16 @@ class Layout:
         used, which = np.unique(index, return_inverse=True)
         return self.records[used], which, positions - (self.ends - self.records["count"])[index]
 
+    def between(self, first: int, end: int) -> tuple[np.ndarray, list[slice]]:
+        """Records of the chunks that hold the positions from `first` to before `end`, and what is wanted of each."""
+        low, high = np.searchsorted(self.ends, (first, end - 1), side="right")
+        records = self.records[low : high + 1]
+        start, wanted = int(self.ends[low]) - int(records["count"][0]), []
+        for count in records["count"].tolist():
+            wanted.append(slice(max(first - start, 0), min(end - start, count)))
+            start += count
+        return records, wanted
+
 
 class Chunks:
     """Samples by position, from the store or from the chunks decoded last."""
@@ -113,6 +123,9 @@ class Chunks:
 
         `layout` must cover them.
         """
+        if (np.diff(positions) == 1).all():
+            records, wanted = layout.between(int(positions[0]), int(positions[-1]) + 1)
+            return [chunk.take(some) for chunk, some in zip(await self._load(run, records), wanted, strict=True)]
         records, which, offsets = layout.locate(positions)
         chunks = await self._load(run, records)
         parts = [chunk.take(offsets[which == i]) for i, chunk in enumerate(chunks)]

@@ -146,9 +146,9 @@ def _expected(request: pb.OpenEpisodeRequest) -> int:
 def _messages(batch: MicroBatch) -> Iterator[bytes]:
     """The micro-batch as LeaseResponses, in as many as its size asks for."""
     wrapped, sent = batch.wrapped.astype(np.uint8), 0
-    for parts in bulk.messages(batch.parts):
-        first, sent = sent, sent + sum(map(len, parts))
+    for samples in bulk.messages(batch.parts):
+        first, sent = sent, sent + samples.count
         head = pb.LeaseResponse(
             lease_id=str(batch.lease_id), wrapped=wrapped[first:sent].tobytes(), more=sent < len(wrapped)
         )  # fmt: skip
-        yield bulk.serialized(head, *parts)
+        yield bulk.serialized(head, samples)

@@ -11,7 +11,7 @@ import numpy as np
 from baton import bulk
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceStub
-from baton.bulk import BulkMessage
+from baton.bulk import BulkMessage, Encoded
 from baton.channel import ServiceClient
 from baton.errors import InvalidRequestError
 from baton.samples import MESSAGE_BYTES, Samples
@@ -159,7 +159,7 @@ class BufferClient(ServiceClient):
 
 def _put_requests(samples: Samples, head: pb.PutRequest) -> Iterator[bytes]:
     for part in samples.split(CHUNK_BYTES):
-        yield bulk.serialized(head, part)
+        yield bulk.serialized(head, Encoded.of(part))
 
 
 def _whole_groups(samples: Samples) -> Iterator[Samples]:

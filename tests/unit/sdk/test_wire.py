@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baton import wire
 from baton.api.buffer.v1 import buffer_pb2
 from baton.api.common.v1 import samples_pb2
-from baton.bulk import BulkMessage, serialized
+from baton.bulk import BulkMessage, Encoded, serialized
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
 
@@ -53,7 +53,7 @@ def test_parts_are_written_as_if_they_were_one(samples, first, second):
     cuts = sorted({0, len(samples), *(cut for cut in (first, second) if cut < len(samples))})
     parts = [samples.take(range(start, end)) for start, end in pairwise(cuts)]
     head = buffer_pb2.LeaseResponse(lease_id="p0-s0-a1")
-    assert serialized(head, *parts) == serialized(head, samples)
+    assert serialized(head, Encoded.of(*parts)) == serialized(head, Encoded.of(samples))
 
 
 @given(batches())
@@ -74,7 +74,7 @@ def test_the_light_part_is_the_batch_without_the_elements_of_arrays(samples):
 @settings(deadline=None)
 def test_a_message_around_samples_is_what_the_generated_code_makes_of_it(samples):
     head = buffer_pb2.LeaseResponse(lease_id="p0-s0-a1", wrapped=bytes(len(samples)), more=True)
-    raw = serialized(head, samples)
+    raw = serialized(head, Encoded.of(samples))
     whole = buffer_pb2.LeaseResponse.FromString(raw)
     assert whole.samples == samples.to_proto()
     for written in (raw, whole.SerializeToString()):
