@@ -8,6 +8,7 @@ The broadcast itself runs between the services; this module only says when, and 
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from baton.api.common.v1 import weights_pb2
@@ -41,6 +42,7 @@ class WeightPublisher:
         self._replicas = list(replicas)
         self._group: weights_pb2.WeightGroup | None = None
         self._members: list[RolloutClient] = []
+        self._instances: list[str] = []
         self._first_ranks: list[int] = []
 
     async def publish(
@@ -49,15 +51,14 @@ class WeightPublisher:
     ) -> Publication:  # fmt: skip
         """Makes the replicas `to` (None: all) serve the trainer's present weights as `policy_version`.
 
-        Another `to` than the last time, or an error, has the group opened anew. With `digest` the version was published
-        before, as the weights of that digest: others are not committed. Raises DigestMismatchError, naming the replica, if
-        what arrived is not what was sent; a replica's errors as they are; none if one of several vanishes at the commit.
+        Another `to` than the last time, a replica that was started again, or an error, has the group opened anew. With
+        `digest` the version was published before, as the weights of that digest: others are not committed. Raises
+        DigestMismatchError, naming the replica, if what arrived is not what was sent; a replica's errors as they are; none
+        if one of several vanishes at the commit.
         """
         members = list(self._replicas if to is None else to)
-        if members != self._members:
-            self._group = None
         try:
-            group = self._group or await self._open(members)
+            group = await self._group_of(members)
             receptions = [
                 replica.update_weights(policy_version, group, first_rank=rank, timeout_s=timeout_s)
                 for replica, rank in zip(members, self._first_ranks, strict=True)
@@ -107,15 +108,14 @@ class WeightPublisher:
         commits = zip(self._members, answers, strict=True)
         return {member.address: answer for member, answer in commits if not isinstance(answer, BaseException)}
 
-    async def _open(self, members: list[RolloutClient]) -> weights_pb2.WeightGroup:
+    async def _group_of(self, members: list[RolloutClient]) -> weights_pb2.WeightGroup:
+        """The open group if the very same processes are in it, else a new one."""
         statuses = await _all_or_first_error(*(replica.get_status() for replica in members))
-        rank = 1  # rank 0 is the sender
-        self._first_ranks = []
-        for status in statuses:
-            self._first_ranks.append(rank)
-            rank += status.workers
-        self._group = await self._trainer.open_weight_group(rank - 1)
-        self._members = members
+        instances = [status.instance_id for status in statuses]
+        if self._group is None or instances != self._instances:
+            first_ranks = list(accumulate((status.workers for status in statuses), initial=1))  # rank 0 is the sender
+            self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1)
+            self._members, self._instances, self._first_ranks = members, instances, first_ranks
         return self._group
 
 

@@ -1,6 +1,7 @@
 """What one replica does: renders prompts, generates under a version, and moves to new weights."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,6 +22,7 @@ class Replica:
         self.model = model
         self.engine = engine
         self.gate = VersionGate()
+        self.instance_id = uuid.uuid4().hex
         self.running = 0
         self.generated_tokens = 0
         self._max_outstanding = max_outstanding
@@ -169,4 +171,5 @@ class Replica:
             running_requests=self.running,
             generated_tokens=self.generated_tokens,
             state_reason="its engine died" if dead else self.gate.reason,
+            instance_id=self.instance_id,
         )

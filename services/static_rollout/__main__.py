@@ -64,7 +64,7 @@ def start(options: Namespace) -> None:
             from services.rollout.service import Replica
             from services.static_rollout.engine import StaticEngine
 
-            engine = StaticEngine(config, ranks, tokenizer, run.engine_seed(options.replica))
+            engine = StaticEngine(config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica))
             asyncio.run(serve(options, engine, ranks, Replica(engine, name, config.max_outstanding_responses)))
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when the group ends

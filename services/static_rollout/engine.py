@@ -38,11 +38,11 @@ class _Waiting:
 class StaticEngine:
     """Takes all requests that wait as one window whenever the ranks are free; batches are cut out of the window."""
 
-    def __init__(self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, seed: int) -> None:
-        """Call `run` beside it: it makes the batches."""
+    def __init__(self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, vocabulary: int, seed: int) -> None:
+        """Call `run` beside it: it makes the batches. `vocabulary`: rows of the model's embedding."""
         self.tokenizer = tokenizer
         self.max_model_len = config.seq_length
-        self.vocabulary = len(tokenizer)
+        self.vocabulary = vocabulary
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
         self._config = config
         self._evaluation = config.for_evaluation()

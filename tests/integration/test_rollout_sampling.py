@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from rollout_side import collect, vllm_service
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
@@ -32,13 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     directory = tmp_path_factory.mktemp("rollout")
-    policy = {
-        "model": str(model), "dtype": "float32", "seq_length": CONTEXT, "enforce_eager": True, "max_new_tokens": LIMIT,
-        "eval_temperature": 0.0, "max_outstanding_responses": 2000,
-    }  # fmt: skip
-    run_file = directory / "run.yaml"
-    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": policy}}))
-    service = ServiceProcess("rollout", run_file, directory)
+    service = vllm_service(
+        directory, model, seq_length=CONTEXT, max_new_tokens=LIMIT, eval_temperature=0.0, max_outstanding_responses=2000
+    )
     try:
         yield service.start(timeout_s=240)
     finally:
@@ -101,7 +97,7 @@ async def answers(rollout: RolloutClient, *prompts: list[int], evaluation: bool 
     """One group for each prompt, in their order."""
     asked = [Prompt(str(at), token_ids=prompt) for at, prompt in enumerate(prompts)]
     stream = rollout.generate(asked, sampling=SamplingParams(**options), evaluation=evaluation)
-    groups = {group.samples.group_ids[0]: group async for group in stream}
+    groups = await collect(stream)
     return [groups[prompt.group_id] for prompt in asked]
 
 

@@ -4,14 +4,13 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from rollout_side import check_each_group_is_whole, collect, vllm_service
 
 from baton.clients import RolloutClient
-from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError, StalePolicyError
 from baton.local.process_tree import descendants
 from baton.samples import FinishReason
@@ -26,11 +25,7 @@ CONTEXT = 64
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     directory = tmp_path_factory.mktemp("rollout")
-    model = make_model(directory / "model", layers=2)
-    policy = {"model": str(model), "dtype": "float32", "seq_length": CONTEXT, "enforce_eager": True, "max_new_tokens": 8}
-    run_file: Path = directory / "run.yaml"
-    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": policy}}))
-    service = ServiceProcess("rollout", run_file, directory)
+    service = vllm_service(directory, make_model(directory / "model", layers=2), seq_length=CONTEXT)
     try:
         yield service.start(timeout_s=240)
     finally:
@@ -43,30 +38,8 @@ async def rollout(process: ServiceProcess) -> AsyncIterator[RolloutClient]:
         yield client
 
 
-async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
-    return {group.samples.group_ids[0]: group async for group in stream}
-
-
 async def test_each_group_has_n_samples_with_ids_log_probabilities_and_version(rollout: RolloutClient) -> None:
-    prompts = [
-        Prompt("a", token_ids=[5, 6, 7]),
-        Prompt("b", text="w1 w2"),
-        Prompt("c", chat=[{"role": "user", "content": "w3"}]),
-    ]
-    groups = await collect(rollout.generate(prompts, sampling=SamplingParams(n=3), episode_id=4))
-    assert set(groups) == {"a", "b", "c"}
-    for name, group in groups.items():
-        samples = group.samples
-        assert samples.sample_ids == [f"{name}/{i}" for i in range(3)]
-        assert len(group.texts) == 3
-        assert samples.episode_ids.tolist() == [4] * 3
-        assert samples.policy_version_min.tolist() == samples.policy_version_max.tolist() == [0] * 3
-        np.testing.assert_array_equal(samples.rollout_logprobs.lengths, samples.response_ids.lengths)
-        assert (samples.rollout_logprobs.values < 0).all()
-        assert set(samples.finish_reasons) <= {FinishReason.STOP, FinishReason.LENGTH}
-    assert groups["a"].samples.prompt_ids.rows()[0].tolist() == [5, 6, 7]
-    assert groups["b"].samples.prompt_ids.rows()[0].tolist() == [4, 5]
-    assert groups["c"].samples.prompt_ids.rows()[0].tolist() == [6]
+    await check_each_group_is_whole(rollout, version=0)
 
 
 async def test_overrides_win_over_the_run_file(rollout: RolloutClient) -> None:

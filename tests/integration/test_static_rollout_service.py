@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rollout_side import check_each_group_is_whole, collect
 from training import training_samples
 
 from baton.api.common.v1 import weights_pb2
 from baton.clients import BufferClient, RolloutClient, TrainerClient
-from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import DeadlineError, InvalidRequestError, NotReadyError, StalePolicyError
 from baton.samples import FinishReason, Samples
 from baton.weights import WeightPublisher
@@ -73,28 +74,8 @@ async def rollout(replica: Replica) -> AsyncIterator[RolloutClient]:
         yield client
 
 
-async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
-    return {group.samples.group_ids[0]: group async for group in stream}
-
-
 async def test_each_group_has_n_samples_with_ids_log_probabilities_and_version(rollout: RolloutClient) -> None:
-    prompts = [
-        Prompt("a", token_ids=[5, 6, 7]),
-        Prompt("b", text="w1 w2"),
-        Prompt("c", chat=[{"role": "user", "content": "w3"}]),
-    ]
-    groups = await collect(rollout.generate(prompts, sampling=SamplingParams(n=3), episode_id=4))
-    assert set(groups) == {"a", "b", "c"}
-    for name, group in groups.items():
-        samples = group.samples
-        assert samples.sample_ids == [f"{name}/{i}" for i in range(3)]
-        assert len(group.texts) == 3
-        assert samples.episode_ids.tolist() == [4] * 3
-        np.testing.assert_array_equal(samples.rollout_logprobs.lengths, samples.response_ids.lengths)
-        assert (samples.model_logprobs.values < 0).all()
-        assert set(samples.finish_reasons) <= {FinishReason.STOP, FinishReason.LENGTH}
-    prompt_ids = {name: group.samples.prompt_ids.rows()[0].tolist() for name, group in groups.items()}
-    assert prompt_ids == {"a": [5, 6, 7], "b": [4, 5], "c": [6]}
+    await check_each_group_is_whole(rollout, (await rollout.get_status()).policy_version)
 
 
 async def test_the_same_seed_draws_the_same_tokens_whatever_else_is_asked_for(rollout: RolloutClient) -> None:

@@ -144,13 +144,14 @@ def test_a_killed_part_ends_the_run_soon_with_its_name_and_nothing_left(place: P
     assert half_written(place) == []
 
 
-def test_the_only_replica_is_started_again_when_it_is_killed_and_the_run_goes_on(place: Place) -> None:
-    run = start(place)
+@pytest.mark.parametrize("options", [(), STATIC], ids=["vllm", "static"])
+def test_the_only_replica_is_started_again_when_it_is_killed_and_the_run_goes_on(place: Place, options: tuple[str]) -> None:
+    run = start(place, *options)
     read_until(run, r"^episode 0 done")
     os.kill(service_pid(place, "rollout-0"), signal.SIGKILL)
     output, _ = run.communicate(timeout=240)
     assert run.returncode == 0, output
-    assert "rollout-0 was ended by SIGKILL" in output and "starting it again" in output
+    assert re.search(r"rollout-0 (was ended by SIGKILL|exited with code 1).*starting it again", output, re.S), output
     episodes = [json.loads(line) for line in (place.runs / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [episode["policy_version"] for episode in episodes] == [1, 2, 3]
 

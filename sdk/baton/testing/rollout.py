@@ -1,6 +1,7 @@
 """FakeRollout: a replica whose model is a function. Its tokens are the bytes of the text."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -31,6 +32,9 @@ class FakeRollout(RolloutServiceServicer):
         """A defect: samples carry this digest instead of the committed one."""
         self.requests: list[pb.GenerateRequest] = []
         """Every Generate request so far."""
+        self.updates: list[pb.UpdateWeightsRequest] = []
+        """Every UpdateWeights request so far."""
+        self._instance_id = uuid.uuid4().hex
         self._state = pb.REPLICA_STATE_HEALTHY
         self._arrived: tuple[int, str] | None = None
         self._running = 0
@@ -53,11 +57,13 @@ class FakeRollout(RolloutServiceServicer):
         return pb.GetStatusResponse(
             state=self._state, policy_version=self.policy_version, weights_digest=self.weights_digest, model="fake",
             max_model_len=self.max_model_len, workers=1, running_requests=self._running, generated_tokens=self._generated,
+            instance_id=self._instance_id,
         )  # fmt: skip
 
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.UpdateWeightsResponse:
+        self.updates.append(request)
         self._state = pb.REPLICA_STATE_STALE
         payload = await weights.receive(request.group, request.timeout_s)
         self._state = pb.REPLICA_STATE_UPDATING

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from baton.errors import DeadlineError
+from baton.errors import DeadlineError, ServiceUnavailableError
 
 MEET_S = 60.0
 """How long members wait for each other: all of them are told at once, so who is not there by then will not come."""
@@ -30,9 +30,11 @@ def _own_address(peer_host: str, peer_port: int) -> str:
 
 
 def _meet(store: dist.Store, rank: int, size: int, timeout_s: float, give_up: threading.Event | None) -> None:
-    """Returns once all ranks are here. Raises RuntimeError, on all that are, if one is not in time or gives up."""
-    deadline = time.monotonic() + min(timeout_s, MEET_S)
-    store.set(f"here/{rank}", b"")
+    """Returns once all ranks are here. Raises RuntimeError, on all that are, if one is not in time or gives up, and
+    ServiceUnavailableError if another process was here as this rank: the others are connected to that one."""
+    deadline = time.monotonic() + timeout_s
+    if store.add(f"here/{rank}", 1) > 1:
+        raise ServiceUnavailableError(f"rank {rank} was taken before, by a process that is gone; open the group again")
     while not store.check([f"here/{other}" for other in range(size)]):
         if store.check([_GIVEN_UP]):
             raise RuntimeError("another member gave up")
@@ -53,10 +55,11 @@ class BroadcastGroup:
         """Returns once all members have met, which another thread can end by setting `give_up`."""
         self.rank = rank
         self._timeout = timedelta(seconds=timeout_s)
+        meet_s = min(timeout_s, MEET_S)
         store.set_timeout(self._timeout)
         prefixed = dist.PrefixStore(group_id, store)
         try:
-            _meet(prefixed, rank, size, timeout_s, give_up)
+            _meet(prefixed, rank, size, meet_s, give_up)
             if backend == "nccl":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = self._timeout
@@ -65,12 +68,12 @@ class BroadcastGroup:
                 options = dist.ProcessGroupGloo._Options()
                 address = _own_address(host, store.port)
                 options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-                options._timeout = self._timeout
+                options._timeout = timedelta(seconds=meet_s)
                 self._backend = dist.ProcessGroupGloo(prefixed, rank, size, options)
         except RuntimeError as error:
             raise DeadlineError(
                 f"weight group {group_id}: rank {rank} of {size} did not meet the others at {host}:{store.port} within "
-                f"{timeout_s:g} s ({error}); is every receiver up, and is that port reachable from it?"
+                f"{meet_s:g} s ({error}); is every receiver up, and is that port reachable from it?"
             ) from error
 
     @classmethod

@@ -37,6 +37,23 @@ async def test_published_weights_are_served_under_their_version_and_digest(pair)
     assert made.samples.policy_version_max.tolist() == [4, 4]
 
 
+async def test_a_replica_that_was_started_again_gets_its_weights_over_a_new_group():
+    first, second = FakeRollout(), FakeRollout()
+    async with (
+        serve(FakeTrainer()) as trainer, TrainerClient(trainer.address, timeout_s=5) as sender,
+        serve(first) as replica, RolloutClient(replica.address, timeout_s=5) as receiver,
+    ):  # fmt: skip
+        publisher = WeightPublisher(sender, [receiver])
+        for version in (1, 2):
+            await publisher.publish(version, timeout_s=5)
+        await replica.kill()
+        async with serve(second, port=int(replica.address.rpartition(":")[2])):
+            await publisher.publish(2, timeout_s=5)
+    before = {update.group.group_id for update in first.updates}
+    assert len(first.updates) == 2 and len(before) == 1
+    assert {update.group.group_id for update in second.updates}.isdisjoint(before)
+
+
 async def test_other_versions_than_the_served_one_are_refused(pair):
     _, replica = pair
     for options in ({"exact_version": 1}, {"min_version": 1}):

@@ -49,6 +49,14 @@ def test_an_override_that_makes_no_sense_is_refused_with_its_group(override: dic
         options(**override)
 
 
+@pytest.mark.parametrize(
+    "override", [{"presence_penalty": 0.5}, {"repetition_penalty": 1.1}, {"use_beam_search": True}, {"prompt_logprobs": 1}]
+)
+def test_an_override_that_static_batches_do_not_carry_out_is_refused_by_name(override: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"group g: {next(iter(override))} is not offered by static batches"):
+        options(**override)
+
+
 @pytest.mark.parametrize("prompt_tokens", [0, 64, 1000])
 def test_a_prompt_without_tokens_or_without_room_is_refused_with_its_group(prompt_tokens: int) -> None:
     with pytest.raises(InvalidRequestError, match="prompt g"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from baton.errors import DeadlineError
+from baton.errors import DeadlineError, ServiceUnavailableError
 from processes import free_port
 from ranks import Rank
 from services.common.weight_sync.group import BroadcastGroup, open_store
@@ -64,6 +64,20 @@ def receive_versions(
         )
         answers.append((transfer.digest.hexdigest(), transfer.bytes, arrived))
     return answers
+
+
+def test_a_rank_that_was_there_before_cannot_take_its_own_place() -> None:
+    """A process that was started again would otherwise wait for peers that are long connected to the one before it."""
+    store, first = open_store(HOST), []
+    receiver = threading.Thread(target=lambda: first.append(join(store.port, 1, 2, 30.0)))
+    receiver.start()
+    sender = lead(store, 2, 30.0)
+    receiver.join()
+    started = time.monotonic()
+    with pytest.raises(ServiceUnavailableError, match=r"rank 1 was taken before.*open the group again"):
+        join(store.port, 1, 2, 30.0)
+    assert time.monotonic() - started < SLACK_S
+    del sender
 
 
 def receive_large(port: int, rank: int, size: int, timeout_s: float, die_at: int | None) -> str:

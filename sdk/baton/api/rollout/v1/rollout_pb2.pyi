@@ -119,7 +119,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason")
+    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id")
     STATE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class GetStatusResponse(_message.Message):
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     state: ReplicaState
     policy_version: int
     weights_digest: str
@@ -138,7 +139,8 @@ class GetStatusResponse(_message.Message):
     running_requests: int
     generated_tokens: int
     state_reason: str
-    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ...) -> None: ...
+    instance_id: str
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ...) -> None: ...
 
 class UpdateWeightsRequest(_message.Message):
     __slots__ = ("policy_version", "group", "first_rank", "timeout_s")

@@ -1,0 +1,49 @@
+"""What tests of a rollout service share, whichever engine is behind it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from baton.clients import RolloutClient
+from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.samples import FinishReason
+from processes import ServiceProcess
+
+
+def vllm_service(directory: Path, model: Path, **policy: Any) -> ServiceProcess:
+    """Not started: a service with these options of the policy, on a small model in float32."""
+    options = {"model": str(model), "dtype": "float32", "enforce_eager": True, "max_new_tokens": 8} | policy
+    run_file = directory / "run.yaml"
+    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": options}}))
+    return ServiceProcess("rollout", run_file, directory)
+
+
+async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
+    """The groups by id."""
+    return {group.samples.group_ids[0]: group async for group in stream}
+
+
+async def check_each_group_is_whole(rollout: RolloutClient, version: int) -> None:
+    """Prompts in all three forms: each answer has n samples with ids, log-probabilities and the version."""
+    prompts = [
+        Prompt("a", token_ids=[5, 6, 7]),
+        Prompt("b", text="w1 w2"),
+        Prompt("c", chat=[{"role": "user", "content": "w3"}]),
+    ]
+    groups = await collect(rollout.generate(prompts, sampling=SamplingParams(n=3), episode_id=4))
+    assert set(groups) == {"a", "b", "c"}
+    for name, group in groups.items():
+        samples = group.samples
+        assert samples.sample_ids == [f"{name}/{i}" for i in range(3)]
+        assert len(group.texts) == 3
+        assert samples.episode_ids.tolist() == [4] * 3
+        assert samples.policy_version_min.tolist() == samples.policy_version_max.tolist() == [version] * 3
+        np.testing.assert_array_equal(samples.rollout_logprobs.lengths, samples.response_ids.lengths)
+        assert (samples.rollout_logprobs.values < 0).all()
+        assert (samples.model_logprobs.values < 0).all()
+        assert set(samples.finish_reasons) <= {FinishReason.STOP, FinishReason.LENGTH}
+    prompt_ids = {name: group.samples.prompt_ids.rows()[0].tolist() for name, group in groups.items()}
+    assert prompt_ids == {"a": [5, 6, 7], "b": [4, 5], "c": [6]}
