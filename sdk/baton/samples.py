@@ -127,6 +127,8 @@ class Samples:
     weights_digests: list[str] | None = _text()
     temperatures: np.ndarray | None = _scalar(np.float32)
     metadata: list[str] | None = _text()
+    span_versions: Ragged | None = _ragged(np.int64)
+    span_tokens: Ragged | None = _ragged(np.int32)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -252,6 +254,9 @@ class Samples:
             column, tokens = getattr(samples, name), samples.response_ids
             if None not in (column, tokens) and not np.array_equal(column.lengths, tokens.lengths):
                 raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it has one element a token")
+        spans = samples.span_versions, samples.span_tokens
+        if None not in spans and not np.array_equal(*(column.lengths for column in spans)):
+            raise InvalidRequestError("samples.span_tokens has other lengths than span_versions; it has one a segment")
         return samples
 
 

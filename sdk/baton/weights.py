@@ -13,7 +13,7 @@ from typing import Any
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2
-from baton.clients.rollout import RolloutClient
+from baton.clients.rollout import InFlight, RolloutClient
 from baton.clients.trainer import TrainerClient
 from baton.errors import DeadlineError, DigestMismatchError, ServiceUnavailableError
 
@@ -47,20 +47,21 @@ class WeightPublisher:
 
     async def publish(
         self, policy_version: int, *, to: Sequence[RolloutClient] | None = None, digest: str | None = None,
-        timeout_s: float = 300.0,
+        in_flight: InFlight = "abort", timeout_s: float = 300.0,
     ) -> Publication:  # fmt: skip
         """Makes the replicas `to` (None: all) serve the trainer's present weights as `policy_version`.
 
         Another `to` than the last time, a replica that was started again, or an error, has the group opened anew. With
         `digest` the version was published before, as the weights of that digest: others are not committed. Raises
         DigestMismatchError, naming the replica, if what arrived is not what was sent; a replica's errors as they are; none
-        if one of several vanishes at the commit.
+        if one of several vanishes at the commit. `in_flight` says what becomes of responses under way; those that are kept
+        go on with the new weights, and their samples' spans tell which tokens are whose.
         """
         members = list(self._replicas if to is None else to)
         try:
             group = await self._group_of(members)
             receptions = [
-                replica.update_weights(policy_version, group, first_rank=rank, timeout_s=timeout_s)
+                replica.update_weights(policy_version, group, first_rank=rank, timeout_s=timeout_s, in_flight=in_flight)
                 for replica, rank in zip(members, self._first_ranks, strict=True)
             ]
             sending = self._trainer.publish_weights(group.group_id, policy_version, timeout_s=timeout_s)

@@ -80,6 +80,8 @@ class Fleet:
                 status = await self.client(replica).get_status()
         except (BatonError, TimeoutError):
             return partial(replica.silent, f"accepts connections, but does not answer within {ANSWER_S:g} s")
+        if status.state in (rollout_pb2.REPLICA_STATE_PAUSED, rollout_pb2.REPLICA_STATE_ASLEEP):
+            return partial(replica.paused, status.state_reason)
         serving = status.state == rollout_pb2.REPLICA_STATE_HEALTHY
         return partial(replica.answered, status.policy_version, serving, self.version, status.state_reason)
 
@@ -120,6 +122,8 @@ class Fleet:
                     log.warning("%s: its %d unanswered groups go elsewhere", name, replica.outstanding)
                 for limit in self._waits[replica.address]:
                     limit.reschedule(asyncio.get_running_loop().time())
+            case ReplicaHealth.PAUSED:
+                log.info("%s gets no requests and no weights: %s", name, replica.reason)
             case ReplicaHealth.STALE:
                 back = "is back" if before in (ReplicaHealth.DEAD, ReplicaHealth.RESTARTING) else "is still there"
                 log.info("%s %s with version %d, stale: %s", name, back, replica.version, replica.reason)

@@ -5,6 +5,8 @@
        |                                                                        it accepts connections v
        +-----the present version is committed----- STALE <-----it answers, of another version---- RESTARTING
 
+Somebody may have taken a replica aside: it is PAUSED then, gets no weights either, and is HEALTHY or STALE afterwards.
+
 Only HEALTHY replicas get requests. Nothing here waits or calls: the fleet looks, and tells what it saw.
 """
 
@@ -28,6 +30,7 @@ class ReplicaHealth(StrEnum):
     DEAD = "dead"
     RESTARTING = "restarting"
     STALE = "stale"
+    PAUSED = "paused"
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +94,11 @@ class Replica:
         if self.health is not ReplicaHealth.STALE:
             self.version = version
             self._become(ReplicaHealth.STALE, why or f"has version {version}, not {wanted}")
+
+    def paused(self, why: str) -> None:
+        """It answers that somebody paused it, or put it to sleep."""
+        self._refusals, self._broken = 0, False
+        self._become(ReplicaHealth.PAUSED, why)
 
     def serves(self, version: int) -> None:
         """The present version is committed to it."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from baton.clients.rollout import Generation, Prompt, SamplingParams
 from baton.engine import Group, PromptItem
 from baton.errors import NotReadyError, ServiceFaultError, ServiceUnavailableError
+from baton.samples import FinishReason
 from services.coordinator.connections import blame
 from services.coordinator.digests import check_digests
 from services.coordinator.fleet import Fleet
@@ -19,7 +20,7 @@ from services.coordinator.streams import merge
 log = logging.getLogger(__name__)
 
 LOST = ServiceUnavailableError, NotReadyError
-"""What a request raises whose replica died, or is another process now, which serves another version or nothing yet."""
+"""What a request raises whose replica died, was paused, or is another process now, of another version or none yet."""
 
 
 class Rollouts:
@@ -85,6 +86,8 @@ class Rollouts:
                     messages, sampling=sampling, episode_id=episode_id, exact_version=self._fleet.version,
                     timeout_s=self._timeout_s,
                 ):  # fmt: skip
+                    if (generation.samples.finish_reasons == FinishReason.ABORT).any():
+                        raise NotReadyError("responses were aborted; whole ones are asked for again")
                     check_digests(generation.samples, published, replica.address)
                     for group in _groups(generation, waiting):
                         replica.outstanding -= 1

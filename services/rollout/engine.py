@@ -1,22 +1,25 @@
 """One vLLM engine: generation, and new weights for it."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
-from baton.errors import ServiceUnavailableError
+from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError
 from baton.samples import FinishReason
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
-from services.rollout.logprobs import prompt_table, sampled_logprobs
+from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
 from services.rollout.sampling import GroupSampling, group_sampling
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
@@ -35,6 +38,8 @@ class VllmEngine:
         self._config = config
         self._evaluation = config.for_evaluation()
         self._group_id = ""
+        self._under_way: dict[str, set[str]] = {}  # request ids by group
+        self.loads = 0
 
     def params(
         self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool
@@ -48,40 +53,63 @@ class VllmEngine:
 
         Raises ServiceUnavailableError if the engine's process has died.
         """
+        request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
+        requests = self._under_way.setdefault(group_id, set())
+        requests.add(request_id)
         try:
-            return await self._answer(group_id, token_ids, params)
+            return await self._answer(request_id, token_ids, params)
         except EngineDeadError as error:
             raise ServiceUnavailableError(f"the engine of this replica died ({error}); see its log") from error
+        finally:
+            requests.remove(request_id)
+            if not requests:
+                self._under_way.pop(group_id, None)
 
-    async def _answer(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
-        request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
+    async def _answer(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         if params.is_beam:
-            output = await BeamSearch(self._llm).search(request_id, token_ids, params.params)
-            return Answer([_searched(completion) for completion in output.outputs])
+            return await self._search(request_id, token_ids, params)
         stream = self._llm.generate({"prompt_token_ids": token_ids}, params.params, request_id)
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
-        return Answer([_sampled(completion) for completion in output.outputs], table)
+        return Answer([self._sampled(completion) for completion in output.outputs], table)
+
+    async def _search(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
+        load = self.loads
+        output = await BeamSearch(self._llm).search(request_id, token_ids, params.params)
+        if self.loads != load:
+            raise NotReadyError("new weights came in the midst of a beam search; ask again for the version served now")
+        return Answer([_searched(completion, load) for completion in output.outputs])
+
+    def _sampled(self, completion: CompletionOutput) -> Completion:
+        drawn_from, raw = sampled_logprobs(completion.logprobs)
+        return Completion(
+            completion.token_ids, drawn_from, raw, _FINISH[completion.finish_reason], completion.text,
+            sampled_loads(completion.logprobs, self.loads),
+        )  # fmt: skip
 
     @property
     def dead(self) -> bool:
         """Whether the engine's own process has ended; there is no way back."""
         return self._llm.errored
 
-    async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
-        """Aborts what is in flight, receives a whole set of weights, and returns each worker's report.
+    async def update_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Receives a whole set of weights, and returns each worker's report. Kept responses are computed again from their
+        tokens under the new weights, of which nothing else is cached.
 
         Joins the group first if it is a new one. The engine stays paused: call `resume`.
         """
-        await self._llm.pause_generation(mode="abort", clear_cache=True)
+        await self._llm.pause_generation(mode="keep" if keep else "abort", clear_cache=True)
         if group_id != self._group_id:
             info = {"group": group, "first_rank": first_rank, "timeout_s": timeout_s}
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
             self._group_id = group_id
         await self._llm.start_weight_update()
         try:
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={}))
+            self.loads += 1
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"load": self.loads}))
             await self._llm.finish_weight_update()
         except Exception:
             self._group_id = ""
@@ -93,16 +121,32 @@ class VllmEngine:
         await self._llm.reset_prefix_cache()
         await self._llm.resume_generation()
 
+    async def abort(self, group_ids: Sequence[str]) -> None:
+        """Their `generate` returns the tokens that they have."""
+        await self._llm.abort([request for group_id in group_ids for request in self._under_way.get(group_id, ())])
+
+    async def freeze(self) -> None:
+        """All responses stand still, with what they have in the cache, until `resume`."""
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def sleep(self, level: int) -> None:
+        """Level 1 moves the weights to the host's memory, 2 drops them. Raises InvalidRequestError if it frees nothing."""
+        if current_platform.is_cpu():
+            raise InvalidRequestError("sleep frees an accelerator's memory, and this replica is on the CPU")
+        if not self._config.engine_args.get("enable_sleep_mode"):
+            raise InvalidRequestError("started without sleep mode; set models.policy.engine_args.enable_sleep_mode to true")
+        await self._llm.sleep(level)
+
+    async def wake(self) -> None:
+        """Takes the memory again."""
+        await self._llm.wake_up()
+
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
 
 
-def _sampled(completion: CompletionOutput) -> Completion:
-    drawn_from, raw = sampled_logprobs(completion.logprobs)
-    return Completion(completion.token_ids, drawn_from, raw, _FINISH[completion.finish_reason], completion.text)
-
-
-def _searched(completion: CompletionOutput) -> Completion:
+def _searched(completion: CompletionOutput, load: int) -> Completion:
     raw = [row[token].logprob for row, token in zip(completion.logprobs, completion.token_ids, strict=True)]
-    return Completion(completion.token_ids, raw, raw, _FINISH[completion.finish_reason], completion.text)
+    loads = np.full(len(raw), load)
+    return Completion(completion.token_ids, raw, raw, _FINISH[completion.finish_reason], completion.text, loads)

@@ -1,6 +1,6 @@
 """What the service asks of an engine, whichever it is, and the samples that it makes of the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ class Completion:
     """Of each token under the raw model."""
     finish: FinishReason
     text: str
+    loads: np.ndarray
+    """Which set of weights that the engine took sampled each token, never falling: int64 [tokens]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,10 @@ class Origin:
 
     group_id: str
     episode_id: int
-    version: int
-    digest: str
+    served: Mapping[int, tuple[int, str]]
+    """Policy version and weights digest of each set of weights that the engine took."""
+    load: int
+    """The set that is loaded: that of a response without tokens."""
 
 
 class Params(Protocol):
@@ -61,6 +65,8 @@ class RolloutEngine(Protocol):
     max_model_len: int
     vocabulary: int
     workers: int
+    loads: int
+    """How many sets of weights it was given; 0: it has those that it was started with."""
 
     @property
     def dead(self) -> bool:
@@ -72,14 +78,30 @@ class RolloutEngine(Protocol):
     async def generate(self, group_id: str, token_ids: list[int], params: Params) -> Answer:
         """All `params.n` responses to one prompt. Cancelling it lets go of the request."""
 
-    async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
-        """Ends what is in flight, receives a whole set of weights, and returns each worker's report.
+    async def update_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Receives a whole set of weights, number `loads` from then on, and returns each worker's report. Responses under
+        way end, or if `keep`, go on afterwards.
 
-        Joins the group first if it is a new one. The engine stays paused: call `resume`.
+        Joins the group first if it is a new one. The engine stays paused: call `resume`. Raises InvalidRequestError for what
+        it cannot do.
         """
 
     async def resume(self) -> None:
-        """Takes requests again; nothing is left of older weights."""
+        """Takes requests again; nothing is cached of older weights."""
+
+    async def abort(self, group_ids: Sequence[str]) -> None:
+        """Ends groups under way: `generate` returns what they have. Raises InvalidRequestError if it cannot."""
+
+    async def freeze(self) -> None:
+        """Has all responses stand still until `resume`. Raises InvalidRequestError if it cannot."""
+
+    async def sleep(self, level: int) -> None:
+        """Gives the accelerator's memory back. Raises InvalidRequestError if it cannot."""
+
+    async def wake(self) -> None:
+        """Takes it again."""
 
 
 def room_for_response(group_id: str, prompt_tokens: int, context: int) -> int:
@@ -95,6 +117,8 @@ def room_for_response(group_id: str, prompt_tokens: int, context: int) -> int:
 def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin: Origin, temperature: float) -> Samples:
     """One group's samples, without rewards. At `temperature` 0 nothing was drawn: every token's probability was 1."""
     count = len(completions)
+    spans = [_spans(completion.loads, origin) for completion in completions]
+    oldest, newest = ([origin.served[one.loads[at]] for one in spans] for at in (0, -1))
     drawn = [completion.logprobs if temperature else [0.0] * len(completion.logprobs) for completion in completions]
     return Samples(
         sample_ids=[f"{origin.group_id}/{index}" for index in range(count)],
@@ -105,8 +129,25 @@ def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin:
         rollout_logprobs=Ragged.of(drawn, np.float32),
         model_logprobs=Ragged.of([completion.model_logprobs for completion in completions], np.float32),
         finish_reasons=np.array([completion.finish for completion in completions], np.uint8),
-        policy_version_min=np.full(count, origin.version, np.int64),
-        policy_version_max=np.full(count, origin.version, np.int64),
-        weights_digests=[origin.digest] * count,
+        policy_version_min=np.array([version for version, _ in oldest], np.int64),
+        policy_version_max=np.array([version for version, _ in newest], np.int64),
+        weights_digests=[digest for _, digest in newest],
         temperatures=np.full(count, temperature, np.float32),
+        span_versions=Ragged.of([[origin.served[load][0] for load in one.loads] for one in spans], np.int64),
+        span_tokens=Ragged.of([one.tokens for one in spans], np.int32),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """Segments of a response: the weights that sampled each, and its tokens."""
+
+    loads: list[int]
+    tokens: list[int]
+
+
+def _spans(loads: np.ndarray, origin: Origin) -> _Spans:
+    if not len(loads):
+        return _Spans([origin.load], [0])
+    starts = np.flatnonzero(np.diff(loads, prepend=-1))
+    return _Spans(loads[starts].tolist(), np.diff(starts, append=len(loads)).tolist())

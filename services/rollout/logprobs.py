@@ -9,13 +9,19 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from services.rollout.vllm_sampler import RAW_COLUMN
+from services.rollout.vllm_sampler import MARKS, RAW_COLUMN
 
 
 def sampled_logprobs(flat: FlatLogprobs) -> tuple[np.ndarray, np.ndarray]:
     """(of the distribution sampled from, of the raw model): float32 [tokens] each, of the sampled tokens."""
     values, starts = np.asarray(flat.logprobs, np.float32), np.asarray(flat.start_indices, np.int64)
     return values[starts], values[starts + RAW_COLUMN]
+
+
+def sampled_loads(flat: FlatLogprobs, loads: int) -> np.ndarray:
+    """Which of the `loads` sets of weights that the engine took sampled each token: int64 [tokens]. 0: it took none yet."""
+    marks = np.asarray(flat.token_ids, np.int64)[np.asarray(flat.start_indices, np.int64) + RAW_COLUMN]
+    return loads - (loads - marks) % MARKS
 
 
 def prompt_table(flat: FlatLogprobs, columns: int) -> tuple[np.ndarray, np.ndarray]:

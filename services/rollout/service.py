@@ -2,16 +2,20 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
-from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, ServiceFaultError
+from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError, ServiceFaultError
+from services.rollout.continuations import check_continues
 from services.rollout.generation import Origin, Params, RolloutEngine, to_samples
 from services.rollout.versions import VersionGate
+
+ABORT_S = 30.0
+"""How long an aborted group may take to be answered."""
 
 
 class Replica:
@@ -26,9 +30,18 @@ class Replica:
         self.running = 0
         self.generated_tokens = 0
         self._max_outstanding = max_outstanding
+        self._dropped = False
+        self._groups: dict[asyncio.Task, str] = {}
+        self._served = {0: (0, "")}  # version and digest, by the engine's count of weights
         self._receiving: asyncio.Task[list[dict[str, Any]]] | None = None
 
     def _tokens(self, prompt: pb.Prompt) -> list[int]:
+        tokens = self._rendered(prompt)
+        if prompt.continues:
+            check_continues(prompt.group_id, tokens, np.frombuffer(prompt.continues, "<i4"))
+        return tokens
+
+    def _rendered(self, prompt: pb.Prompt) -> list[int]:
         match prompt.WhichOneof("input"):
             case "token_ids":
                 return self._known(np.frombuffer(prompt.token_ids, "<i4"), prompt.group_id).tolist()
@@ -65,8 +78,8 @@ class Replica:
             work.append((prompt.group_id, tokens, params))
         self._check_room(sum(params.n for _, _, params in work))
         tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
-        for (_, _, params), task in zip(work, tasks, strict=True):
-            self._count(task, params.n)
+        for (group_id, _, params), task in zip(work, tasks, strict=True):
+            self._count(task, group_id, params.n)
         try:
             for task in asyncio.as_completed(tasks):
                 yield await task
@@ -74,13 +87,15 @@ class Replica:
             for task in tasks:
                 task.cancel()
 
-    def _count(self, task: asyncio.Task, responses: int) -> None:
+    def _count(self, task: asyncio.Task, group_id: str, responses: int) -> None:
         """Has the responses counted as running until the task is over."""
 
         def over(_: asyncio.Task) -> None:
             self.running -= responses
+            del self._groups[task]
 
         self.running += responses
+        self._groups[task] = group_id
         task.add_done_callback(over)
 
     def _check_room(self, responses: int) -> None:
@@ -93,11 +108,11 @@ class Replica:
             )
 
     async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: Params) -> pb.GenerateResponse:
-        origin = Origin(group_id, episode_id, self.gate.version, self.gate.digest)
         try:
             answer = await self.engine.generate(group_id, tokens, params)
         except ValueError as error:
             raise InvalidRequestError(f"prompt {group_id}: {error}") from error
+        origin = Origin(group_id, episode_id, self._served, max(self._served))
         self.generated_tokens += sum(len(completion.token_ids) for completion in answer.completions)
         message = pb.GenerateResponse(
             samples=to_samples(tokens, answer.completions, origin, params.temperature).to_proto(),
@@ -111,13 +126,13 @@ class Replica:
         return message
 
     async def update_weights(
-        self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float
+        self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: pb.InFlight
     ) -> pb.UpdateWeightsResponse:
         """Receives `version`. On any failure the replica is STALE: it serves nothing until a whole update is committed."""
         self.gate.begin(version)
         try:
             async with asyncio.timeout(timeout_s):
-                reports = await self._receive(group, first_rank, timeout_s)
+                reports = await self._receive(group, first_rank, timeout_s, in_flight)
         except asyncio.CancelledError:
             self.gate.fail(version, "the caller gave it up")
             raise
@@ -134,7 +149,9 @@ class Replica:
         if len(digests) > 1:
             self.gate.fail(version, f"its workers hold different weights: {sorted(digests)}")
             raise ServiceFaultError(self.gate.reason)
-        self.gate.arrived(version, digests.pop())
+        digest = digests.pop()
+        self._served[self.engine.loads] = version, digest
+        self.gate.arrived(version, digest)
         slowest = {phase: max(report["seconds"][phase] for report in reports) for phase in ("wire", "load", "digest")}
         return pb.UpdateWeightsResponse(
             weights_digest=reports[0]["digest"],
@@ -142,11 +159,17 @@ class Replica:
             phases=weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in slowest.items()}),
         )
 
-    async def _receive(self, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
+    async def _receive(
+        self, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: pb.InFlight
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Each worker's report. The engine ends what it has begun also if the caller leaves; the next one waits for that."""
         if self._receiving is not None:
             await asyncio.wait([self._receiving])
-        update = self.engine.update_weights(group.SerializeToString(), group.group_id, first_rank, timeout_s)
+        if in_flight == pb.IN_FLIGHT_WAIT and self._groups:
+            await asyncio.wait(self._groups)
+        update = self.engine.update_weights(
+            group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == pb.IN_FLIGHT_KEEP
+        )
         self._receiving = asyncio.create_task(update)
         self._receiving.add_done_callback(lambda task: task.cancelled() or task.exception())  # told once, or to nobody
         return await asyncio.shield(self._receiving)
@@ -157,6 +180,64 @@ class Replica:
             await self.engine.resume()
         pause_s = self.gate.commit(version, digest)
         return pb.CommitWeightsResponse(policy_version=version, pause_s=pause_s)
+
+    async def abort(self, group_ids: Sequence[str]) -> int:
+        """Ends these groups, all if none is named, and returns how many were under way, when they are answered."""
+        ended = {task: group_id for task, group_id in self._groups.items() if not group_ids or group_id in group_ids}
+        await self.engine.abort(sorted(set(ended.values())))
+        if ended:
+            await asyncio.wait(ended, timeout=ABORT_S)
+        return len(set(ended.values()))
+
+    async def pause(self, in_flight: pb.InFlight, timeout_s: float) -> int:
+        """Refuses requests from now on. Returns the responses that stand still.
+
+        Raises DeadlineError if those that are waited for take longer than `timeout_s`; the replica stays paused then.
+        """
+        self.gate.close(pb.REPLICA_STATE_PAUSED, "it is paused; call Resume")
+        if in_flight == pb.IN_FLIGHT_KEEP:
+            await self.engine.freeze()
+            return self.running
+        if in_flight != pb.IN_FLIGHT_WAIT:
+            await self.abort(())
+        if self._groups and (await asyncio.wait(self._groups, timeout=timeout_s))[1]:
+            raise DeadlineError(
+                f"{self.running} responses still run after {timeout_s:g} s, and the replica stays paused; wait longer, "
+                "pause it with IN_FLIGHT_ABORT, or call Resume"
+            )
+        return 0
+
+    async def resume(self) -> None:
+        """Ends a pause; what stood still goes on."""
+        if self.gate.state == pb.REPLICA_STATE_ASLEEP:
+            raise NotReadyError("this replica is asleep; call Wake")
+        if self.gate.closed:
+            await self.engine.resume()
+            self.gate.open()
+
+    async def sleep(self, level: int) -> None:
+        """Gives the accelerator's memory back: the weights go to the host's memory (level 1) or away (2)."""
+        if level not in (1, 2):
+            raise InvalidRequestError(f"level is {level}; 1 keeps the weights in the host's memory, 2 drops them")
+        if self.running:
+            raise NotReadyError(f"{self.running} responses are under way; call Pause first")
+        before = self.gate.state, self.gate.reason
+        self.gate.close(pb.REPLICA_STATE_ASLEEP, "it is asleep; call Wake")
+        try:
+            await self.engine.sleep(level)
+        except BaseException:
+            self.gate.state, self.gate.reason = before
+            raise
+        self._dropped = level == 2
+
+    async def wake(self) -> None:
+        """Takes the memory again; without weights it serves nothing until an update."""
+        if self.gate.state != pb.REPLICA_STATE_ASLEEP:
+            return
+        await self.engine.wake()
+        self.gate.open()
+        if self._dropped:
+            self.gate.fail(self.gate.version, "they were dropped by a sleep of level 2")
 
     def status(self) -> pb.GetStatusResponse:
         """A snapshot."""

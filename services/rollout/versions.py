@@ -9,7 +9,10 @@ from baton.errors import DigestMismatchError, NotReadyError, StalePolicyError
 
 @dataclass(slots=True)
 class VersionGate:
-    """HEALTHY -> UPDATING (begin) -> HEALTHY (commit), or -> STALE (fail) until a whole update is committed."""
+    """HEALTHY -> UPDATING (begin) -> HEALTHY (commit), or -> STALE (fail) until a whole update is committed.
+
+    HEALTHY -> PAUSED or ASLEEP (close) -> HEALTHY (open), in which there is no update.
+    """
 
     version: int = 0
     digest: str = ""
@@ -28,11 +31,29 @@ class VersionGate:
             raise StalePolicyError(f"version {minimum} or newer was asked for, but this replica serves {self.version}")
 
     def begin(self, version: int) -> None:
-        """An update to `version` starts; nothing is served from now on."""
+        """An update to `version` starts; nothing is served from now on. Raises NotReadyError while it is closed."""
+        if self.closed:
+            raise NotReadyError(f"no weights can be taken: {self.reason}")
         if version <= self.version:
             raise NotReadyError(f"version {version} cannot follow version {self.version}, which is served already")
         self.state, self.reason = pb.REPLICA_STATE_UPDATING, f"version {version} is arriving"
         self._pending, self._paused_at = None, time.perf_counter()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was paused or put to sleep."""
+        return self.state in (pb.REPLICA_STATE_PAUSED, pb.REPLICA_STATE_ASLEEP)
+
+    def close(self, state: int, reason: str) -> None:
+        """PAUSED or ASLEEP; from either or from HEALTHY, or NotReadyError is raised."""
+        if self.state != pb.REPLICA_STATE_HEALTHY and not self.closed:
+            raise NotReadyError(f"this replica serves nothing already: {self.reason}")
+        self.state, self.reason = state, reason
+
+    def open(self) -> None:
+        """HEALTHY again, if it was closed."""
+        if self.closed:
+            self.state, self.reason = pb.REPLICA_STATE_HEALTHY, ""
 
     def arrived(self, version: int, digest: str) -> None:
         """All of `version` is in the engine; it waits for its commit."""

@@ -5,6 +5,8 @@ vLLM returns one of them, as its `logprobs_mode` says for the whole engine. Here
     [sampled token, the same by the raw model, likeliest token, second likeliest, ...]
 
 A request that asks for k + 1 log-probabilities gets k of the likeliest, and one that asks for 1 gets these two.
+
+Where vLLM has the token of each, the second place has the mark of the weights that were loaded when it was sampled.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,17 @@ import torch
 from vllm.v1.outputs import LogprobsTensors
 
 RAW_COLUMN = 1
-_MARK = "_baton_raw_logprobs"
+MARKS = 256
+"""Marks repeat after so many; no response stands still through so many sets of weights."""
+
+_WRAPPED = "_baton_raw_logprobs"
+_mark = 0
+
+
+def loaded(load: int) -> None:
+    """To be called in every worker, before it loads the weights of that number."""
+    global _mark
+    _mark = load % MARKS
 
 
 def install() -> None:
@@ -35,7 +47,7 @@ def install() -> None:
 def _wrap(sampler: type, method: str, batch_name: str, logprobs: Callable[[Any, Any], int | None]) -> None:
     """`logprobs` says how many the batch asks for, besides the sampled tokens' own."""
     sample = getattr(sampler, method)
-    if hasattr(sample, _MARK):
+    if hasattr(sample, _WRAPPED):
         return
 
     def with_raw(self: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -47,7 +59,7 @@ def _wrap(sampler: type, method: str, batch_name: str, logprobs: Callable[[Any, 
         output.logprobs_tensors = _with_column(output.logprobs_tensors, own, raw.gather(-1, own))
         return output
 
-    setattr(with_raw, _MARK, True)
+    setattr(with_raw, _WRAPPED, True)
     setattr(sampler, method, with_raw)
 
 
@@ -59,5 +71,6 @@ def _with_column(found: LogprobsTensors, ids: torch.Tensor, logprobs: torch.Tens
         return torch.cat([columns[:, :RAW_COLUMN], column.to(columns.dtype), kept], dim=-1)
 
     return found._replace(
-        logprob_token_ids=insert(found.logprob_token_ids, ids), logprobs=insert(found.logprobs, logprobs)
+        logprob_token_ids=insert(found.logprob_token_ids, torch.full_like(ids, _mark)),
+        logprobs=insert(found.logprobs, logprobs),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from services.common.weight_sync.digest import WeightsDigest
 from services.common.weight_sync.group import BroadcastGroup
 from services.common.weight_sync.plan import Bucket, plan_buckets
 from services.common.weight_sync.transfer import receive
+from services.rollout import vllm_sampler
 
 
 @dataclass
@@ -26,7 +27,9 @@ class GroupInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """An update carries nothing of its own: the plan was made when the group was joined."""
+    """The plan was made when the group was joined; `load` numbers the sets of weights that this engine takes."""
+
+    load: int
 
 
 class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
@@ -66,6 +69,7 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Receives everything once and keeps a report of it: digest, bytes, seconds per phase."""
+        vllm_sampler.loaded(update_info.load)
         digest, seconds, count = WeightsDigest(), {}, 0
         senders, self._senders = self._senders, []  # a broken group is left, so that no other member waits for this one
         for group, buckets in senders:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
-from baton.errors import BatonError, NotReadyError, ServiceFaultError
+from baton.errors import BatonError, InvalidRequestError, NotReadyError, ServiceFaultError
 from baton.samples import FinishReason
 from services.rollout.generation import Answer, Completion
 from services.static_rollout.options import RowOptions, row_options
@@ -49,6 +51,7 @@ class StaticEngine:
         self._ranks = ranks
         self._seed = seed
         self._serial = count()
+        self.loads = 0
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._paused = False
@@ -101,14 +104,19 @@ class StaticEngine:
                     if not waiting.done.done():
                         waiting.done.set_exception(error)
 
-    async def update_weights(self, group: bytes, group_id: str, first_rank: int, timeout_s: float) -> list[dict[str, Any]]:
+    async def update_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Receives a whole set of weights after the batch under way, and refuses what waits. Returns each rank's report."""
+        if keep:
+            raise _not_offered("to keep responses under way over new weights")
         self._paused = True
         request = pb.UpdateWeightsRequest(first_rank=first_rank, timeout_s=timeout_s)
         request.group.ParseFromString(group)
         if self._broken:
             await self._ranks.execute("LeaveGroup", b"")  # what some ranks may still hold is joined anew on all
         self._broken = True
+        self.loads += 1
         reports = [json.loads(part) for part in await self._ranks.execute("UpdateWeights", request.SerializeToString())]
         self._broken = False
         return reports
@@ -116,6 +124,22 @@ class StaticEngine:
     async def resume(self) -> None:
         """Takes requests again. A batch's cache ends with it, so nothing is left of older weights."""
         self._paused = False
+
+    async def abort(self, group_ids: Sequence[str]) -> None:
+        """A batch under way cannot be ended."""
+        if group_ids:
+            raise _not_offered("to abort what is under way")
+
+    async def freeze(self) -> None:
+        """Never done."""
+        raise _not_offered("to have responses stand still")
+
+    async def sleep(self, level: int) -> None:
+        """Never done."""
+        raise _not_offered("to sleep")
+
+    async def wake(self) -> None:
+        """It never sleeps."""
 
     async def _window(self, window: Sequence[_Waiting]) -> None:
         """Makes the batches of one window, and hands out each prompt's responses with its last."""
@@ -146,5 +170,9 @@ class StaticEngine:
         ends = [end for word in params.stop if (end := text.find(word)) >= 0]
         return Completion(
             response.token_ids, response.logprobs, response.model_logprobs, FinishReason(response.finish),
-            text[: min(ends)] if ends else text,
+            text[: min(ends)] if ends else text, np.full(len(response.token_ids), self.loads),
         )  # fmt: skip
+
+
+def _not_offered(what: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{what} is not offered by static batches; wait for them (IN_FLIGHT_WAIT), or run vllm")

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class Prompt:
     token_ids: Sequence[int] | None = None
     text: str | None = None
     chat: Sequence[dict[str, str]] | None = None
+    continues: Sequence[int] = ()
+    """Tokens of an earlier prompt and its response: the input must begin with exactly these, or it is refused."""
 
     def to_proto(self) -> pb.Prompt:
         """The wire form."""
@@ -31,6 +33,7 @@ class Prompt:
             message.text = self.text
         if self.chat is not None:
             message.chat.messages.extend(pb.ChatMessage(**turn) for turn in self.chat)
+        message.continues = np.asarray(self.continues, "<i4").tobytes()
         return message
 
 
@@ -87,12 +90,18 @@ class Generation:
     prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
 
 
+InFlight = Literal["abort", "wait", "keep"]
+"""What becomes of responses under way: they end with the tokens that they have, are waited for, or stand still meanwhile."""
+
+_IN_FLIGHT = {"abort": pb.IN_FLIGHT_ABORT, "wait": pb.IN_FLIGHT_WAIT, "keep": pb.IN_FLIGHT_KEEP}
+
+
 class RolloutClient(ServiceClient):
     """Generates with one replica and moves it to new weights. Errors: see `baton.errors`."""
 
     SERVICE = "baton.api.rollout.v1.RolloutService"
     STUB = RolloutServiceStub
-    RETRIED = ("GetStatus", "CommitWeights")
+    RETRIED = ("GetStatus", "CommitWeights", "Abort", "Pause", "Resume", "Sleep", "Wake")
 
     async def generate(
         self, prompts: Sequence[Prompt], *, sampling: SamplingParams | None = None, episode_id: int = 0,
@@ -117,15 +126,44 @@ class RolloutClient(ServiceClient):
         return await self._call("GetStatus", pb.GetStatusRequest())
 
     async def update_weights(
-        self, policy_version: int, group: weights_pb2.WeightGroup, *, first_rank: int, timeout_s: float
-    ) -> pb.UpdateWeightsResponse:
+        self, policy_version: int, group: weights_pb2.WeightGroup, *, first_rank: int, timeout_s: float,
+        in_flight: InFlight = "abort",
+    ) -> pb.UpdateWeightsResponse:  # fmt: skip
         """Receives new weights; see `baton.weights.publish`, which calls both sides."""
         request = pb.UpdateWeightsRequest(
-            policy_version=policy_version, group=group, first_rank=first_rank, timeout_s=timeout_s
-        )
+            policy_version=policy_version, group=group, first_rank=first_rank, timeout_s=timeout_s,
+            in_flight=_IN_FLIGHT[in_flight],
+        )  # fmt: skip
         return await self._call("UpdateWeights", request, timeout_s + 5)
 
     async def commit_weights(self, policy_version: int, weights_digest: str) -> pb.CommitWeightsResponse:
         """Serves the received version, if the digest is the one that arrived."""
         request = pb.CommitWeightsRequest(policy_version=policy_version, weights_digest=weights_digest)
         return await self._call("CommitWeights", request)
+
+    async def abort(self, group_ids: Sequence[str] = ()) -> int:
+        """Ends these groups, or all: they are answered with the tokens that they have. Returns how many were under way."""
+        return (await self._call("Abort", pb.AbortRequest(group_ids=group_ids))).aborted_groups
+
+    async def pause(self, in_flight: InFlight = "wait", *, timeout_s: float = 600.0) -> int:
+        """Has the replica refuse new requests, and returns the responses that stand still once the others are done.
+
+        Raises DeadlineError if they are not within `timeout_s`; it stays paused then.
+        """
+        request = pb.PauseRequest(in_flight=_IN_FLIGHT[in_flight], timeout_s=timeout_s)
+        return (await self._call("Pause", request, timeout_s + 35)).running_requests
+
+    async def resume(self) -> None:
+        """Ends a pause."""
+        await self._call("Resume", pb.ResumeRequest())
+
+    async def sleep(self, level: int = 1) -> None:
+        """Gives the accelerator's memory back: the weights go to the host's memory (level 1) or away (2).
+
+        Raises NotReadyError while responses are under way, InvalidRequestError on a replica that cannot sleep.
+        """
+        await self._call("Sleep", pb.SleepRequest(level=level))
+
+    async def wake(self) -> None:
+        """Takes the memory again. After a sleep of level 2 the replica needs new weights."""
+        await self._call("Wake", pb.WakeRequest())

@@ -26,7 +26,7 @@ FIELDS = {
     "group_reward_mean": "group_reward_mean", "group_reward_std": "group_reward_std", "group_size": "group_sizes",
     "finish_reason": "finish_reasons", "policy_version_min": "policy_version_min",
     "policy_version_max": "policy_version_max", "weights_digest": "weights_digests", "temperature": "temperatures",
-    "metadata": "metadata",
+    "metadata": "metadata", "span_versions": "span_versions", "span_tokens": "span_tokens",
 }  # fmt: skip
 """A sample's keys, and the columns of `Samples` that they come from."""
 LENGTHS = {"prompt_length": "prompt_ids", "response_length": "response_ids"}

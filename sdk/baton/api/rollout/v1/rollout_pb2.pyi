@@ -15,10 +15,25 @@ class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLICA_STATE_HEALTHY: _ClassVar[ReplicaState]
     REPLICA_STATE_UPDATING: _ClassVar[ReplicaState]
     REPLICA_STATE_STALE: _ClassVar[ReplicaState]
+    REPLICA_STATE_PAUSED: _ClassVar[ReplicaState]
+    REPLICA_STATE_ASLEEP: _ClassVar[ReplicaState]
+
+class InFlight(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IN_FLIGHT_UNSPECIFIED: _ClassVar[InFlight]
+    IN_FLIGHT_ABORT: _ClassVar[InFlight]
+    IN_FLIGHT_WAIT: _ClassVar[InFlight]
+    IN_FLIGHT_KEEP: _ClassVar[InFlight]
 REPLICA_STATE_UNSPECIFIED: ReplicaState
 REPLICA_STATE_HEALTHY: ReplicaState
 REPLICA_STATE_UPDATING: ReplicaState
 REPLICA_STATE_STALE: ReplicaState
+REPLICA_STATE_PAUSED: ReplicaState
+REPLICA_STATE_ASLEEP: ReplicaState
+IN_FLIGHT_UNSPECIFIED: InFlight
+IN_FLIGHT_ABORT: InFlight
+IN_FLIGHT_WAIT: InFlight
+IN_FLIGHT_KEEP: InFlight
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -35,16 +50,18 @@ class Chat(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("group_id", "token_ids", "text", "chat")
+    __slots__ = ("group_id", "token_ids", "text", "chat", "continues")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
+    CONTINUES_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     token_ids: bytes
     text: str
     chat: Chat
-    def __init__(self, group_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ...) -> None: ...
+    continues: bytes
+    def __init__(self, group_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., continues: _Optional[bytes] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "ignore_eos", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop", "use_beam_search", "prompt_logprobs")
@@ -143,16 +160,18 @@ class GetStatusResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ...) -> None: ...
 
 class UpdateWeightsRequest(_message.Message):
-    __slots__ = ("policy_version", "group", "first_rank", "timeout_s")
+    __slots__ = ("policy_version", "group", "first_rank", "timeout_s", "in_flight")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     FIRST_RANK_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     group: _weights_pb2.WeightGroup
     first_rank: int
     timeout_s: float
-    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    in_flight: InFlight
+    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ..., in_flight: _Optional[_Union[InFlight, str]] = ...) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
     __slots__ = ("weights_digest", "bytes", "phases")
@@ -179,3 +198,55 @@ class CommitWeightsResponse(_message.Message):
     policy_version: int
     pause_s: float
     def __init__(self, policy_version: _Optional[int] = ..., pause_s: _Optional[float] = ...) -> None: ...
+
+class AbortRequest(_message.Message):
+    __slots__ = ("group_ids",)
+    GROUP_IDS_FIELD_NUMBER: _ClassVar[int]
+    group_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, group_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AbortResponse(_message.Message):
+    __slots__ = ("aborted_groups",)
+    ABORTED_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    aborted_groups: int
+    def __init__(self, aborted_groups: _Optional[int] = ...) -> None: ...
+
+class PauseRequest(_message.Message):
+    __slots__ = ("in_flight", "timeout_s")
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    in_flight: InFlight
+    timeout_s: float
+    def __init__(self, in_flight: _Optional[_Union[InFlight, str]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class PauseResponse(_message.Message):
+    __slots__ = ("running_requests",)
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    running_requests: int
+    def __init__(self, running_requests: _Optional[int] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SleepRequest(_message.Message):
+    __slots__ = ("level",)
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    level: int
+    def __init__(self, level: _Optional[int] = ...) -> None: ...
+
+class SleepResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WakeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WakeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,174 @@
+"""Responses under way, in real vLLM: ended, waited for, or kept through a pause and through new weights; and continued."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rollout_side import collect, vllm_service
+from training import train, trainer, write_run_file
+
+from baton.api.common.v1 import weights_pb2
+from baton.clients import RolloutClient, TrainerClient
+from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.errors import DeadlineError, InvalidRequestError, NotReadyError
+from baton.partial import continuations, joined
+from baton.samples import FinishReason, Samples
+from baton.weights import WeightPublisher
+from models import make_model
+from processes import ServiceProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONTEXT = 2048
+LONG = 1500
+"""Tokens of a response that takes seconds."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("controlled") / "model", layers=2, positions=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    service = vllm_service(tmp_path_factory.mktemp("rollout"), model, seq_length=CONTEXT, ignore_eos=True)
+    try:
+        yield service.start(timeout_s=240)
+    finally:
+        service.kill()
+
+
+@pytest.fixture
+async def rollout(process: ServiceProcess) -> AsyncIterator[RolloutClient]:
+    async with RolloutClient(process.address) as client:
+        yield client
+
+
+async def under_way(rollout: RolloutClient, *names: str, limit: int = LONG, **options: object) -> asyncio.Task:
+    """Two long responses for each name, which have begun; the task ends with the groups by name."""
+    prompts = [Prompt(name, token_ids=[5, 6, 7 + number]) for number, name in enumerate(names)]
+    sampling = SamplingParams(n=2, max_new_tokens=limit, **options)
+    before = (await rollout.get_status()).running_requests
+    call = asyncio.create_task(collect(rollout.generate(prompts, sampling=sampling)))
+    async with asyncio.timeout(20):
+        while (await rollout.get_status()).running_requests < before + 2 * len(names):
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    return call
+
+
+def lengths(generation: Generation) -> list[int]:
+    return generation.samples.response_ids.lengths.tolist()
+
+
+async def test_an_aborted_group_is_answered_with_what_it_has_and_the_others_go_on(rollout: RolloutClient) -> None:
+    call = await under_way(rollout, "a", "b")
+    assert await rollout.abort(["a", "nobody"]) == 1
+    groups = await call
+    assert set(groups["a"].samples.finish_reasons) == {FinishReason.ABORT}
+    assert all(0 < length < LONG for length in lengths(groups["a"]))
+    np.testing.assert_array_equal(groups["a"].samples.model_logprobs.lengths, lengths(groups["a"]))
+    assert lengths(groups["b"]) == [LONG, LONG]
+    assert await rollout.abort() == 0
+
+
+async def test_a_pause_that_waits_ends_with_whole_responses_and_refuses_new_ones_until_it_is_over(
+    rollout: RolloutClient,
+) -> None:
+    call = await under_way(rollout, "a", limit=600)
+    pausing = asyncio.create_task(rollout.pause("wait", timeout_s=60))
+    await asyncio.sleep(0.1)
+    with pytest.raises(NotReadyError, match="it is paused; call Resume"):
+        await collect(rollout.generate([Prompt("b", token_ids=[5])]))
+    assert await pausing == 0
+    assert lengths((await call)["a"]) == [600, 600]
+    with pytest.raises(NotReadyError, match="no weights can be taken: it is paused"):
+        await rollout.update_weights(7, weights_pb2.WeightGroup(group_id="none"), first_rank=1, timeout_s=5)
+    await rollout.resume()
+    assert await collect(rollout.generate([Prompt("b", token_ids=[5])]))
+
+
+async def test_a_pause_that_waits_in_vain_says_what_still_runs(rollout: RolloutClient) -> None:
+    call = await under_way(rollout, "a")
+    with pytest.raises(DeadlineError, match=r"2 responses still run after 0\.2 s, and the replica stays paused"):
+        await rollout.pause("wait", timeout_s=0.2)
+    assert await rollout.pause("abort", timeout_s=20) == 0
+    assert set((await call)["a"].samples.finish_reasons) == {FinishReason.ABORT}
+    await rollout.resume()
+
+
+async def test_kept_responses_stand_still_and_end_as_if_nothing_had_been(rollout: RolloutClient) -> None:
+    undisturbed = (await collect(await _greedy(rollout)))["g"].samples
+    call = asyncio.create_task(collect(await _greedy(rollout)))
+    await asyncio.sleep(0.5)
+    assert await rollout.pause("keep") == 1
+    await asyncio.sleep(1.0)
+    assert not call.done() and (await rollout.get_status()).running_requests == 1
+    await rollout.resume()
+    samples = (await call)["g"].samples
+    np.testing.assert_array_equal(samples.response_ids.values, undisturbed.response_ids.values)
+    assert samples.span_tokens.values.tolist() == [LONG]
+
+
+async def _greedy(rollout: RolloutClient) -> AsyncIterator[Generation]:
+    return rollout.generate([Prompt("g", token_ids=[5, 6])], sampling=SamplingParams(temperature=0.0, max_new_tokens=LONG))
+
+
+async def test_memory_that_a_cpu_replica_does_not_have_cannot_be_given_back(rollout: RolloutClient) -> None:
+    with pytest.raises(InvalidRequestError, match="this replica is on the CPU"):
+        await rollout.sleep()
+    assert await collect(rollout.generate([Prompt("b", token_ids=[5])]))
+
+
+async def test_a_continuation_must_begin_with_exactly_the_tokens_of_what_it_continues(rollout: RolloutClient) -> None:
+    first = (await collect(rollout.generate([Prompt("a", token_ids=[5, 6])])))["a"].samples
+    tokens = [*first.prompt_ids.values.tolist(), *first.response_ids.values.tolist()]
+    turn = Prompt("b", token_ids=[*tokens, 9, 10], continues=tokens)
+    assert (await collect(rollout.generate([turn])))["b"].samples.prompt_ids.values.tolist() == [*tokens, 9, 10]
+    other = [*tokens[:4], tokens[4] + 1, *tokens[5:]]
+    with pytest.raises(InvalidRequestError, match=rf"prompt b has token {other[4]} at 4, where .* has {tokens[4]}"):
+        await collect(rollout.generate([Prompt("b", token_ids=[*other, 9], continues=tokens)]))
+    with pytest.raises(InvalidRequestError, match=rf"has 3 tokens, fewer than the {len(tokens)} that it continues"):
+        await collect(rollout.generate([Prompt("b", token_ids=tokens[:3], continues=tokens)]))
+
+
+async def test_aborted_responses_that_go_on_elsewhere_are_those_that_nobody_disturbed(rollout: RolloutClient) -> None:
+    undisturbed = (await collect(await _greedy(rollout)))["g"].samples
+    call = asyncio.create_task(collect(await _greedy(rollout)))
+    await asyncio.sleep(0.5)
+    await rollout.abort(["g"])
+    cut = (await call)["g"].samples
+    left = LONG - len(cut.response_ids.values)
+    assert 0 < left < LONG
+    stream = rollout.generate(continuations(cut), sampling=SamplingParams(temperature=0.0, max_new_tokens=left))
+    whole = joined(cut, Samples.concat([group.samples async for group in stream]))
+    assert whole.sample_ids == undisturbed.sample_ids
+    np.testing.assert_array_equal(whole.response_ids.values, undisturbed.response_ids.values)
+    np.testing.assert_allclose(whole.model_logprobs.values, undisturbed.model_logprobs.values, atol=1e-4)
+    assert whole.finish_reasons.tolist() == [FinishReason.LENGTH]
+    assert whole.span_tokens.values.tolist() == [LONG - left, left]
+
+
+async def test_responses_kept_through_an_update_tell_which_tokens_are_of_which_weights(
+    rollout: RolloutClient, model: Path, buffer: ServiceProcess, run_id: str, tmp_path: Path
+) -> None:
+    with trainer(write_run_file(tmp_path, model), tmp_path) as sender:
+        async with TrainerClient(sender.address, timeout_s=60) as weights:
+            publisher = WeightPublisher(weights, [rollout])
+            await publisher.publish(1)
+            await train(weights, buffer.address, run_id, 0)
+            before = await under_way(rollout, "a", "b", temperature=1.0)
+            published = await publisher.publish(2, in_flight="keep")
+            samples = Samples.concat([group.samples for group in (await before).values()])
+            assert samples.response_ids.lengths.tolist() == [LONG] * 4
+            assert samples.span_versions.values.tolist() == [1, 2] * 4
+            assert set(zip(samples.policy_version_min, samples.policy_version_max, strict=True)) == {(1, 2)}
+            assert samples.weights_digests == [published.weights_digest] * 4
+            scored = await weights.compute_logprobs(samples)
+    difference = np.abs(scored.values - samples.model_logprobs.values).reshape(4, LONG)
+    for row, old in zip(difference, samples.span_tokens.values[::2], strict=True):
+        assert 0 < old < LONG
+        assert row[old:].max() < 1e-3, "the second span is of the trained weights"
+        assert row[old - 1] > 1e-3 or row[:old].max() > 1e-2, "the first span is of those before"
