@@ -13,7 +13,8 @@ from typing import Any
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2
-from baton.clients.rollout import InFlight, RolloutClient
+from baton.clients.rollout import RolloutClient
+from baton.clients.rollout_control import InFlight
 from baton.clients.trainer import TrainerClient
 from baton.errors import DeadlineError, DigestMismatchError, ServiceUnavailableError
 

@@ -6,19 +6,17 @@ from argparse import Namespace
 
 from services.common.server import Server, configure_logging, service_arguments
 
-SERVICE = "baton.api.rollout.v1.RolloutService"
-
 ENGINE_LOOK_S = 0.5
 """Between two looks at the engine, without which the service is of no use."""
 
 
 async def serve(options: Namespace) -> None:
     """Loads the engine, then answers until SIGTERM."""
-    from baton.api.rollout.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
     from baton.config import load_run
     from baton.errors import ConfigError
     from services.common.model_store import resolve_model
     from services.rollout.environment import prepare_environment
+    from services.rollout.servicer import SERVICES, add_services
 
     run = load_run(options.run_file, options.set)
     policy = run.models.policy
@@ -26,20 +24,17 @@ async def serve(options: Namespace) -> None:
         raise ConfigError(
             f"models.policy.generator is {policy.generator!r}: start `torchrun -m services.static_rollout`, or write vllm"
         )
-    server = Server([SERVICE], options.listen)  # before the engine: a taken port is known at once
+    server = Server(SERVICES, options.listen)  # before the engine: a taken port is known at once
     name = run.model_name("policy")
     directory = resolve_model(name)
     prepare_environment(policy)
 
     from services.rollout.engine import VllmEngine
     from services.rollout.service import Replica
-    from services.rollout.servicer import RolloutServicer
 
     engine = VllmEngine(policy, directory, run.engine_seed(options.replica))
     logging.getLogger("vllm").setLevel(logging.WARNING)
-    add_RolloutServiceServicer_to_server(
-        RolloutServicer(Replica(engine, name, policy.max_outstanding_responses)), server.grpc
-    )
+    add_services(server.grpc, Replica(engine, name, policy.max_outstanding_responses))
     serving = asyncio.create_task(server.run(options.ready_file))
     try:
         while not serving.done():

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from baton.api.common.v1 import weights_pb2
+from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.api.rollout.v1.control_pb2 import InFlight
 from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError, ServiceFaultError
 from services.rollout.continuations import check_continues
 from services.rollout.generation import Origin, Params, RolloutEngine, to_samples
@@ -126,7 +128,7 @@ class Replica:
         return message
 
     async def update_weights(
-        self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: pb.InFlight
+        self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: InFlight
     ) -> pb.UpdateWeightsResponse:
         """Receives `version`. On any failure the replica is STALE: it serves nothing until a whole update is committed."""
         self.gate.begin(version)
@@ -160,15 +162,15 @@ class Replica:
         )
 
     async def _receive(
-        self, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: pb.InFlight
+        self, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: InFlight
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Each worker's report. The engine ends what it has begun also if the caller leaves; the next one waits for that."""
         if self._receiving is not None:
             await asyncio.wait([self._receiving])
-        if in_flight == pb.IN_FLIGHT_WAIT and self._groups:
+        if in_flight == control_pb2.IN_FLIGHT_WAIT and self._groups:
             await asyncio.wait(self._groups)
         update = self.engine.update_weights(
-            group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == pb.IN_FLIGHT_KEEP
+            group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == control_pb2.IN_FLIGHT_KEEP
         )
         self._receiving = asyncio.create_task(update)
         self._receiving.add_done_callback(lambda task: task.cancelled() or task.exception())  # told once, or to nobody
@@ -189,16 +191,16 @@ class Replica:
             await asyncio.wait(ended, timeout=ABORT_S)
         return len(set(ended.values()))
 
-    async def pause(self, in_flight: pb.InFlight, timeout_s: float) -> int:
+    async def pause(self, in_flight: InFlight, timeout_s: float) -> int:
         """Refuses requests from now on. Returns the responses that stand still.
 
         Raises DeadlineError if those that are waited for take longer than `timeout_s`; the replica stays paused then.
         """
         self.gate.close(pb.REPLICA_STATE_PAUSED, "it is paused; call Resume")
-        if in_flight == pb.IN_FLIGHT_KEEP:
+        if in_flight == control_pb2.IN_FLIGHT_KEEP:
             await self.engine.freeze()
             return self.running
-        if in_flight != pb.IN_FLIGHT_WAIT:
+        if in_flight != control_pb2.IN_FLIGHT_WAIT:
             await self.abort(())
         if self._groups and (await asyncio.wait(self._groups, timeout=timeout_s))[1]:
             raise DeadlineError(

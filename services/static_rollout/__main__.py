@@ -10,8 +10,6 @@ from argparse import Namespace
 
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
 
-SERVICE = "baton.api.rollout.v1.RolloutService"
-
 
 def start(options: Namespace) -> None:
     """Builds this rank's part of the model, then serves (rank 0) or follows (others)."""
@@ -75,11 +73,10 @@ def start(options: Namespace) -> None:
 
 async def serve(options: Namespace, engine: object, ranks: object, replica: object) -> None:
     """Rank 0: answers until SIGTERM, then lets the other ranks go."""
-    from baton.api.rollout.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
-    from services.rollout.servicer import RolloutServicer
+    from services.rollout.servicer import SERVICES, add_services
 
-    server = Server([SERVICE], options.listen)
-    add_RolloutServiceServicer_to_server(RolloutServicer(replica), server.grpc)
+    server = Server(SERVICES, options.listen)
+    add_services(server.grpc, replica)
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(ranks.heartbeat())]
     try:
         await server.run(options.ready_file)

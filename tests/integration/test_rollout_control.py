@@ -10,7 +10,7 @@ from rollout_side import collect, vllm_service
 from training import train, trainer, write_run_file
 
 from baton.api.common.v1 import weights_pb2
-from baton.clients import RolloutClient, TrainerClient
+from baton.clients import RolloutClient, RolloutControlClient, TrainerClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
 from baton.errors import DeadlineError, InvalidRequestError, NotReadyError
 from baton.partial import continuations, joined
@@ -46,6 +46,12 @@ async def rollout(process: ServiceProcess) -> AsyncIterator[RolloutClient]:
         yield client
 
 
+@pytest.fixture
+async def control(process: ServiceProcess) -> AsyncIterator[RolloutControlClient]:
+    async with RolloutControlClient(process.address) as client:
+        yield client
+
+
 async def under_way(rollout: RolloutClient, *names: str, limit: int = LONG, **options: object) -> asyncio.Task:
     """Two long responses for each name, which have begun; the task ends with the groups by name."""
     prompts = [Prompt(name, token_ids=[5, 6, 7 + number]) for number, name in enumerate(names)]
@@ -63,22 +69,25 @@ def lengths(generation: Generation) -> list[int]:
     return generation.samples.response_ids.lengths.tolist()
 
 
-async def test_an_aborted_group_is_answered_with_what_it_has_and_the_others_go_on(rollout: RolloutClient) -> None:
+async def test_an_aborted_group_is_answered_with_what_it_has_and_the_others_go_on(
+    rollout: RolloutClient, control: RolloutControlClient
+) -> None:
     call = await under_way(rollout, "a", "b")
-    assert await rollout.abort(["a", "nobody"]) == 1
+    assert await control.abort(["a", "nobody"]) == 1
     groups = await call
     assert set(groups["a"].samples.finish_reasons) == {FinishReason.ABORT}
     assert all(0 < length < LONG for length in lengths(groups["a"]))
     np.testing.assert_array_equal(groups["a"].samples.model_logprobs.lengths, lengths(groups["a"]))
     assert lengths(groups["b"]) == [LONG, LONG]
-    assert await rollout.abort() == 0
+    assert await control.abort() == 0
 
 
 async def test_a_pause_that_waits_ends_with_whole_responses_and_refuses_new_ones_until_it_is_over(
     rollout: RolloutClient,
+    control: RolloutControlClient,
 ) -> None:
     call = await under_way(rollout, "a", limit=600)
-    pausing = asyncio.create_task(rollout.pause("wait", timeout_s=60))
+    pausing = asyncio.create_task(control.pause("wait", timeout_s=60))
     await asyncio.sleep(0.1)
     with pytest.raises(NotReadyError, match="it is paused; call Resume"):
         await collect(rollout.generate([Prompt("b", token_ids=[5])]))
@@ -86,27 +95,31 @@ async def test_a_pause_that_waits_ends_with_whole_responses_and_refuses_new_ones
     assert lengths((await call)["a"]) == [600, 600]
     with pytest.raises(NotReadyError, match="no weights can be taken: it is paused"):
         await rollout.update_weights(7, weights_pb2.WeightGroup(group_id="none"), first_rank=1, timeout_s=5)
-    await rollout.resume()
+    await control.resume()
     assert await collect(rollout.generate([Prompt("b", token_ids=[5])]))
 
 
-async def test_a_pause_that_waits_in_vain_says_what_still_runs(rollout: RolloutClient) -> None:
+async def test_a_pause_that_waits_in_vain_says_what_still_runs(
+    rollout: RolloutClient, control: RolloutControlClient
+) -> None:
     call = await under_way(rollout, "a")
     with pytest.raises(DeadlineError, match=r"2 responses still run after 0\.2 s, and the replica stays paused"):
-        await rollout.pause("wait", timeout_s=0.2)
-    assert await rollout.pause("abort", timeout_s=20) == 0
+        await control.pause("wait", timeout_s=0.2)
+    assert await control.pause("abort", timeout_s=20) == 0
     assert set((await call)["a"].samples.finish_reasons) == {FinishReason.ABORT}
-    await rollout.resume()
+    await control.resume()
 
 
-async def test_kept_responses_stand_still_and_end_as_if_nothing_had_been(rollout: RolloutClient) -> None:
+async def test_kept_responses_stand_still_and_end_as_if_nothing_had_been(
+    rollout: RolloutClient, control: RolloutControlClient
+) -> None:
     undisturbed = (await collect(await _greedy(rollout)))["g"].samples
     call = asyncio.create_task(collect(await _greedy(rollout)))
     await asyncio.sleep(0.5)
-    assert await rollout.pause("keep") == 1
+    assert await control.pause("keep") == 1
     await asyncio.sleep(1.0)
     assert not call.done() and (await rollout.get_status()).running_requests == 1
-    await rollout.resume()
+    await control.resume()
     samples = (await call)["g"].samples
     np.testing.assert_array_equal(samples.response_ids.values, undisturbed.response_ids.values)
     assert samples.span_tokens.values.tolist() == [LONG]
@@ -116,9 +129,11 @@ async def _greedy(rollout: RolloutClient) -> AsyncIterator[Generation]:
     return rollout.generate([Prompt("g", token_ids=[5, 6])], sampling=SamplingParams(temperature=0.0, max_new_tokens=LONG))
 
 
-async def test_memory_that_a_cpu_replica_does_not_have_cannot_be_given_back(rollout: RolloutClient) -> None:
+async def test_memory_that_a_cpu_replica_does_not_have_cannot_be_given_back(
+    rollout: RolloutClient, control: RolloutControlClient
+) -> None:
     with pytest.raises(InvalidRequestError, match="this replica is on the CPU"):
-        await rollout.sleep()
+        await control.sleep()
     assert await collect(rollout.generate([Prompt("b", token_ids=[5])]))
 
 
@@ -134,11 +149,13 @@ async def test_a_continuation_must_begin_with_exactly_the_tokens_of_what_it_cont
         await collect(rollout.generate([Prompt("b", token_ids=tokens[:3], continues=tokens)]))
 
 
-async def test_aborted_responses_that_go_on_elsewhere_are_those_that_nobody_disturbed(rollout: RolloutClient) -> None:
+async def test_aborted_responses_that_go_on_elsewhere_are_those_that_nobody_disturbed(
+    rollout: RolloutClient, control: RolloutControlClient
+) -> None:
     undisturbed = (await collect(await _greedy(rollout)))["g"].samples
     call = asyncio.create_task(collect(await _greedy(rollout)))
     await asyncio.sleep(0.5)
-    await rollout.abort(["g"])
+    await control.abort(["g"])
     cut = (await call)["g"].samples
     left = LONG - len(cut.response_ids.values)
     assert 0 < left < LONG

@@ -6,6 +6,10 @@ from baton.clients.coordinator import CoordinatorClient
 from baton.clients.ledger import LedgerClient
 from baton.clients.relay import RelayClient
 from baton.clients.rollout import RolloutClient
+from baton.clients.rollout_control import RolloutControlClient
 from baton.clients.trainer import TrainerClient
 
-__all__ = ["BufferClient", "CoordinatorClient", "LedgerClient", "RelayClient", "RolloutClient", "TrainerClient", "blocking"]
+__all__ = [
+    "BufferClient", "CoordinatorClient", "LedgerClient", "RelayClient", "RolloutClient", "RolloutControlClient",
+    "TrainerClient", "blocking",
+]  # fmt: skip

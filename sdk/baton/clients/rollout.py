@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
 from baton.channel import ServiceClient
+from baton.clients.rollout_control import IN_FLIGHT, InFlight
 from baton.samples import Samples
 
 
@@ -90,18 +91,12 @@ class Generation:
     prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
 
 
-InFlight = Literal["abort", "wait", "keep"]
-"""What becomes of responses under way: they end with the tokens that they have, are waited for, or stand still meanwhile."""
-
-_IN_FLIGHT = {"abort": pb.IN_FLIGHT_ABORT, "wait": pb.IN_FLIGHT_WAIT, "keep": pb.IN_FLIGHT_KEEP}
-
-
 class RolloutClient(ServiceClient):
     """Generates with one replica and moves it to new weights. Errors: see `baton.errors`."""
 
     SERVICE = "baton.api.rollout.v1.RolloutService"
     STUB = RolloutServiceStub
-    RETRIED = ("GetStatus", "CommitWeights", "Abort", "Pause", "Resume", "Sleep", "Wake")
+    RETRIED = ("GetStatus", "CommitWeights")
 
     async def generate(
         self, prompts: Sequence[Prompt], *, sampling: SamplingParams | None = None, episode_id: int = 0,
@@ -132,7 +127,7 @@ class RolloutClient(ServiceClient):
         """Receives new weights; see `baton.weights.publish`, which calls both sides."""
         request = pb.UpdateWeightsRequest(
             policy_version=policy_version, group=group, first_rank=first_rank, timeout_s=timeout_s,
-            in_flight=_IN_FLIGHT[in_flight],
+            in_flight=IN_FLIGHT[in_flight],
         )  # fmt: skip
         return await self._call("UpdateWeights", request, timeout_s + 5)
 
@@ -140,30 +135,3 @@ class RolloutClient(ServiceClient):
         """Serves the received version, if the digest is the one that arrived."""
         request = pb.CommitWeightsRequest(policy_version=policy_version, weights_digest=weights_digest)
         return await self._call("CommitWeights", request)
-
-    async def abort(self, group_ids: Sequence[str] = ()) -> int:
-        """Ends these groups, or all: they are answered with the tokens that they have. Returns how many were under way."""
-        return (await self._call("Abort", pb.AbortRequest(group_ids=group_ids))).aborted_groups
-
-    async def pause(self, in_flight: InFlight = "wait", *, timeout_s: float = 600.0) -> int:
-        """Has the replica refuse new requests, and returns the responses that stand still once the others are done.
-
-        Raises DeadlineError if they are not within `timeout_s`; it stays paused then.
-        """
-        request = pb.PauseRequest(in_flight=_IN_FLIGHT[in_flight], timeout_s=timeout_s)
-        return (await self._call("Pause", request, timeout_s + 35)).running_requests
-
-    async def resume(self) -> None:
-        """Ends a pause."""
-        await self._call("Resume", pb.ResumeRequest())
-
-    async def sleep(self, level: int = 1) -> None:
-        """Gives the accelerator's memory back: the weights go to the host's memory (level 1) or away (2).
-
-        Raises NotReadyError while responses are under way, InvalidRequestError on a replica that cannot sleep.
-        """
-        await self._call("Sleep", pb.SleepRequest(level=level))
-
-    async def wake(self) -> None:
-        """Takes the memory again. After a sleep of level 2 the replica needs new weights."""
-        await self._call("Wake", pb.WakeRequest())

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import numpy as np
 
+from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.api.rollout.v1.control_pb2_grpc import RolloutControlServiceServicer
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer
 from baton.errors import DigestMismatchError, InvalidRequestError, NotReadyError, StalePolicyError
 from baton.samples import FinishReason, Ragged, Samples
@@ -17,7 +19,7 @@ Respond = Callable[[str, int, int], str]
 """(prompt text, index of the response, policy version) -> response."""
 
 
-class FakeRollout(RolloutServiceServicer):
+class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
     """One replica. Scripted by its attributes, which a test may change while it serves."""
 
     def __init__(self, respond: Respond = lambda prompt, index, version: str(index), *, delay_s: float = 0.0) -> None:
@@ -80,6 +82,19 @@ class FakeRollout(RolloutServiceServicer):
         self._state = pb.REPLICA_STATE_HEALTHY
         return pb.CommitWeightsResponse(policy_version=self.policy_version)
 
+    async def Pause(self, request: control_pb2.PauseRequest, context: grpc.aio.ServicerContext) -> control_pb2.PauseResponse:
+        self._state = pb.REPLICA_STATE_PAUSED
+        async with asyncio.timeout(request.timeout_s):
+            while self._running:
+                await asyncio.sleep(0.01)
+        return control_pb2.PauseResponse()
+
+    async def Resume(
+        self, request: control_pb2.ResumeRequest, context: grpc.aio.ServicerContext
+    ) -> control_pb2.ResumeResponse:
+        self._state = pb.REPLICA_STATE_HEALTHY
+        return control_pb2.ResumeResponse()
+
     def _check(self, request: pb.GenerateRequest) -> None:
         if self._state != pb.REPLICA_STATE_HEALTHY:
             raise NotReadyError(f"replica is {pb.ReplicaState.Name(self._state)}; a whole weight update ends that")
@@ -115,6 +130,8 @@ class FakeRollout(RolloutServiceServicer):
             policy_version_max=np.full(size, self.policy_version, np.int64),
             weights_digests=[digest] * size,
             temperatures=np.full(size, temperature, np.float32),
+            span_versions=Ragged.of([[self.policy_version]] * size, np.int64),
+            span_tokens=Ragged.of([[len(response)] for response in cut], np.int32),
         )
         texts = [bytes(response).decode(errors="replace") for response in cut]
         return pb.GenerateResponse(samples=samples.to_proto(), texts=texts)

@@ -9,12 +9,17 @@ from typing import Any, NoReturn
 
 import grpc
 
+from baton.api.rollout.v1.control_pb2_grpc import (
+    RolloutControlServiceServicer,
+    add_RolloutControlServiceServicer_to_server,
+)
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer, add_TrainerServiceServicer_to_server
 from baton.errors import ERROR_KEY, BatonError, to_status
 
 _REGISTER: dict[type, Callable[[Any, grpc.aio.Server], None]] = {
     RolloutServiceServicer: add_RolloutServiceServicer_to_server,
+    RolloutControlServiceServicer: add_RolloutControlServiceServicer_to_server,
     TrainerServiceServicer: add_TrainerServiceServicer_to_server,
 }
 
@@ -38,8 +43,9 @@ class Served:
 async def serve(servicer: RolloutServiceServicer | TrainerServiceServicer, port: int = 0) -> AsyncIterator[Served]:
     """Serves the fake on 127.0.0.1; port 0 takes a free one."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    register = next(register for kind, register in _REGISTER.items() if isinstance(servicer, kind))
-    register(_MappingErrors(servicer), server)
+    for kind, register in _REGISTER.items():
+        if isinstance(servicer, kind):
+            register(_MappingErrors(servicer), server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:

@@ -4,7 +4,7 @@ import pytest
 
 from services.coordinator.replicas import REFUSALS, SUSPECT_S, Replica, ReplicaHealth, least_outstanding
 
-HEALTHY, SUSPECT, DEAD, RESTARTING, STALE = ReplicaHealth
+HEALTHY, SUSPECT, DEAD, RESTARTING, STALE, PAUSED = ReplicaHealth
 
 
 class Seen:
@@ -126,6 +126,15 @@ def test_a_replica_at_the_wanted_version_is_healthy_whatever_it_was() -> None:
     seen.refuse(REFUSALS)
     seen.replica.answered(4, serving=True, wanted=4)
     assert seen.replica.health is HEALTHY
+
+
+@pytest.mark.parametrize(("wanted", "afterwards"), [(4, HEALTHY), (5, STALE)])
+def test_a_paused_replica_has_not_died_and_is_behind_if_the_run_went_on(wanted: int, afterwards: ReplicaHealth) -> None:
+    seen = Seen()
+    seen.replica.paused("it is paused; call Resume")
+    assert (seen.replica.health, seen.replica.reason) == (PAUSED, "it is paused; call Resume")
+    seen.replica.answered(4, serving=True, wanted=wanted)
+    assert seen.states == [PAUSED, afterwards] and seen.replica.deaths == 0
 
 
 def made(**outstanding: int) -> list[Replica]:

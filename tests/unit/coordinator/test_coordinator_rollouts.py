@@ -5,13 +5,15 @@ import asyncio
 import grpc
 import pytest
 
-from baton.clients import RolloutClient
+from baton.clients import RolloutClient, RolloutControlClient
 from baton.clients.rollout import SamplingParams
 from baton.engine import PromptItem
 from baton.errors import DigestMismatchError, InvalidRequestError, ServiceFaultError, ServiceUnavailableError
+from baton.samples import FinishReason
 from baton.testing import FakeRollout, serve
 from services.coordinator.digests import check_digests
 from services.coordinator.fleet import Fleet
+from services.coordinator.replicas import ReplicaHealth
 from services.coordinator.rollouts import Rollouts
 
 
@@ -112,6 +114,36 @@ async def test_a_replica_of_another_version_gets_nothing_and_its_groups_go_elsew
         groups = [group async for group in generate(rollouts, prompts(4), published={2: ""})]
     assert {int(group.samples.policy_version_max[0]) for group in groups} == {2}
     assert len(groups) == 4 and sum(len(request.prompts) for request in present.requests) == 4
+
+
+async def test_a_paused_replica_gets_nothing_until_it_is_resumed():
+    fakes = FakeRollout(), FakeRollout()
+    async with serve(fakes[0]) as first, serve(fakes[1]) as second, RolloutControlClient(first.address) as operator:
+        await operator.pause()
+        rollouts = over(first, second)
+        assert len([group async for group in generate(rollouts, prompts(4))]) == 4
+        assert len(fakes[1].requests) >= 4
+        assert rollouts._fleet.replicas[0].health is ReplicaHealth.PAUSED
+        await operator.resume()
+        await rollouts._fleet.look(rollouts._fleet.replicas[0])
+        fakes[0].requests.clear()
+        assert len([group async for group in generate(rollouts, prompts(4, first=4))]) == 4
+        assert fakes[0].requests
+
+
+async def test_a_group_with_aborted_responses_is_not_taken_but_asked_for_again():
+    class Interrupted(FakeRollout):
+        async def Generate(self, request, context):
+            async for answer in super().Generate(request, context):
+                if len(self.requests) == 1:
+                    answer.samples.finish_reasons = bytes([FinishReason.STOP, FinishReason.ABORT])
+                yield answer
+
+    fake = Interrupted()
+    async with serve(fake) as replica:
+        (group,) = [group async for group in generate(over(replica), prompts(1))]
+    assert len(fake.requests) == 2
+    assert group.samples.finish_reasons.tolist() == [FinishReason.STOP] * 2
 
 
 async def test_groups_that_are_lost_with_every_replica_that_gets_them_are_given_up():

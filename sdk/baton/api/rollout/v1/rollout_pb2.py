@@ -24,65 +24,44 @@ _sym_db = _symbol_database.Default()
 
 from baton.api.common.v1 import samples_pb2 as baton_dot_api_dot_common_dot_v1_dot_samples__pb2
 from baton.api.common.v1 import weights_pb2 as baton_dot_api_dot_common_dot_v1_dot_weights__pb2
+from baton.api.rollout.v1 import control_pb2 as baton_dot_api_dot_rollout_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"baton/api/rollout/v1/rollout.proto\x12\x14\x62\x61ton.api.rollout.v1\x1a!baton/api/common/v1/samples.proto\x1a!baton/api/common/v1/weights.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\";\n\x04\x43hat\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.baton.api.rollout.v1.ChatMessage\"\x87\x01\n\x06Prompt\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x13\n\ttoken_ids\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1a.baton.api.rollout.v1.ChatH\x00\x12\x11\n\tcontinues\x18\x05 \x01(\x0c\x42\x07\n\x05input\"\x94\x04\n\x0eSamplingParams\x12\x0e\n\x01n\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nignore_eos\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x1c\n\x0fuse_beam_search\x18\x0c \x01(\x08H\n\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\r \x01(\rH\x0b\x88\x01\x01\x42\x04\n\x02_nB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x11\n\x0f_max_new_tokensB\r\n\x0b_ignore_eosB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x12\n\x10_use_beam_searchB\x12\n\x10_prompt_logprobs\"\xf8\x01\n\x0fGenerateRequest\x12\x12\n\nepisode_id\x18\x01 \x01(\x03\x12-\n\x07prompts\x18\x02 \x03(\x0b\x32\x1c.baton.api.rollout.v1.Prompt\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.baton.api.rollout.v1.SamplingParams\x12\x1a\n\rexact_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bmin_version\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nevaluation\x18\x06 \x01(\x08\x42\x10\n\x0e_exact_versionB\x0e\n\x0c_min_version\"X\n\x0ePromptLogprobs\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x10\n\x08logprobs\x18\x04 \x01(\x0c\"\x93\x01\n\x10GenerateResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\r\n\x05texts\x18\x02 \x03(\t\x12=\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32$.baton.api.rollout.v1.PromptLogprobs\"\x12\n\x10GetStatusRequest\"\x8c\x02\n\x11GetStatusResponse\x12\x31\n\x05state\x18\x01 \x01(\x0e\x32\".baton.api.rollout.v1.ReplicaState\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x0f\n\x07workers\x18\x06 \x01(\r\x12\x18\n\x10running_requests\x18\x07 \x01(\r\x12\x18\n\x10generated_tokens\x18\x08 \x01(\x04\x12\x14\n\x0cstate_reason\x18\t \x01(\t\x12\x13\n\x0binstance_id\x18\n \x01(\t\"\xb9\x01\n\x14UpdateWeightsRequest\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12/\n\x05group\x18\x02 \x01(\x0b\x32 .baton.api.common.v1.WeightGroup\x12\x12\n\nfirst_rank\x18\x03 \x01(\r\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x31\n\tin_flight\x18\x05 \x01(\x0e\x32\x1e.baton.api.rollout.v1.InFlight\"q\n\x15UpdateWeightsResponse\x12\x16\n\x0eweights_digest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x31\n\x06phases\x18\x03 \x01(\x0b\x32!.baton.api.common.v1.PhaseSeconds\"F\n\x14\x43ommitWeightsRequest\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"@\n\x15\x43ommitWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x0f\n\x07pause_s\x18\x02 \x01(\x01\"!\n\x0c\x41\x62ortRequest\x12\x11\n\tgroup_ids\x18\x01 \x03(\t\"\'\n\rAbortResponse\x12\x16\n\x0e\x61\x62orted_groups\x18\x01 \x01(\r\"T\n\x0cPauseRequest\x12\x31\n\tin_flight\x18\x01 \x01(\x0e\x32\x1e.baton.api.rollout.v1.InFlight\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\")\n\rPauseResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"\x1d\n\x0cSleepRequest\x12\r\n\x05level\x18\x01 \x01(\r\"\x0f\n\rSleepResponse\"\r\n\x0bWakeRequest\"\x0e\n\x0cWakeResponse*\xb1\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_HEALTHY\x10\x01\x12\x1a\n\x16REPLICA_STATE_UPDATING\x10\x02\x12\x17\n\x13REPLICA_STATE_STALE\x10\x03\x12\x18\n\x14REPLICA_STATE_PAUSED\x10\x04\x12\x18\n\x14REPLICA_STATE_ASLEEP\x10\x05*b\n\x08InFlight\x12\x19\n\x15IN_FLIGHT_UNSPECIFIED\x10\x00\x12\x13\n\x0fIN_FLIGHT_ABORT\x10\x01\x12\x12\n\x0eIN_FLIGHT_WAIT\x10\x02\x12\x12\n\x0eIN_FLIGHT_KEEP\x10\x03\x32\xb9\x06\n\x0eRolloutService\x12[\n\x08Generate\x12%.baton.api.rollout.v1.GenerateRequest\x1a&.baton.api.rollout.v1.GenerateResponse0\x01\x12\\\n\tGetStatus\x12&.baton.api.rollout.v1.GetStatusRequest\x1a\'.baton.api.rollout.v1.GetStatusResponse\x12h\n\rUpdateWeights\x12*.baton.api.rollout.v1.UpdateWeightsRequest\x1a+.baton.api.rollout.v1.UpdateWeightsResponse\x12h\n\rCommitWeights\x12*.baton.api.rollout.v1.CommitWeightsRequest\x1a+.baton.api.rollout.v1.CommitWeightsResponse\x12P\n\x05\x41\x62ort\x12\".baton.api.rollout.v1.AbortRequest\x1a#.baton.api.rollout.v1.AbortResponse\x12P\n\x05Pause\x12\".baton.api.rollout.v1.PauseRequest\x1a#.baton.api.rollout.v1.PauseResponse\x12S\n\x06Resume\x12#.baton.api.rollout.v1.ResumeRequest\x1a$.baton.api.rollout.v1.ResumeResponse\x12P\n\x05Sleep\x12\".baton.api.rollout.v1.SleepRequest\x1a#.baton.api.rollout.v1.SleepResponse\x12M\n\x04Wake\x12!.baton.api.rollout.v1.WakeRequest\x1a\".baton.api.rollout.v1.WakeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"baton/api/rollout/v1/rollout.proto\x12\x14\x62\x61ton.api.rollout.v1\x1a!baton/api/common/v1/samples.proto\x1a!baton/api/common/v1/weights.proto\x1a\"baton/api/rollout/v1/control.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\";\n\x04\x43hat\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.baton.api.rollout.v1.ChatMessage\"\x87\x01\n\x06Prompt\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x13\n\ttoken_ids\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1a.baton.api.rollout.v1.ChatH\x00\x12\x11\n\tcontinues\x18\x05 \x01(\x0c\x42\x07\n\x05input\"\x94\x04\n\x0eSamplingParams\x12\x0e\n\x01n\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nignore_eos\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x1c\n\x0fuse_beam_search\x18\x0c \x01(\x08H\n\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\r \x01(\rH\x0b\x88\x01\x01\x42\x04\n\x02_nB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x11\n\x0f_max_new_tokensB\r\n\x0b_ignore_eosB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x12\n\x10_use_beam_searchB\x12\n\x10_prompt_logprobs\"\xf8\x01\n\x0fGenerateRequest\x12\x12\n\nepisode_id\x18\x01 \x01(\x03\x12-\n\x07prompts\x18\x02 \x03(\x0b\x32\x1c.baton.api.rollout.v1.Prompt\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.baton.api.rollout.v1.SamplingParams\x12\x1a\n\rexact_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bmin_version\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nevaluation\x18\x06 \x01(\x08\x42\x10\n\x0e_exact_versionB\x0e\n\x0c_min_version\"X\n\x0ePromptLogprobs\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x10\n\x08logprobs\x18\x04 \x01(\x0c\"\x93\x01\n\x10GenerateResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\r\n\x05texts\x18\x02 \x03(\t\x12=\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32$.baton.api.rollout.v1.PromptLogprobs\"\x12\n\x10GetStatusRequest\"\x8c\x02\n\x11GetStatusResponse\x12\x31\n\x05state\x18\x01 \x01(\x0e\x32\".baton.api.rollout.v1.ReplicaState\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x0f\n\x07workers\x18\x06 \x01(\r\x12\x18\n\x10running_requests\x18\x07 \x01(\r\x12\x18\n\x10generated_tokens\x18\x08 \x01(\x04\x12\x14\n\x0cstate_reason\x18\t \x01(\t\x12\x13\n\x0binstance_id\x18\n \x01(\t\"\xb9\x01\n\x14UpdateWeightsRequest\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12/\n\x05group\x18\x02 \x01(\x0b\x32 .baton.api.common.v1.WeightGroup\x12\x12\n\nfirst_rank\x18\x03 \x01(\r\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x31\n\tin_flight\x18\x05 \x01(\x0e\x32\x1e.baton.api.rollout.v1.InFlight\"q\n\x15UpdateWeightsResponse\x12\x16\n\x0eweights_digest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x31\n\x06phases\x18\x03 \x01(\x0b\x32!.baton.api.common.v1.PhaseSeconds\"F\n\x14\x43ommitWeightsRequest\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"@\n\x15\x43ommitWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x0f\n\x07pause_s\x18\x02 \x01(\x01*\xb1\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_HEALTHY\x10\x01\x12\x1a\n\x16REPLICA_STATE_UPDATING\x10\x02\x12\x17\n\x13REPLICA_STATE_STALE\x10\x03\x12\x18\n\x14REPLICA_STATE_PAUSED\x10\x04\x12\x18\n\x14REPLICA_STATE_ASLEEP\x10\x05\x32\x9f\x03\n\x0eRolloutService\x12[\n\x08Generate\x12%.baton.api.rollout.v1.GenerateRequest\x1a&.baton.api.rollout.v1.GenerateResponse0\x01\x12\\\n\tGetStatus\x12&.baton.api.rollout.v1.GetStatusRequest\x1a\'.baton.api.rollout.v1.GetStatusResponse\x12h\n\rUpdateWeights\x12*.baton.api.rollout.v1.UpdateWeightsRequest\x1a+.baton.api.rollout.v1.UpdateWeightsResponse\x12h\n\rCommitWeights\x12*.baton.api.rollout.v1.CommitWeightsRequest\x1a+.baton.api.rollout.v1.CommitWeightsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.api.rollout.v1.rollout_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=2453
-  _globals['_REPLICASTATE']._serialized_end=2630
-  _globals['_INFLIGHT']._serialized_start=2632
-  _globals['_INFLIGHT']._serialized_end=2730
-  _globals['_CHATMESSAGE']._serialized_start=130
-  _globals['_CHATMESSAGE']._serialized_end=174
-  _globals['_CHAT']._serialized_start=176
-  _globals['_CHAT']._serialized_end=235
-  _globals['_PROMPT']._serialized_start=238
-  _globals['_PROMPT']._serialized_end=373
-  _globals['_SAMPLINGPARAMS']._serialized_start=376
-  _globals['_SAMPLINGPARAMS']._serialized_end=908
-  _globals['_GENERATEREQUEST']._serialized_start=911
-  _globals['_GENERATEREQUEST']._serialized_end=1159
-  _globals['_PROMPTLOGPROBS']._serialized_start=1161
-  _globals['_PROMPTLOGPROBS']._serialized_end=1249
-  _globals['_GENERATERESPONSE']._serialized_start=1252
-  _globals['_GENERATERESPONSE']._serialized_end=1399
-  _globals['_GETSTATUSREQUEST']._serialized_start=1401
-  _globals['_GETSTATUSREQUEST']._serialized_end=1419
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1422
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1690
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1693
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1878
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1880
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1993
-  _globals['_COMMITWEIGHTSREQUEST']._serialized_start=1995
-  _globals['_COMMITWEIGHTSREQUEST']._serialized_end=2065
-  _globals['_COMMITWEIGHTSRESPONSE']._serialized_start=2067
-  _globals['_COMMITWEIGHTSRESPONSE']._serialized_end=2131
-  _globals['_ABORTREQUEST']._serialized_start=2133
-  _globals['_ABORTREQUEST']._serialized_end=2166
-  _globals['_ABORTRESPONSE']._serialized_start=2168
-  _globals['_ABORTRESPONSE']._serialized_end=2207
-  _globals['_PAUSEREQUEST']._serialized_start=2209
-  _globals['_PAUSEREQUEST']._serialized_end=2293
-  _globals['_PAUSERESPONSE']._serialized_start=2295
-  _globals['_PAUSERESPONSE']._serialized_end=2336
-  _globals['_RESUMEREQUEST']._serialized_start=2338
-  _globals['_RESUMEREQUEST']._serialized_end=2353
-  _globals['_RESUMERESPONSE']._serialized_start=2355
-  _globals['_RESUMERESPONSE']._serialized_end=2371
-  _globals['_SLEEPREQUEST']._serialized_start=2373
-  _globals['_SLEEPREQUEST']._serialized_end=2402
-  _globals['_SLEEPRESPONSE']._serialized_start=2404
-  _globals['_SLEEPRESPONSE']._serialized_end=2419
-  _globals['_WAKEREQUEST']._serialized_start=2421
-  _globals['_WAKEREQUEST']._serialized_end=2434
-  _globals['_WAKERESPONSE']._serialized_start=2436
-  _globals['_WAKERESPONSE']._serialized_end=2450
-  _globals['_ROLLOUTSERVICE']._serialized_start=2733
-  _globals['_ROLLOUTSERVICE']._serialized_end=3558
+  _globals['_REPLICASTATE']._serialized_start=2170
+  _globals['_REPLICASTATE']._serialized_end=2347
+  _globals['_CHATMESSAGE']._serialized_start=166
+  _globals['_CHATMESSAGE']._serialized_end=210
+  _globals['_CHAT']._serialized_start=212
+  _globals['_CHAT']._serialized_end=271
+  _globals['_PROMPT']._serialized_start=274
+  _globals['_PROMPT']._serialized_end=409
+  _globals['_SAMPLINGPARAMS']._serialized_start=412
+  _globals['_SAMPLINGPARAMS']._serialized_end=944
+  _globals['_GENERATEREQUEST']._serialized_start=947
+  _globals['_GENERATEREQUEST']._serialized_end=1195
+  _globals['_PROMPTLOGPROBS']._serialized_start=1197
+  _globals['_PROMPTLOGPROBS']._serialized_end=1285
+  _globals['_GENERATERESPONSE']._serialized_start=1288
+  _globals['_GENERATERESPONSE']._serialized_end=1435
+  _globals['_GETSTATUSREQUEST']._serialized_start=1437
+  _globals['_GETSTATUSREQUEST']._serialized_end=1455
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1458
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1726
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1729
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1914
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1916
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=2029
+  _globals['_COMMITWEIGHTSREQUEST']._serialized_start=2031
+  _globals['_COMMITWEIGHTSREQUEST']._serialized_end=2101
+  _globals['_COMMITWEIGHTSRESPONSE']._serialized_start=2103
+  _globals['_COMMITWEIGHTSRESPONSE']._serialized_end=2167
+  _globals['_ROLLOUTSERVICE']._serialized_start=2350
+  _globals['_ROLLOUTSERVICE']._serialized_end=2765
 # @@protoc_insertion_point(module_scope)

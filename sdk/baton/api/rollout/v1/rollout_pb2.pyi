@@ -1,5 +1,6 @@
 from baton.api.common.v1 import samples_pb2 as _samples_pb2
 from baton.api.common.v1 import weights_pb2 as _weights_pb2
+from baton.api.rollout.v1 import control_pb2 as _control_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -17,23 +18,12 @@ class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLICA_STATE_STALE: _ClassVar[ReplicaState]
     REPLICA_STATE_PAUSED: _ClassVar[ReplicaState]
     REPLICA_STATE_ASLEEP: _ClassVar[ReplicaState]
-
-class InFlight(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    IN_FLIGHT_UNSPECIFIED: _ClassVar[InFlight]
-    IN_FLIGHT_ABORT: _ClassVar[InFlight]
-    IN_FLIGHT_WAIT: _ClassVar[InFlight]
-    IN_FLIGHT_KEEP: _ClassVar[InFlight]
 REPLICA_STATE_UNSPECIFIED: ReplicaState
 REPLICA_STATE_HEALTHY: ReplicaState
 REPLICA_STATE_UPDATING: ReplicaState
 REPLICA_STATE_STALE: ReplicaState
 REPLICA_STATE_PAUSED: ReplicaState
 REPLICA_STATE_ASLEEP: ReplicaState
-IN_FLIGHT_UNSPECIFIED: InFlight
-IN_FLIGHT_ABORT: InFlight
-IN_FLIGHT_WAIT: InFlight
-IN_FLIGHT_KEEP: InFlight
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -170,8 +160,8 @@ class UpdateWeightsRequest(_message.Message):
     group: _weights_pb2.WeightGroup
     first_rank: int
     timeout_s: float
-    in_flight: InFlight
-    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ..., in_flight: _Optional[_Union[InFlight, str]] = ...) -> None: ...
+    in_flight: _control_pb2.InFlight
+    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ..., in_flight: _Optional[_Union[_control_pb2.InFlight, str]] = ...) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
     __slots__ = ("weights_digest", "bytes", "phases")
@@ -198,55 +188,3 @@ class CommitWeightsResponse(_message.Message):
     policy_version: int
     pause_s: float
     def __init__(self, policy_version: _Optional[int] = ..., pause_s: _Optional[float] = ...) -> None: ...
-
-class AbortRequest(_message.Message):
-    __slots__ = ("group_ids",)
-    GROUP_IDS_FIELD_NUMBER: _ClassVar[int]
-    group_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, group_ids: _Optional[_Iterable[str]] = ...) -> None: ...
-
-class AbortResponse(_message.Message):
-    __slots__ = ("aborted_groups",)
-    ABORTED_GROUPS_FIELD_NUMBER: _ClassVar[int]
-    aborted_groups: int
-    def __init__(self, aborted_groups: _Optional[int] = ...) -> None: ...
-
-class PauseRequest(_message.Message):
-    __slots__ = ("in_flight", "timeout_s")
-    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
-    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
-    in_flight: InFlight
-    timeout_s: float
-    def __init__(self, in_flight: _Optional[_Union[InFlight, str]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
-
-class PauseResponse(_message.Message):
-    __slots__ = ("running_requests",)
-    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    running_requests: int
-    def __init__(self, running_requests: _Optional[int] = ...) -> None: ...
-
-class ResumeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class ResumeResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class SleepRequest(_message.Message):
-    __slots__ = ("level",)
-    LEVEL_FIELD_NUMBER: _ClassVar[int]
-    level: int
-    def __init__(self, level: _Optional[int] = ...) -> None: ...
-
-class SleepResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class WakeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class WakeResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...

@@ -55,31 +55,6 @@ class RolloutServiceStub(object):
                 request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.CommitWeightsRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.CommitWeightsResponse.FromString,
                 _registered_method=True)
-        self.Abort = channel.unary_unary(
-                '/baton.api.rollout.v1.RolloutService/Abort',
-                request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.AbortRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.AbortResponse.FromString,
-                _registered_method=True)
-        self.Pause = channel.unary_unary(
-                '/baton.api.rollout.v1.RolloutService/Pause',
-                request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.PauseRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.PauseResponse.FromString,
-                _registered_method=True)
-        self.Resume = channel.unary_unary(
-                '/baton.api.rollout.v1.RolloutService/Resume',
-                request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.ResumeRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.ResumeResponse.FromString,
-                _registered_method=True)
-        self.Sleep = channel.unary_unary(
-                '/baton.api.rollout.v1.RolloutService/Sleep',
-                request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.SleepRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.SleepResponse.FromString,
-                _registered_method=True)
-        self.Wake = channel.unary_unary(
-                '/baton.api.rollout.v1.RolloutService/Wake',
-                request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.WakeRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.WakeResponse.FromString,
-                _registered_method=True)
 
 
 class RolloutServiceServicer(object):
@@ -116,42 +91,6 @@ class RolloutServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Abort(self, request, context):
-        """Abort ends groups under way: they are answered with the tokens that they have, as FINISH_REASON_ABORT. Idempotent.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Pause(self, request, context):
-        """Pause has the replica refuse new requests, and deals with those under way. Answers when that is done. Idempotent.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Resume(self, request, context):
-        """Resume ends a pause. Idempotent.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Sleep(self, request, context):
-        """Sleep gives the accelerator's memory back, on a replica that has nothing to do and was started with
-        `engine_args: {enable_sleep_mode: true}`. It refuses requests and weights until Wake.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Wake(self, request, context):
-        """Wake takes the memory again. After a sleep of level 2 the replica is STALE.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_RolloutServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,31 +113,6 @@ def add_RolloutServiceServicer_to_server(servicer, server):
                     servicer.CommitWeights,
                     request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.CommitWeightsRequest.FromString,
                     response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.CommitWeightsResponse.SerializeToString,
-            ),
-            'Abort': grpc.unary_unary_rpc_method_handler(
-                    servicer.Abort,
-                    request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.AbortRequest.FromString,
-                    response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.AbortResponse.SerializeToString,
-            ),
-            'Pause': grpc.unary_unary_rpc_method_handler(
-                    servicer.Pause,
-                    request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.PauseRequest.FromString,
-                    response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.PauseResponse.SerializeToString,
-            ),
-            'Resume': grpc.unary_unary_rpc_method_handler(
-                    servicer.Resume,
-                    request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.ResumeRequest.FromString,
-                    response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.ResumeResponse.SerializeToString,
-            ),
-            'Sleep': grpc.unary_unary_rpc_method_handler(
-                    servicer.Sleep,
-                    request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.SleepRequest.FromString,
-                    response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.SleepResponse.SerializeToString,
-            ),
-            'Wake': grpc.unary_unary_rpc_method_handler(
-                    servicer.Wake,
-                    request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.WakeRequest.FromString,
-                    response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.WakeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,141 +224,6 @@ class RolloutService(object):
             '/baton.api.rollout.v1.RolloutService/CommitWeights',
             baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.CommitWeightsRequest.SerializeToString,
             baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.CommitWeightsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Abort(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.rollout.v1.RolloutService/Abort',
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.AbortRequest.SerializeToString,
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.AbortResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Pause(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.rollout.v1.RolloutService/Pause',
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.PauseRequest.SerializeToString,
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.PauseResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Resume(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.rollout.v1.RolloutService/Resume',
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.ResumeRequest.SerializeToString,
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.ResumeResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Sleep(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.rollout.v1.RolloutService/Sleep',
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.SleepRequest.SerializeToString,
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.SleepResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Wake(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.api.rollout.v1.RolloutService/Wake',
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.WakeRequest.SerializeToString,
-            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.WakeResponse.FromString,
             options,
             channel_credentials,
             insecure,
