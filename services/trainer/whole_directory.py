@@ -1,5 +1,7 @@
 """Directories that appear under their name whole or not at all: written beside it as `<name>.partial`, then renamed."""
 
+import ctypes
+import os
 import shutil
 from pathlib import Path
 
@@ -26,10 +28,24 @@ def begin(target: Path, *, empty: bool) -> Path:
 
 
 def finish(target: Path) -> None:
-    """Gives the written directory its name. An older one is renamed before it is removed: no half of it is ever seen."""
-    partial, old = target.with_name(target.name + SUFFIX), target.with_name(target.name + ".old" + SUFFIX)
-    shutil.rmtree(old, ignore_errors=True)
+    """Gives the written directory its name; one that has it goes. At every moment one of them is there, and whole.
+
+    Raises InvalidRequestError if one is there, on a file system that cannot exchange two names.
+    """
+    partial = target.with_name(target.name + SUFFIX)
     if target.exists():
-        target.replace(old)
-    partial.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+        _exchange(partial, target)
+        shutil.rmtree(partial)
+    else:
+        partial.replace(target)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Each gets the other's name, in one step (Linux)."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) != 0:
+        raise InvalidRequestError(
+            f"{other} is there already, and its file system cannot replace it at once ({os.strerror(ctypes.get_errno())}); "
+            "remove it first, or choose another directory"
+        )

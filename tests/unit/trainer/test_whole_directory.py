@@ -39,10 +39,26 @@ def test_an_older_one_is_replaced_as_a_whole_and_stays_until_then(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("left", ["x.partial", "x.old.partial"])
-def test_what_a_killed_writer_left_does_not_get_in(left: str, tmp_path: Path) -> None:
-    (tmp_path / left).mkdir()
-    (tmp_path / left / "stale").touch()
+def test_one_is_there_at_every_moment_while_it_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "x", "first")
+    done, missing = threading.Event(), 0
+
+    def replace() -> None:
+        for number in range(500):
+            write(tmp_path / "x", str(number))
+        done.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    while not done.is_set():
+        missing += not (tmp_path / "x" / "file-0").exists()
+    writer.join()
+    assert missing == 0
+
+
+def test_what_a_killed_writer_left_does_not_get_in(tmp_path: Path) -> None:
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "stale").touch()
     write(tmp_path / "x", "new")
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["file-0"]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
