@@ -62,6 +62,14 @@ def logits(model: Path) -> Any:
     return forward
 
 
+@pytest.fixture(scope="module")
+def tolerance() -> float:
+    """Of log-probabilities in float32: an accelerator adds in another order than the reference on the CPU."""
+    import torch
+
+    return 2e-3 if torch.cuda.is_available() else 1e-4
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -120,7 +128,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
-async def test_log_probabilities_are_those_of_what_was_sampled_from_and_beside_them_the_raw_models(rollout, logits, options):
+async def test_log_probabilities_are_those_of_what_was_sampled_from_and_beside_them_the_raw_models(
+    rollout, logits, tolerance, options
+):
     [group] = await answers(rollout, PROMPT, n=8, ignore_eos=True, seed=3, **options)
     rows = (group.samples.response_ids, group.samples.rollout_logprobs, group.samples.model_logprobs)
     for response, drawn_from, raw in zip(*(column.rows() for column in rows), strict=True):
@@ -129,8 +139,8 @@ async def test_log_probabilities_are_those_of_what_was_sampled_from_and_beside_t
         for at, token in enumerate(tokens):
             here = found[len(PROMPT) - 1 + at]
             expected = distribution(here, PROMPT, tokens[:at], **options)
-            assert drawn_from[at] == pytest.approx(expected[token], abs=1e-4)
-            assert raw[at] == pytest.approx(log_softmax(here)[token], abs=1e-4)
+            assert drawn_from[at] == pytest.approx(expected[token], abs=tolerance)
+            assert raw[at] == pytest.approx(log_softmax(here)[token], abs=tolerance)
 
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS[:3], {"temperature": 1.3, "top_p": 0.8, "top_k": 30}], ids=str)
@@ -149,14 +159,14 @@ async def test_tokens_are_drawn_from_the_exact_distribution(rollout, logits, opt
     assert chance(((observed - wanted) ** 2 / wanted).sum(), len(observed) - 1) > 1e-4
 
 
-async def test_nothing_is_drawn_at_temperature_zero(rollout, logits):
+async def test_nothing_is_drawn_at_temperature_zero(rollout, logits, tolerance):
     [group] = await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True)
     tokens = group.samples.response_ids.values.tolist()
     [found] = logits([*PROMPT, *tokens])
     assert tokens == found[len(PROMPT) - 1 : -1].argmax(-1).tolist()
     assert group.samples.rollout_logprobs.values.tolist() == [0.0] * LIMIT
     likeliest = log_softmax(found[len(PROMPT) - 1 : -1]).max(-1)
-    np.testing.assert_allclose(group.samples.model_logprobs.values, likeliest, atol=1e-4)
+    np.testing.assert_allclose(group.samples.model_logprobs.values, likeliest, atol=tolerance)
 
 
 async def test_an_evaluation_takes_the_options_of_its_own(rollout):
@@ -192,7 +202,7 @@ async def test_the_end_token_ends_a_response_unless_it_is_ignored(rollout):
     assert set(ignored.samples.response_ids.lengths) == {48}
 
 
-async def test_the_beam_search_finds_the_best_of_all_responses(rollout, logits):
+async def test_the_beam_search_finds_the_best_of_all_responses(rollout, logits, tolerance):
     first = log_softmax(logits(PROMPT)[0, -1])
     second = log_softmax(logits(*([*PROMPT, token] for token in range(VOCABULARY)))[:, -1])
     totals = first[:, None] + second
@@ -200,17 +210,17 @@ async def test_the_beam_search_finds_the_best_of_all_responses(rollout, logits):
     [group] = await answers(rollout, PROMPT, use_beam_search=True, n=64, max_new_tokens=2, ignore_eos=True)
     found = [row.tolist() for row in group.samples.response_ids.rows()[:3]]
     assert found == np.stack(best, -1).tolist()
-    assert group.samples.model_logprobs.rows()[0].sum() == pytest.approx(totals.max(), abs=1e-4)
+    assert group.samples.model_logprobs.rows()[0].sum() == pytest.approx(totals.max(), abs=tolerance)
     assert group.samples.temperatures.tolist() == [0.0] * 64
 
 
-async def test_prompt_log_probabilities_are_the_raw_models(rollout, logits):
+async def test_prompt_log_probabilities_are_the_raw_models(rollout, logits, tolerance):
     [group] = await answers(rollout, PROMPT, prompt_logprobs=2, temperature=0.3)
     found = group.prompt_logprobs["0"]
     expected = log_softmax(logits(PROMPT)[0, :-1])
     assert found.token_ids[:, 0].tolist() == PROMPT[1:]
     np.testing.assert_array_equal(found.token_ids[:, 1:], np.argsort(-expected)[:, :2])
-    np.testing.assert_allclose(found.logprobs, np.take_along_axis(expected, found.token_ids, -1), atol=1e-4)
+    np.testing.assert_allclose(found.logprobs, np.take_along_axis(expected, found.token_ids, -1), atol=tolerance)
     assert (await answers(rollout, PROMPT))[0].prompt_logprobs == {}
 
 
