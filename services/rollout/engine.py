@@ -28,6 +28,8 @@ _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": Fi
 class VllmEngine:
     """AsyncLLM behind the few verbs that the service needs."""
 
+    interruptible = True
+
     def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
         """Loads the model; takes tens of seconds."""
         self._llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
@@ -129,12 +131,15 @@ class VllmEngine:
         """All responses stand still, with what they have in the cache, until `resume`."""
         await self._llm.pause_generation(mode="keep", clear_cache=False)
 
-    async def sleep(self, level: int) -> None:
-        """Level 1 moves the weights to the host's memory, 2 drops them. Raises InvalidRequestError if it frees nothing."""
+    def check_sleep(self) -> None:
+        """Raises InvalidRequestError on the CPU, and if the engine was not started for it."""
         if current_platform.is_cpu():
             raise InvalidRequestError("sleep frees an accelerator's memory, and this replica is on the CPU")
         if not self._config.engine_args.get("enable_sleep_mode"):
             raise InvalidRequestError("started without sleep mode; set models.policy.engine_args.enable_sleep_mode to true")
+
+    async def sleep(self, level: int) -> None:
+        """Level 1 moves the weights to the host's memory, 2 drops them."""
         await self._llm.sleep(level)
 
     async def wake(self) -> None:

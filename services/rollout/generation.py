@@ -67,6 +67,8 @@ class RolloutEngine(Protocol):
     workers: int
     loads: int
     """How many sets of weights it was given; 0: it has those that it was started with."""
+    interruptible: bool
+    """Whether responses under way can be aborted, stand still, or go on with new weights."""
 
     @property
     def dead(self) -> bool:
@@ -84,21 +86,23 @@ class RolloutEngine(Protocol):
         """Receives a whole set of weights, number `loads` from then on, and returns each worker's report. Responses under
         way end, or if `keep`, go on afterwards.
 
-        Joins the group first if it is a new one. The engine stays paused: call `resume`. Raises InvalidRequestError for what
-        it cannot do.
+        Joins the group first if it is a new one. The engine stays paused: call `resume`.
         """
 
     async def resume(self) -> None:
         """Takes requests again; nothing is cached of older weights."""
 
     async def abort(self, group_ids: Sequence[str]) -> None:
-        """Ends groups under way: `generate` returns what they have. Raises InvalidRequestError if it cannot."""
+        """Ends groups that have begun: `generate` returns what they have. Of an interruptible engine only."""
 
     async def freeze(self) -> None:
-        """Has all responses stand still until `resume`. Raises InvalidRequestError if it cannot."""
+        """Has all responses stand still until `resume`. Of an interruptible engine only."""
+
+    def check_sleep(self) -> None:
+        """Raises InvalidRequestError if `sleep` would give nothing back; without that, `sleep` and `wake` are not called."""
 
     async def sleep(self, level: int) -> None:
-        """Gives the accelerator's memory back. Raises InvalidRequestError if it cannot."""
+        """Gives the accelerator's memory back."""
 
     async def wake(self) -> None:
         """Takes it again."""

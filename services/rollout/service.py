@@ -1,6 +1,7 @@
 """What one replica does: renders prompts, generates under a version, and moves to new weights."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Replica:
         self._max_outstanding = max_outstanding
         self._dropped = False
         self._groups: dict[asyncio.Task, str] = {}
+        self._exact: set[asyncio.Task] = set()  # whose caller wants one version only
         self._served = {0: (0, "")}  # version and digest, by the engine's count of weights
         self._receiving: asyncio.Task[list[dict[str, Any]]] | None = None
 
@@ -82,6 +84,8 @@ class Replica:
         tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
         for (group_id, _, params), task in zip(work, tasks, strict=True):
             self._count(task, group_id, params.n)
+        if request.HasField("exact_version"):
+            self._exact |= set(tasks)
         try:
             for task in asyncio.as_completed(tasks):
                 yield await task
@@ -95,6 +99,7 @@ class Replica:
         def over(_: asyncio.Task) -> None:
             self.running -= responses
             del self._groups[task]
+            self._exact.discard(task)
 
         self.running += responses
         self._groups[task] = group_id
@@ -131,6 +136,8 @@ class Replica:
         self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: InFlight
     ) -> pb.UpdateWeightsResponse:
         """Receives `version`. On any failure the replica is STALE: it serves nothing until a whole update is committed."""
+        if in_flight == control_pb2.IN_FLIGHT_KEEP:
+            self._check_interruptible()
         self.gate.begin(version)
         try:
             async with asyncio.timeout(timeout_s):
@@ -169,6 +176,8 @@ class Replica:
             await asyncio.wait([self._receiving])
         if in_flight == control_pb2.IN_FLIGHT_WAIT and self._groups:
             await asyncio.wait(self._groups)
+        if in_flight == control_pb2.IN_FLIGHT_KEEP:
+            await self._end(list(self._exact))
         update = self.engine.update_weights(
             group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == control_pb2.IN_FLIGHT_KEEP
         )
@@ -178,6 +187,7 @@ class Replica:
 
     async def commit_weights(self, version: int, digest: str) -> pb.CommitWeightsResponse:
         """Serves what arrived."""
+        self.gate.check(version, digest)  # first: responses that were kept must not go on with other weights
         if (version, digest) != (self.gate.version, self.gate.digest):
             await self.engine.resume()
         pause_s = self.gate.commit(version, digest)
@@ -185,23 +195,43 @@ class Replica:
 
     async def abort(self, group_ids: Sequence[str]) -> int:
         """Ends these groups, all if none is named, and returns how many were under way, when they are answered."""
-        ended = {task: group_id for task, group_id in self._groups.items() if not group_ids or group_id in group_ids}
-        await self.engine.abort(sorted(set(ended.values())))
-        if ended:
-            await asyncio.wait(ended, timeout=ABORT_S)
-        return len(set(ended.values()))
+        self._check_interruptible()
+        wanted = set(group_ids) or set(self._groups.values())
+        return await self._end([task for task, group_id in self._groups.items() if group_id in wanted])
+
+    async def _end(self, tasks: Sequence[asyncio.Task]) -> int:
+        """Aborts these groups, and returns how many they were. Asks again for those that the engine had not begun yet.
+
+        Raises DeadlineError for what goes on for ABORT_S.
+        """
+        names, waiting, deadline = {self._groups[task] for task in tasks}, set(tasks), time.monotonic() + ABORT_S
+        while waiting:
+            if time.monotonic() > deadline:
+                left = ", ".join(sorted(self._groups[task] for task in waiting))
+                raise DeadlineError(f"{left} cannot be aborted, as a beam search cannot; wait for it, or end its call")
+            await self.engine.abort(sorted(self._groups[task] for task in waiting))
+            waiting = (await asyncio.wait(waiting, timeout=0.1))[1]
+        return len(names)
+
+    def _check_interruptible(self) -> None:
+        if not self.engine.interruptible:
+            raise InvalidRequestError(
+                "static batches end what they have begun; say IN_FLIGHT_WAIT, or set models.policy.generator to vllm"
+            )
 
     async def pause(self, in_flight: InFlight, timeout_s: float) -> int:
         """Refuses requests from now on. Returns the responses that stand still.
 
         Raises DeadlineError if those that are waited for take longer than `timeout_s`; the replica stays paused then.
         """
+        if in_flight != control_pb2.IN_FLIGHT_WAIT:
+            self._check_interruptible()
         self.gate.close(pb.REPLICA_STATE_PAUSED, "it is paused; call Resume")
         if in_flight == control_pb2.IN_FLIGHT_KEEP:
             await self.engine.freeze()
             return self.running
         if in_flight != control_pb2.IN_FLIGHT_WAIT:
-            await self.abort(())
+            await self._end(list(self._groups))
         if self._groups and (await asyncio.wait(self._groups, timeout=timeout_s))[1]:
             raise DeadlineError(
                 f"{self.running} responses still run after {timeout_s:g} s, and the replica stays paused; wait longer, "
@@ -223,14 +253,10 @@ class Replica:
             raise InvalidRequestError(f"level is {level}; 1 keeps the weights in the host's memory, 2 drops them")
         if self.running:
             raise NotReadyError(f"{self.running} responses are under way; call Pause first")
-        before = self.gate.state, self.gate.reason
+        self.engine.check_sleep()
         self.gate.close(pb.REPLICA_STATE_ASLEEP, "it is asleep; call Wake")
-        try:
-            await self.engine.sleep(level)
-        except BaseException:
-            self.gate.state, self.gate.reason = before
-            raise
         self._dropped = level == 2
+        await self.engine.sleep(level)
 
     async def wake(self) -> None:
         """Takes the memory again; without weights it serves nothing until an update."""
@@ -239,7 +265,7 @@ class Replica:
         await self.engine.wake()
         self.gate.open()
         if self._dropped:
-            self.gate.fail(self.gate.version, "they were dropped by a sleep of level 2")
+            self.gate.drop("its weights were dropped by a sleep of level 2")
 
     def status(self) -> pb.GetStatusResponse:
         """A snapshot."""

@@ -55,6 +55,11 @@ class VersionGate:
         if self.closed:
             self.state, self.reason = pb.REPLICA_STATE_HEALTHY, ""
 
+    def drop(self, reason: str) -> None:
+        """There are no weights any more, of whatever version: STALE until a whole update, which may be of the same one."""
+        self.version, self.digest, self._pending = 0, "", None
+        self.state, self.reason = pb.REPLICA_STATE_STALE, reason
+
     def arrived(self, version: int, digest: str) -> None:
         """All of `version` is in the engine; it waits for its commit."""
         self._pending = (version, digest)
@@ -66,9 +71,18 @@ class VersionGate:
         self.state, self.reason = pb.REPLICA_STATE_STALE, f"the update to version {version} failed: {cause}"
 
     def commit(self, version: int, digest: str) -> float:
-        """Serves `version`, if `digest` is what arrived. Returns the seconds without service. Idempotent."""
+        """Serves `version`. Returns the seconds without service. Idempotent. Raises as `check`."""
+        self.check(version, digest)
         if (version, digest) == (self.version, self.digest):
             return 0.0
+        self.version, self.digest = version, digest
+        self.state, self.reason, self._pending = pb.REPLICA_STATE_HEALTHY, "", None
+        return time.perf_counter() - self._paused_at
+
+    def check(self, version: int, digest: str) -> None:
+        """Raises NotReadyError if `version` has not arrived, DigestMismatchError if it did with another digest."""
+        if (version, digest) == (self.version, self.digest):
+            return
         if self._pending is None or self._pending[0] != version:
             raise NotReadyError(
                 f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})"
@@ -76,6 +90,3 @@ class VersionGate:
         if (arrived := self._pending[1]) != digest:
             self.fail(version, "its digest is not the sender's")
             raise DigestMismatchError(f"version {version} arrived with digest {arrived}, the sender's is {digest}")
-        self.version, self.digest = version, digest
-        self.state, self.reason, self._pending = pb.REPLICA_STATE_HEALTHY, "", None
-        return time.perf_counter() - self._paused_at

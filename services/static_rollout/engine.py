@@ -35,10 +35,14 @@ class _Waiting:
     length: int
     done: asyncio.Future[list[Response]]
     responses: dict[int, Response] = field(default_factory=dict)
+    load: int = 0
+    """Weights that its batches were made with."""
 
 
 class StaticEngine:
     """Takes all requests that wait as one window whenever the ranks are free; batches are cut out of the window."""
+
+    interruptible = False
 
     def __init__(self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, vocabulary: int, seed: int) -> None:
         """Call `run` beside it: it makes the batches. `vocabulary`: rows of the model's embedding."""
@@ -81,7 +85,7 @@ class StaticEngine:
         waiting = _Waiting(rows, self._length(token_ids), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
-        return Answer([self._completion(response, params) for response in await waiting.done])
+        return Answer([self._completion(response, params, waiting.load) for response in await waiting.done])
 
     @property
     def dead(self) -> bool:
@@ -107,9 +111,10 @@ class StaticEngine:
     async def update_weights(
         self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Receives a whole set of weights after the batch under way, and refuses what waits. Returns each rank's report."""
-        if keep:
-            raise _not_offered("to keep responses under way over new weights")
+        """Receives a whole set of weights after the batch under way, and refuses what waits. Returns each rank's report.
+
+        Nothing is kept: see `interruptible`.
+        """
         self._paused = True
         request = pb.UpdateWeightsRequest(first_rank=first_rank, timeout_s=timeout_s)
         request.group.ParseFromString(group)
@@ -125,21 +130,9 @@ class StaticEngine:
         """Takes requests again. A batch's cache ends with it, so nothing is left of older weights."""
         self._paused = False
 
-    async def abort(self, group_ids: Sequence[str]) -> None:
-        """A batch under way cannot be ended."""
-        if group_ids:
-            raise _not_offered("to abort what is under way")
-
-    async def freeze(self) -> None:
-        """Never done."""
-        raise _not_offered("to have responses stand still")
-
-    async def sleep(self, level: int) -> None:
-        """Never done."""
-        raise _not_offered("to sleep")
-
-    async def wake(self) -> None:
-        """It never sleeps."""
+    def check_sleep(self) -> None:
+        """Always raises."""
+        raise InvalidRequestError("static batches do not sleep; end this replica instead, or set generator to vllm")
 
     async def _window(self, window: Sequence[_Waiting]) -> None:
         """Makes the batches of one window, and hands out each prompt's responses with its last."""
@@ -151,6 +144,8 @@ class StaticEngine:
                 continue
             if self._paused:
                 raise NotReadyError("new weights came before this request was begun; ask again for their version")
+            for waiting, _ in chosen:
+                waiting.load = self.loads  # an update that comes from now on waits for this batch
             request = encode_rows([waiting.rows[number] for waiting, number in chosen])
             for (waiting, number), response in zip(
                 chosen, decode_responses(await self._ranks.execute("Generate", request)), strict=True
@@ -165,14 +160,10 @@ class StaticEngine:
             return words(self.tokenizer.decode(token_ids, skip_special_tokens=True))
         return len(token_ids)
 
-    def _completion(self, response: Response, params: RowOptions) -> Completion:
+    def _completion(self, response: Response, params: RowOptions, load: int) -> Completion:
         text = self.tokenizer.decode(response.token_ids, skip_special_tokens=True)
         ends = [end for word in params.stop if (end := text.find(word)) >= 0]
         return Completion(
             response.token_ids, response.logprobs, response.model_logprobs, FinishReason(response.finish),
-            text[: min(ends)] if ends else text, np.full(len(response.token_ids), self.loads),
+            text[: min(ends)] if ends else text, np.full(len(response.token_ids), load),
         )  # fmt: skip
-
-
-def _not_offered(what: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{what} is not offered by static batches; wait for them (IN_FLIGHT_WAIT), or run vllm")

@@ -12,7 +12,7 @@ from training import train, trainer, write_run_file
 from baton.api.common.v1 import weights_pb2
 from baton.clients import RolloutClient, RolloutControlClient, TrainerClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
-from baton.errors import DeadlineError, InvalidRequestError, NotReadyError
+from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, NotReadyError
 from baton.partial import continuations, joined
 from baton.samples import FinishReason, Samples
 from baton.weights import WeightPublisher
@@ -80,6 +80,19 @@ async def test_an_aborted_group_is_answered_with_what_it_has_and_the_others_go_o
     np.testing.assert_array_equal(groups["a"].samples.model_logprobs.lengths, lengths(groups["a"]))
     assert lengths(groups["b"]) == [LONG, LONG]
     assert await control.abort() == 0
+
+
+async def test_groups_that_the_engine_has_hardly_begun_are_aborted_too(
+    rollout: RolloutClient, control: RolloutControlClient
+) -> None:
+    prompts = [Prompt(f"p{number}", token_ids=[5, number]) for number in range(64)]
+    call = asyncio.create_task(collect(rollout.generate(prompts, sampling=SamplingParams(n=2, max_new_tokens=LONG))))
+    while not (await rollout.get_status()).running_requests:
+        await asyncio.sleep(0)
+    assert await control.abort() == 64
+    async with asyncio.timeout(5):
+        groups = await call
+    assert {why for group in groups.values() for why in group.samples.finish_reasons} == {FinishReason.ABORT}
 
 
 async def test_a_pause_that_waits_ends_with_whole_responses_and_refuses_new_ones_until_it_is_over(
@@ -174,18 +187,48 @@ async def test_responses_kept_through_an_update_tell_which_tokens_are_of_which_w
     with trainer(write_run_file(tmp_path, model), tmp_path) as sender:
         async with TrainerClient(sender.address, timeout_s=60) as weights:
             publisher = WeightPublisher(weights, [rollout])
-            await publisher.publish(1)
+            old = (await rollout.get_status()).policy_version + 1
+            await publisher.publish(old)
             await train(weights, buffer.address, run_id, 0)
             before = await under_way(rollout, "a", "b", temperature=1.0)
-            published = await publisher.publish(2, in_flight="keep")
+            published = await publisher.publish(old + 1, in_flight="keep")
             samples = Samples.concat([group.samples for group in (await before).values()])
             assert samples.response_ids.lengths.tolist() == [LONG] * 4
-            assert samples.span_versions.values.tolist() == [1, 2] * 4
-            assert set(zip(samples.policy_version_min, samples.policy_version_max, strict=True)) == {(1, 2)}
+            assert samples.span_versions.values.tolist() == [old, old + 1] * 4
+            assert set(zip(samples.policy_version_min, samples.policy_version_max, strict=True)) == {(old, old + 1)}
             assert samples.weights_digests == [published.weights_digest] * 4
             scored = await weights.compute_logprobs(samples)
     difference = np.abs(scored.values - samples.model_logprobs.values).reshape(4, LONG)
-    for row, old in zip(difference, samples.span_tokens.values[::2], strict=True):
-        assert 0 < old < LONG
-        assert row[old:].max() < 1e-3, "the second span is of the trained weights"
-        assert row[old - 1] > 1e-3 or row[:old].max() > 1e-2, "the first span is of those before"
+    for row, first in zip(difference, samples.span_tokens.values[::2], strict=True):
+        assert 0 < first < LONG
+        assert row[first:].max() < 1e-3, "the second span is of the trained weights"
+        assert row[:first].max() > 1e-2, "the first span is of those before"
+
+
+async def test_kept_responses_go_on_with_no_weights_that_were_not_committed_and_end_if_one_version_was_asked_for(
+    rollout: RolloutClient, model: Path, buffer: ServiceProcess, run_id: str, tmp_path: Path
+) -> None:
+    first = (await rollout.get_status()).policy_version + 1
+    with trainer(write_run_file(tmp_path, model), tmp_path) as sender:
+        async with TrainerClient(sender.address, timeout_s=60) as weights:
+            publisher = WeightPublisher(weights, [rollout])
+            await publisher.publish(first)
+            exact = rollout.generate(
+                [Prompt("exact", token_ids=[5])], sampling=SamplingParams(max_new_tokens=LONG), exact_version=first
+            )
+            ended = asyncio.create_task(collect(exact))
+            kept = await under_way(rollout, "kept")
+            group = await weights.open_weight_group(1)
+            await asyncio.gather(
+                weights.publish_weights(group.group_id, first + 1, timeout_s=30),
+                rollout.update_weights(first + 1, group, first_rank=1, timeout_s=30, in_flight="keep"),
+            )
+            assert (await ended)["exact"].samples.finish_reasons.tolist() == [FinishReason.ABORT]
+            with pytest.raises(DigestMismatchError):
+                await rollout.commit_weights(first + 1, "of others")
+            await asyncio.sleep(1.0)
+            assert not kept.done() and (await rollout.get_status()).running_requests == 2
+            await WeightPublisher(weights, [rollout]).publish(first + 2)
+            samples = (await kept)["kept"].samples
+    assert samples.finish_reasons.tolist() == [FinishReason.ABORT] * 2
+    assert set(samples.span_versions.values) == {first}

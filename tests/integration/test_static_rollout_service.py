@@ -13,7 +13,7 @@ from rollout_side import check_each_group_is_whole, collect
 from training import training_samples
 
 from baton.api.common.v1 import weights_pb2
-from baton.clients import BufferClient, RolloutClient, TrainerClient
+from baton.clients import BufferClient, RolloutClient, RolloutControlClient, TrainerClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import DeadlineError, InvalidRequestError, NotReadyError, StalePolicyError
 from baton.samples import FinishReason, Samples
@@ -180,6 +180,24 @@ async def test_an_update_without_its_sender_is_an_error_in_time_and_the_next_who
             assert await greedy_difference(rollout, trainer, version) < 1e-4
     finally:
         await asyncio.to_thread(process.stop)
+
+
+async def test_what_a_batch_cannot_do_is_refused_and_changes_nothing(rollout: RolloutClient, replica: Replica) -> None:
+    async with RolloutControlClient(replica.process.address) as control:
+        for refused in (control.pause("keep"), control.pause("abort"), control.abort(["a"])):
+            with pytest.raises(InvalidRequestError, match="static batches end what they have begun; say IN_FLIGHT_WAIT"):
+                await refused
+        with pytest.raises(InvalidRequestError, match="static batches do not sleep"):
+            await control.sleep()
+        group = weights_pb2.WeightGroup(group_id="none")
+        with pytest.raises(InvalidRequestError, match="static batches end what they have begun"):
+            await rollout.update_weights(next(replica.versions), group, first_rank=1, timeout_s=5, in_flight="keep")
+        assert await collect(rollout.generate([Prompt("a", token_ids=[5])]))
+        assert await control.pause("wait", timeout_s=20) == 0
+        with pytest.raises(NotReadyError, match="it is paused"):
+            await collect(rollout.generate([Prompt("a", token_ids=[5])]))
+        await control.resume()
+    assert await collect(rollout.generate([Prompt("a", token_ids=[5])]))
 
 
 async def test_a_commit_without_an_update_is_refused(rollout: RolloutClient) -> None:

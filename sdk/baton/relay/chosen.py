@@ -71,6 +71,11 @@ def _checked(sample: Mapping[str, Any], at: int) -> dict[str, Any]:
             raise InvalidRequestError(
                 f"{where} has {len(fields[key])} {key}, but {len(fields['response_ids'])} response_ids; one for each token"
             )
+    if "span_tokens" in fields and sum(fields["span_tokens"]) != len(fields["response_ids"]):
+        raise InvalidRequestError(
+            f"{where} has span_tokens of {sum(fields['span_tokens'])} tokens in all, but {len(fields['response_ids'])} "
+            "response_ids; change span_tokens with them"
+        )
     return fields
 
 

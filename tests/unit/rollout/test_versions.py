@@ -124,3 +124,38 @@ def test_the_commit_tells_how_long_nothing_was_served() -> None:
     time.sleep(0.05)
     gate.arrived(4, "d4")
     assert 0.05 <= gate.commit(4, "d4") < 5.0
+
+
+@pytest.mark.parametrize("state", [pb.REPLICA_STATE_PAUSED, pb.REPLICA_STATE_ASLEEP])
+def test_a_closed_replica_takes_neither_requests_nor_weights_until_it_is_opened(state: int) -> None:
+    gate = served(3)
+    gate.close(state, "taken aside")
+    assert (gate.state, gate.version) == (state, 3)
+    with pytest.raises(NotReadyError, match="taken aside"):
+        gate.admit(None, None)
+    with pytest.raises(NotReadyError, match="no weights can be taken: taken aside"):
+        gate.begin(4)
+    gate.open()
+    gate.admit(3, None)
+    gate.begin(4)
+
+
+def test_what_serves_nothing_cannot_be_closed_and_is_not_opened() -> None:
+    gate = served(3)
+    gate.begin(4)
+    with pytest.raises(NotReadyError, match="serves nothing already: version 4 is arriving"):
+        gate.close(pb.REPLICA_STATE_PAUSED, "taken aside")
+    gate.open()
+    assert gate.state == UPDATING
+
+
+def test_dropped_weights_may_come_again_as_the_same_version() -> None:
+    gate = served(3)
+    gate.drop("dropped")
+    assert (gate.state, gate.version, gate.digest) == (STALE, 0, "")
+    with pytest.raises(NotReadyError, match="dropped"):
+        gate.admit(None, None)
+    gate.begin(3)
+    gate.arrived(3, "d3")
+    gate.commit(3, "d3")
+    gate.admit(3, None)
