@@ -197,7 +197,7 @@ async def test_the_history_outlives_the_buffer_and_goes_on_after_a_restart(store
         (lambda _: [{"reward": 1.0}], "lacks prompt_ids, response_ids, rollout_logprobs, policy_version_max"),
         (lambda buffers: [buffers[0].buffer[0].copy() | {"rewrd": 1}], "has the key 'rewrd'; a sample has sample_id"),
         (lambda buffers: [buffers[0].buffer[0].copy() | {"rollout_logprobs": [0.5]}], "has 1 rollout_logprobs, but 5"),
-        (lambda buffers: [buffers[0].buffer[0].copy() | {"span_versions": [1], "span_tokens": [4]}], "span_tokens of 4 tokens"),
+        (lambda buffers: [buffers[0].buffer[0].copy() | {"span_versions": [1], "span_tokens": [4]}], "of 4 tokens"),
         (lambda buffers: [buffers[0].buffer[0].copy() | {"reward": float("nan"), "reward_status": 1}], "reward nan"),
         (lambda buffers: [buffers[0].buffer[0].copy() | {"policy_version_max": -1}], "no policy version"),
         (lambda buffers: [buffers[0].buffer[0].copy() | {"reward": "high"}], "reward of the samples .* could not convert"),
