@@ -100,8 +100,11 @@ class Fleet:
 
     @asynccontextmanager
     async def while_alive(self, replica: Replica) -> AsyncIterator[None]:
-        """Around calls to it, which may wait for a process that is gone. Raises ServiceUnavailableError when it dies."""
+        """Around calls to it, which may wait for a process that is gone. Raises ServiceUnavailableError when it dies, and
+        if it is dead."""
         waits, limit = self._waits[replica.address], asyncio.timeout(None)
+        if replica.health in (ReplicaHealth.DEAD, ReplicaHealth.RESTARTING):
+            raise _died(replica)
         try:
             async with limit:
                 waits.add(limit)
@@ -109,7 +112,7 @@ class Fleet:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise ServiceUnavailableError(f"rollout at {replica.address} died: {replica.reason}") from error
+            raise _died(replica) from error
         finally:
             waits.discard(limit)
 
@@ -143,3 +146,7 @@ class Fleet:
                 f"no rollout replica serves, and none came back within {self._return_s:g} s ({told}); see its log, and "
                 "start the run again under another id, or raise deadlines.restart_s if it is only slow to start"
             ) from error
+
+
+def _died(replica: Replica) -> ServiceUnavailableError:
+    return ServiceUnavailableError(f"rollout at {replica.address} died: {replica.reason}")

@@ -9,7 +9,7 @@ one is STALE:  a group of its own, the present version again, if the trainer sti
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 
 from baton.errors import BatonError, DigestMismatchError
 from baton.weights import Publication
@@ -102,22 +102,18 @@ class Publishing:
         return publication
 
     async def _send(self, version: int, members: Sequence[Replica], digest: str | None = None) -> Publication:
-        """One transaction, given up when a member dies."""
+        """One transaction. Given up when a member dies, unless all weights have arrived: the others commit them then."""
+        clients = {self._fleet.client(member): member for member in members}
         names = ", ".join(member.address for member in members)
-        async with AsyncExitStack() as alive:
-            alive.enter_context(
-                blame(
-                    f"publishing weights version {version} from {self._services.trainer_name} to rollout at {names}",
-                    "deadlines.publish_s",
-                )
-            )
-            for member in members:
-                await alive.enter_async_context(self._fleet.while_alive(member))
-            with _updating(members):
-                return await self._services.publisher.publish(
-                    version, to=[self._fleet.client(member) for member in members], digest=digest,
-                    timeout_s=self._timeout_s,
-                )  # fmt: skip
+        blamed = blame(
+            f"publishing weights version {version} from {self._services.trainer_name} to rollout at {names}",
+            "deadlines.publish_s",
+        )
+        with blamed, _updating(members):
+            return await self._services.publisher.publish(
+                version, to=list(clients), digest=digest, timeout_s=self._timeout_s,
+                guard=lambda client: self._fleet.while_alive(clients[client]),
+            )  # fmt: skip
 
 
 @contextmanager

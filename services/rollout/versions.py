@@ -31,10 +31,11 @@ class VersionGate:
             raise StalePolicyError(f"version {minimum} or newer was asked for, but this replica serves {self.version}")
 
     def begin(self, version: int) -> None:
-        """An update to `version` starts; nothing is served from now on. Raises NotReadyError while it is closed."""
+        """An update to `version` starts; nothing is served from now on. The one that is served may come again, for a caller
+        that had no answer to its commit. Raises NotReadyError for an older one, and while the gate is closed."""
         if self.closed:
             raise NotReadyError(f"no weights can be taken: {self.reason}")
-        if version <= self.version:
+        if version < self.version:
             raise NotReadyError(f"version {version} cannot follow version {self.version}, which is served already")
         self.state, self.reason = pb.REPLICA_STATE_UPDATING, f"version {version} is arriving"
         self._pending, self._paused_at = None, time.perf_counter()
@@ -61,7 +62,11 @@ class VersionGate:
         self.state, self.reason = pb.REPLICA_STATE_STALE, reason
 
     def arrived(self, version: int, digest: str) -> None:
-        """All of `version` is in the engine; it waits for its commit."""
+        """All of `version` is in the engine; it waits for its commit. Raises DigestMismatchError if it was served before,
+        as other weights."""
+        if version == self.version and digest != self.digest:
+            self.fail(version, f"it was served as weights {self.digest}, and weights {digest} arrived")
+            raise DigestMismatchError(self.reason)
         self._pending = (version, digest)
         self.reason = f"version {version} has arrived and waits for its commit"
 
@@ -72,17 +77,20 @@ class VersionGate:
 
     def commit(self, version: int, digest: str) -> float:
         """Serves `version`. Returns the seconds without service. Idempotent. Raises as `check`."""
-        self.check(version, digest)
-        if (version, digest) == (self.version, self.digest):
+        if not self.check(version, digest):
             return 0.0
         self.version, self.digest = version, digest
         self.state, self.reason, self._pending = pb.REPLICA_STATE_HEALTHY, "", None
         return time.perf_counter() - self._paused_at
 
-    def check(self, version: int, digest: str) -> None:
-        """Raises NotReadyError if `version` has not arrived, DigestMismatchError if it did with another digest."""
-        if (version, digest) == (self.version, self.digest):
-            return
+    def check(self, version: int, digest: str) -> bool:
+        """Whether a commit of `version` has anything to do.
+
+        Raises NotReadyError if `version` has not arrived, DigestMismatchError if it did with another digest.
+        """
+        updating = self.state in (pb.REPLICA_STATE_UPDATING, pb.REPLICA_STATE_STALE)
+        if not updating and (version, digest) == (self.version, self.digest):
+            return False
         if self._pending is None or self._pending[0] != version:
             raise NotReadyError(
                 f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})"
@@ -90,3 +98,4 @@ class VersionGate:
         if (arrived := self._pending[1]) != digest:
             self.fail(version, "its digest is not the sender's")
             raise DigestMismatchError(f"version {version} arrived with digest {arrived}, the sender's is {digest}")
+        return True

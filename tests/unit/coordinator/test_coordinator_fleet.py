@@ -44,6 +44,16 @@ async def test_a_call_that_waits_for_a_dead_replica_is_given_up():
     assert time.monotonic() - begun < 5
 
 
+async def test_a_call_to_a_dead_replica_is_not_begun():
+    fleet = Fleet([RolloutClient("127.0.0.1:1")], return_s=1.0)
+    (replica,) = fleet.replicas
+    replica.broke("a call broke off")
+    await fleet.look(replica)
+    with pytest.raises(ServiceUnavailableError, match=r"rollout at 127\.0\.0\.1:1 died: connection refused"):
+        async with fleet.while_alive(replica):
+            raise AssertionError("begun")
+
+
 async def test_without_a_replica_that_serves_the_wait_ends_with_what_became_of_each():
     fleet = Fleet([RolloutClient("127.0.0.1:1"), RolloutClient("127.0.0.1:2")], return_s=0.2)
     for replica in fleet.replicas:

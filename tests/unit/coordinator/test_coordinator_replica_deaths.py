@@ -149,3 +149,41 @@ async def test_an_update_that_the_only_replica_dies_in_reaches_it_when_it_is_bac
             state = (await there.finish(30))[-1].state
     assert (state.life, state.policy_version, reborn.policy_version) == (Life.SUCCEEDED, 4, 4), state.error
     assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 1, 2, 2, 3, 3]
+
+
+class DiesInCommit(FakeRollout):
+    """Goes away when it is to commit version 2; what listens at its address from then on, until `is_back`, is silent."""
+
+    served = None
+
+    def __init__(self):
+        super().__init__()
+        self.is_back = asyncio.Event()
+
+    async def CommitWeights(self, request, context):
+        if request.policy_version == 2:
+            self.silence = asyncio.create_task(self._fall_silent())
+            await asyncio.sleep(60)
+        return await super().CommitWeights(request, context)
+
+    async def _fall_silent(self):
+        await self.served.kill()
+        await asyncio.sleep(1.5)  # connections are refused meanwhile, which the coordinator sees
+        silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", self.served.address.rpartition(":")[2])
+        await self.is_back.wait()
+        silent.close()
+
+
+async def test_a_version_that_one_replica_has_committed_is_out_though_another_dies_before_it_does(buffer, run_id, tmp_path):
+    trainer, dying, living = FakeTrainer(), DiesInCommit(), FakeRollout()
+    run = config(runtime={"num_episode": 6})
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(dying, living), run=run) as there:
+        dying.served = there.rollouts[0]
+        there.coordinator.start_run(run_id)
+        state = (await there.finish(30))[-1].state
+        dying.is_back.set()
+        await dying.silence
+    assert (state.life, state.policy_version) == (Life.SUCCEEDED, 7), state.error
+    assert living.policy_version == 7
+    assert [update.policy_version for update in living.updates] == [1, 2, 3, 4, 5, 6, 7]
+    trained_once(trainer)
