@@ -31,7 +31,7 @@ LEFT_OUT = {
     "triton": "for GPUs",
 }
 """Packages that others ask for, and why no image has them."""
-IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.14"}
+PYTHONS = {"the oldest 3.11": "3.11.0", "that of the images": "3.11.14", "the oldest 3.12": "3.12.0"}
 
 
 def pins(name: str) -> dict[str, str]:
@@ -40,8 +40,9 @@ def pins(name: str) -> dict[str, str]:
     return {canonicalize_name(line.partition("==")[0]): line for line in lines if line and not line.startswith("#")}
 
 
-def needed(roots: list[str]) -> set[str]:
-    """All packages that the roots and their requirements name, by the metadata of what is installed here."""
+def needed(roots: list[str], python: str) -> set[str]:
+    """All packages that the roots and their requirements name for a `python`, by the metadata of what is installed here."""
+    version = {"python_version": python.rpartition(".")[0], "python_full_version": python}
     found: set[str] = set()
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [Requirement(root) for root in roots]
@@ -57,7 +58,7 @@ def needed(roots: list[str]) -> set[str]:
         except PackageNotFoundError:
             raise AssertionError(f"{name} is needed but not installed; make setup installs requirements/cpu.txt") from None
         for each in below:
-            asked = [IMAGE_PYTHON | {"extra": extra} for extra in extras or {""}]
+            asked = [version | {"extra": extra} for extra in extras or {""}]
             if each.marker is None or any(each.marker.evaluate(environment) for environment in asked):
                 waiting.append(each)
     return found
@@ -65,7 +66,7 @@ def needed(roots: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_has_what_its_services_need_and_nothing_else(image):
-    wanted = needed([*SDK["dependencies"], *OURS["dependencies"], *IMAGES[image]])
+    wanted = needed([*SDK["dependencies"], *OURS["dependencies"], *IMAGES[image]], PYTHONS["that of the images"])
     present = set(pins(image))
     assert present == wanted, f"missing {sorted(wanted - present)}, superfluous {sorted(present - wanted)}"
 
@@ -73,6 +74,18 @@ def test_an_image_has_what_its_services_need_and_nothing_else(image):
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_has_the_versions_that_are_tested(image):
     assert set(pins(image).values()) <= set(pins("cpu").values())
+
+
+@pytest.mark.parametrize("python", PYTHONS.values(), ids=PYTHONS)
+def test_what_any_supported_python_needs_is_pinned(python):
+    roots = [
+        *SDK["dependencies"],
+        *OURS["dependencies"],
+        *BUILT_IN_MODEL,
+        *(line for extra in EXTRAS.values() for line in extra),
+    ]
+    missing = needed(roots, python) - set(pins("cpu"))
+    assert not missing
 
 
 def test_the_light_image_has_no_torch():
