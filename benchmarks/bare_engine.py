@@ -48,7 +48,7 @@ async def serve(run_file: Path, socket: str, ready_file: Path) -> None:
     from services.rollout.engine import VllmEngine
 
     engine = VllmEngine(policy, resolve_model(run.model_name("policy")), run.engine_seed(0))
-    llm = engine._llm  # the service's own engine arguments, but from here on nothing of the service
+    llm = engine.llm  # the service's own engine arguments, but from here on nothing of the service
     try:
         with Listener(socket) as listener:
             write_ready_file(ready_file, {"pid": os.getpid()})

@@ -139,7 +139,7 @@ async def measure(client: RolloutClient, bare: Connection, workload: Workload) -
 async def both_sides(directory: Path, model: str) -> AsyncIterator[tuple[RolloutClient, Connection]]:
     """The service and the bare engine, on the same run file, and a way to call each. Both end with the block."""
     run_file, socket = directory / "run.yaml", str(directory / "bare.socket")
-    policy = {"model": model, "seq_length": 128, "temperature": 1.0, "enforce_eager": True}
+    policy = {"model": model, "seq_length": 256, "temperature": 1.0, "enforce_eager": True}
     run_file.write_text(yaml.safe_dump({"runtime": {"seed": 7}, "models": {"policy": policy}}))
     ready = {name: directory / f"{name}.ready" for name in ("service", "bare")}
     commands = {
