@@ -39,15 +39,17 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from baton.api.coordinator.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_server
     from baton.config import load_run
     from baton.engine import Engine, load_engine
-    from services.coordinator import rest
+    from services.common.http_server import HttpServer, listen
     from services.coordinator.connections import addresses
     from services.coordinator.coordinator import Coordinator
+    from services.coordinator.rest import build_app
     from services.coordinator.servicer import CoordinatorServicer
 
     config = load_run(arguments.run_file, arguments.set)
     engine = load_engine(arguments.app) if arguments.app else Engine()
     server = Server([SERVICE], arguments.listen)
-    listener, rest_address = rest.listen(arguments.listen.rpartition(":")[0].strip("[]"), config.services.rest_port)
+    host = arguments.listen.rpartition(":")[0].strip("[]")
+    listener, rest_address = listen(host, config.services.rest_port, "services.rest_port")
     coordinator = Coordinator(
         config,
         engine,
@@ -56,7 +58,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         dashboard_url=f"http://{rest_address}/",
     )
     add_CoordinatorServiceServicer_to_server(CoordinatorServicer(coordinator), server.grpc)
-    http = rest.RestServer(rest.build_app(coordinator), listener)
+    http = HttpServer(build_app(coordinator), listener)
 
     async def close() -> None:
         await coordinator.close()

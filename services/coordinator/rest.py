@@ -1,11 +1,8 @@
 """The HTTP face, read-only: /status, /metrics, /healthz, and a dashboard at /. /openapi.json and /docs describe it."""
 
-import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -20,9 +17,6 @@ DASHBOARD = Path(__file__).parent / "static" / "dashboard.html"
 
 RECENT_EPISODES = 20
 """Episodes whose metrics /status gives in full."""
-
-CLOSE_S = 2
-"""How long answers in flight may take when the server ends."""
 
 CURVE_POINTS = 500
 """/status gives at most so many points of the reward curve; a longer one is thinned."""
@@ -99,37 +93,6 @@ def build_app(coordinator: Coordinator) -> FastAPI:
         return FileResponse(DASHBOARD, media_type="text/html")
 
     return app
-
-
-class RestServer(uvicorn.Server):
-    """uvicorn in the gRPC server's event loop, which already owns the signals."""
-
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=CLOSE_S))
-        self._listener = listener
-
-    def capture_signals(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    async def run_until_exit(self) -> None:
-        """Serves until `should_exit` is set."""
-        await self.serve(sockets=[self._listener])
-
-
-def listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """A bound socket and its address as host:port. Raises SystemExit if the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise SystemExit(
-            f"cannot listen on {host}:{port} ({error}): end what uses it, or set services.rest_port in the run file (0 "
-            "takes a free one)"
-        ) from error
-    shown = f"[{host}]" if ":" in host else host
-    return listener, f"{shown}:{listener.getsockname()[1]}"
 
 
 def _status(coordinator: Coordinator) -> Status:

@@ -1,7 +1,8 @@
 """One vLLM engine: generation, and new weights for it."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
+from vllm.tokenizers import get_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -16,13 +18,15 @@ from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError
 from baton.samples import FinishReason
+from services.common.model_store import no_tokenizer
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
 from services.rollout.sampling import GroupSampling, group_sampling
 
-_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+"""vLLM's finish reasons."""
 
 
 class VllmEngine:
@@ -31,11 +35,13 @@ class VllmEngine:
     interruptible = True
 
     def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
-        """Loads the model; takes tens of seconds."""
-        self._llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
-        self.tokenizer = self._llm.get_tokenizer()
-        self.max_model_len: int = self._llm.model_config.max_model_len
-        self.vocabulary: int = self._llm.model_config.get_vocab_size()
+        """Loads the model; takes tens of seconds. Raises ConfigError for options that vLLM cannot have."""
+        if config.tokenizer:
+            _check_tokenizer(config)
+        self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
+        self.tokenizer = self.llm.get_tokenizer()
+        self.max_model_len: int = self.llm.model_config.max_model_len
+        self.vocabulary: int = self.llm.model_config.get_vocab_size()
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
         self._config = config
         self._evaluation = config.for_evaluation()
@@ -51,15 +57,18 @@ class VllmEngine:
         return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
-        """All responses to one prompt. Cancelling it aborts the request in the engine.
-
-        Raises ServiceUnavailableError if the engine's process has died.
-        """
+        """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
         request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
+        with self.under_way(group_id, request_id):
+            return await self._answer(request_id, token_ids, params)
+
+    @contextmanager
+    def under_way(self, group_id: str, request_id: str) -> Iterator[None]:
+        """Around a request to `llm`: `abort` ends it with its group. Raises ServiceUnavailableError if the engine dies."""
         requests = self._under_way.setdefault(group_id, set())
         requests.add(request_id)
         try:
-            return await self._answer(request_id, token_ids, params)
+            yield
         except EngineDeadError as error:
             raise ServiceUnavailableError(f"the engine of this replica died ({error}); see its log") from error
         finally:
@@ -70,7 +79,7 @@ class VllmEngine:
     async def _answer(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         if params.is_beam:
             return await self._search(request_id, token_ids, params)
-        stream = self._llm.generate({"prompt_token_ids": token_ids}, params.params, request_id)
+        stream = self.llm.generate({"prompt_token_ids": token_ids}, params.params, request_id)
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
@@ -78,7 +87,7 @@ class VllmEngine:
 
     async def _search(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         load = self.loads
-        output = await BeamSearch(self._llm).search(request_id, token_ids, params.params)
+        output = await BeamSearch(self.llm).search(request_id, token_ids, params.params)
         if self.loads != load:
             raise NotReadyError("new weights came in the midst of a beam search; ask again for the version served now")
         return Answer([_searched(completion, load) for completion in output.outputs])
@@ -86,14 +95,14 @@ class VllmEngine:
     def _sampled(self, completion: CompletionOutput) -> Completion:
         drawn_from, raw = sampled_logprobs(completion.logprobs)
         return Completion(
-            completion.token_ids, drawn_from, raw, _FINISH[completion.finish_reason], completion.text,
+            completion.token_ids, drawn_from, raw, FINISH[completion.finish_reason], completion.text,
             sampled_loads(completion.logprobs, self.loads),
         )  # fmt: skip
 
     @property
     def dead(self) -> bool:
         """Whether the engine's own process has ended; there is no way back."""
-        return self._llm.errored
+        return self.llm.errored
 
     async def update_weights(
         self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
@@ -103,33 +112,33 @@ class VllmEngine:
 
         Joins the group first if it is a new one. The engine stays paused: call `resume`.
         """
-        await self._llm.pause_generation(mode="keep" if keep else "abort", clear_cache=True)
+        await self.llm.pause_generation(mode="keep" if keep else "abort", clear_cache=True)
         if group_id != self._group_id:
             info = {"group": group, "first_rank": first_rank, "timeout_s": timeout_s}
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+            await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
             self._group_id = group_id
-        await self._llm.start_weight_update()
+        await self.llm.start_weight_update()
         try:
             self.loads += 1
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"load": self.loads}))
-            await self._llm.finish_weight_update()
+            await self.llm.update_weights(WeightTransferUpdateRequest(update_info={"load": self.loads}))
+            await self.llm.finish_weight_update()
         except Exception:
             self._group_id = ""
             raise
-        return await self._llm.collective_rpc("baton_weight_report")
+        return await self.llm.collective_rpc("baton_weight_report")
 
     async def resume(self) -> None:
         """Takes requests again; the caches of older weights are gone."""
-        await self._llm.reset_prefix_cache()
-        await self._llm.resume_generation()
+        await self.llm.reset_prefix_cache()
+        await self.llm.resume_generation()
 
     async def abort(self, group_ids: Sequence[str]) -> None:
         """Their `generate` returns the tokens that they have."""
-        await self._llm.abort([request for group_id in group_ids for request in self._under_way.get(group_id, ())])
+        await self.llm.abort([request for group_id in group_ids for request in self._under_way.get(group_id, ())])
 
     async def freeze(self) -> None:
         """All responses stand still, with what they have in the cache, until `resume`."""
-        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        await self.llm.pause_generation(mode="keep", clear_cache=False)
 
     def check_sleep(self) -> None:
         """Raises InvalidRequestError on the CPU, and if the engine was not started for it."""
@@ -140,18 +149,28 @@ class VllmEngine:
 
     async def sleep(self, level: int) -> None:
         """Level 1 moves the weights to the host's memory, 2 drops them."""
-        await self._llm.sleep(level)
+        await self.llm.sleep(level)
 
     async def wake(self) -> None:
         """Takes the memory again."""
-        await self._llm.wake_up()
+        await self.llm.wake_up()
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""
-        self._llm.shutdown()
+        self.llm.shutdown()
+
+
+def _check_tokenizer(config: PolicyConfig) -> None:
+    try:
+        get_tokenizer(
+            config.tokenizer, tokenizer_mode=config.tokenizer_mode, trust_remote_code=config.trust_remote_code,
+            revision=config.tokenizer_revision,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise no_tokenizer(config.tokenizer, error) from error
 
 
 def _searched(completion: CompletionOutput, load: int) -> Completion:
     raw = [row[token].logprob for row, token in zip(completion.logprobs, completion.token_ids, strict=True)]
     loads = np.full(len(raw), load)
-    return Completion(completion.token_ids, raw, raw, _FINISH[completion.finish_reason], completion.text, loads)
+    return Completion(completion.token_ids, raw, raw, FINISH[completion.finish_reason], completion.text, loads)

@@ -43,6 +43,7 @@ def engine_args(config: PolicyConfig, model: Path, seed: int) -> AsyncEngineArgs
         "seed": seed,
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from; see vllm_sampler for the other
         "disable_log_stats": True,
+        "override_generation_config": _defaults(config),
         "max_logprobs": -1,  # a beam asks for two to each of its responses
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
         "worker_extension_cls": "services.rollout.vllm_weights.WeightReports",
@@ -50,6 +51,13 @@ def engine_args(config: PolicyConfig, model: Path, seed: int) -> AsyncEngineArgs
     _check(config.engine_args, by_option, ours)
     given = {name: value for name, value in (by_option | ours).items() if value is not None}
     return AsyncEngineArgs(**{"enable_prefix_caching": True} | given | config.engine_args)
+
+
+def _defaults(config: PolicyConfig) -> dict[str, Any]:
+    """What vLLM's own server takes for options that a request leaves out."""
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    limit = {} if config.response_limit is None else {"max_new_tokens": config.response_limit}
+    return {name: getattr(config, name) for name in names} | limit
 
 
 def _check(further: dict[str, Any], by_option: dict[str, Any], ours: dict[str, Any]) -> None:

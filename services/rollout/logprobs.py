@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs
-from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from services.rollout.vllm_sampler import MARKS, RAW_COLUMN
@@ -53,17 +52,18 @@ class PlainLogprobs:
         asked = params.clone()
         asked.logprobs, asked.flat_logprobs = params.logprobs + 1, True
         async for output in self._llm.generate(prompt, asked, *arguments, **options):
-            yield _without_raw(output)
+            for completion in output.outputs:
+                completion.logprobs = without_raw(completion.logprobs)
+            yield output
 
 
-def _without_raw(output: RequestOutput) -> RequestOutput:
-    for completion in output.outputs:
-        flat, plain = completion.logprobs, FlatLogprobs()
-        for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
-            kept = [at for at in range(start, end) if at != start + RAW_COLUMN]
-            columns = (
-                [values[at] for at in kept] for values in (flat.token_ids, flat.logprobs, flat.ranks, flat.decoded_tokens)
-            )
-            plain.append_fast(*columns)
-        completion.logprobs = plain
-    return output
+def without_raw(flat: FlatLogprobs) -> FlatLogprobs:
+    """What vLLM itself would have returned."""
+    plain = FlatLogprobs()
+    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+        kept = [at for at in range(start, end) if at != start + RAW_COLUMN]
+        columns = (
+            [values[at] for at in kept] for values in (flat.token_ids, flat.logprobs, flat.ranks, flat.decoded_tokens)
+        )
+        plain.append_fast(*columns)
+    return plain

@@ -3,18 +3,17 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
-
-import numpy as np
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.control_pb2 import InFlight
 from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError, ServiceFaultError
-from services.rollout.continuations import check_continues
-from services.rollout.generation import Origin, Params, RolloutEngine, to_samples
+from baton.samples import Samples
+from services.rollout.generation import Completion, Origin, Params, RolloutEngine, to_samples
+from services.rollout.prompts import prompt_tokens
 from services.rollout.versions import VersionGate
 
 ABORT_S = 30.0
@@ -39,33 +38,6 @@ class Replica:
         self._served = {0: (0, "")}  # version and digest, by the engine's count of weights
         self._receiving: asyncio.Task[list[dict[str, Any]]] | None = None
 
-    def _tokens(self, prompt: pb.Prompt) -> list[int]:
-        tokens = self._rendered(prompt)
-        if prompt.continues:
-            check_continues(prompt.group_id, tokens, np.frombuffer(prompt.continues, "<i4"))
-        return tokens
-
-    def _rendered(self, prompt: pb.Prompt) -> list[int]:
-        match prompt.WhichOneof("input"):
-            case "token_ids":
-                return self._known(np.frombuffer(prompt.token_ids, "<i4"), prompt.group_id).tolist()
-            case "text":
-                return self.engine.tokenizer.encode(prompt.text)
-            case "chat":
-                turns = [{"role": turn.role, "content": turn.content} for turn in prompt.chat.messages]
-                rendered = self.engine.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-                return self.engine.tokenizer.encode(rendered, add_special_tokens=False)
-        raise InvalidRequestError(f"prompt {prompt.group_id} has no input; set token_ids, text or chat")
-
-    def _known(self, token_ids: np.ndarray, group_id: str) -> np.ndarray:
-        """Raises InvalidRequestError for an id that the model does not have."""
-        if (odd := (token_ids < 0) | (token_ids >= self.engine.vocabulary)).any():
-            raise InvalidRequestError(
-                f"prompt {group_id} has token id {token_ids[odd][0]}, but the model's go from 0 to "
-                f"{self.engine.vocabulary - 1}; encode it with the tokenizer of {self.model}"
-            )
-        return token_ids
-
     async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
         """Yields each group when its last response is done.
 
@@ -77,7 +49,7 @@ class Replica:
         )
         work = []
         for prompt in request.prompts:
-            tokens = self._tokens(prompt)
+            tokens = prompt_tokens(prompt, self.engine.tokenizer, self.engine.vocabulary, self.model)
             params = self.engine.params(request.sampling, prompt.group_id, len(tokens), evaluation=request.evaluation)
             work.append((prompt.group_id, tokens, params))
         self._check_room(sum(params.n for _, _, params in work))
@@ -92,6 +64,33 @@ class Replica:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def begin(
+        self, group_id: str, responses: int, work: Coroutine[Any, Any, None], exact: int | None, minimum: int | None
+    ) -> asyncio.Task[None]:
+        """Has `work` run as a group under way, which generates by itself, under the `exact` or a `minimum` version.
+
+        Raises as the gate's `admit`, and BackpressureError if the replica has as much to do as it may already.
+        """
+        try:
+            self.gate.admit(exact, minimum)
+            self._check_room(responses)
+        except BatonError:
+            work.close()
+            raise
+        task = asyncio.create_task(work)
+        self._count(task, group_id, responses)
+        if exact is not None:
+            self._exact.add(task)
+        return task
+
+    def samples(
+        self, group_id: str, episode_id: int, prompt: Sequence[int], completions: Sequence[Completion], temperature: float
+    ) -> Samples:
+        """What was generated under the weights that were served, and counts it."""
+        self.generated_tokens += sum(len(completion.token_ids) for completion in completions)
+        origin = Origin(group_id, episode_id, self._served, max(self._served))
+        return to_samples(prompt, completions, origin, temperature)
 
     def _count(self, task: asyncio.Task, group_id: str, responses: int) -> None:
         """Has the responses counted as running until the task is over."""
@@ -119,10 +118,9 @@ class Replica:
             answer = await self.engine.generate(group_id, tokens, params)
         except ValueError as error:
             raise InvalidRequestError(f"prompt {group_id}: {error}") from error
-        origin = Origin(group_id, episode_id, self._served, max(self._served))
-        self.generated_tokens += sum(len(completion.token_ids) for completion in answer.completions)
+        samples = self.samples(group_id, episode_id, tokens, answer.completions, params.temperature)
         message = pb.GenerateResponse(
-            samples=to_samples(tokens, answer.completions, origin, params.temperature).to_proto(),
+            samples=samples.to_proto(),
             texts=[completion.text for completion in answer.completions],
         )
         if answer.prompt_logprobs is not None:
@@ -159,8 +157,8 @@ class Replica:
             self.gate.fail(version, f"its workers hold different weights: {sorted(digests)}")
             raise ServiceFaultError(self.gate.reason)
         digest = digests.pop()
-        self._served[self.engine.loads] = version, digest
         self.gate.arrived(version, digest)
+        self._served[self.engine.loads] = version, digest
         slowest = {phase: max(report["seconds"][phase] for report in reports) for phase in ("wire", "load", "digest")}
         return pb.UpdateWeightsResponse(
             weights_digest=reports[0]["digest"],
@@ -187,8 +185,7 @@ class Replica:
 
     async def commit_weights(self, version: int, digest: str) -> pb.CommitWeightsResponse:
         """Serves what arrived."""
-        self.gate.check(version, digest)  # first: responses that were kept must not go on with other weights
-        if (version, digest) != (self.gate.version, self.gate.digest):
+        if self.gate.check(version, digest):  # first: responses that were kept must not go on with other weights
             await self.engine.resume()
         pause_s = self.gate.commit(version, digest)
         return pb.CommitWeightsResponse(policy_version=version, pause_s=pause_s)

@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from services.common.model_store import no_tokenizer
+
 
 def load_tokenizer(name: str | Path) -> Any:
-    """A directory's or a hub id's. To be called before Megatron is redirected to the CPU."""
+    """A directory's or a hub id's. To be called before Megatron is redirected to the CPU. Raises ConfigError."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise no_tokenizer(str(name), error) from error
 
 
 def end_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +119,12 @@ async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: 
         await waiting
     assert await asyncio.to_thread(process.popen.wait, 30) != 0
     assert "the engine's process died" in process.output()
+
+
+def test_an_unknown_tokenizer_ends_the_service_and_names_the_option(tmp_path: Path) -> None:
+    service = vllm_service(tmp_path, make_model(tmp_path / "model", layers=1), tokenizer="/nowhere/tokenizer")
+    try:
+        with pytest.raises(AssertionError, match=r"models\.policy\.tokenizer: '/nowhere/tokenizer' could not be loaded"):
+            service.start(timeout_s=120)
+    finally:
+        service.kill()

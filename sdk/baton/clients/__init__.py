@@ -7,9 +7,10 @@ from baton.clients.ledger import LedgerClient
 from baton.clients.relay import RelayClient
 from baton.clients.rollout import RolloutClient
 from baton.clients.rollout_control import RolloutControlClient
+from baton.clients.rollout_recording import RolloutRecordingClient
 from baton.clients.trainer import TrainerClient
 
 __all__ = [
     "BufferClient", "CoordinatorClient", "LedgerClient", "RelayClient", "RolloutClient", "RolloutControlClient",
-    "TrainerClient", "blocking",
+    "RolloutRecordingClient", "TrainerClient", "blocking",
 ]  # fmt: skip

@@ -121,14 +121,12 @@ def service_problems(run: RunConfig) -> Iterator[str]:
             "must be an address that the rollouts reach this machine by: they fetch weights from it",
             "write this machine's address or name",
         )
-    last_rollout_port = services.rollout_port + replicas - 1
-    if services.rollout_port and last_rollout_port > 65535:
-        yield problem(
-            "services.rollout_port",
-            services.rollout_port,
-            f"must leave {replicas} ports below 65536, one for each replica",
-            f"write at most {65536 - replicas}",
-        )
+    for path, first in (("services.rollout_port", services.rollout_port), ("services.openai_port", services.openai_port)):
+        if first and first + replicas - 1 > 65535:
+            yield problem(
+                path, first, f"must leave {replicas} ports below 65536, one for each replica",
+                f"write at most {65536 - replicas}",
+            )  # fmt: skip
     taken: dict[int, str] = {}
     for path, first, count in (
         ("services.buffer_port", services.buffer_port, 1),
@@ -136,6 +134,7 @@ def service_problems(run: RunConfig) -> Iterator[str]:
         ("services.rest_port", services.rest_port, 1),
         ("services.trainer_port", services.trainer_port, 1),
         ("services.rollout_port", services.rollout_port, replicas),
+        ("services.openai_port", services.openai_port, replicas),
         ("store.port", run.store.port, 1),
     ):
         for port in range(first, first + count) if first else ():

@@ -67,6 +67,14 @@ class PolicyConfig(SamplingConfig):
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the engine, under vLLM's own names, passed on as they are."""
 
+    openai_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the OpenAI-compatible HTTP server, under vLLM's own names: those on keys, tools and chat
+    templates."""
+
+    max_recorded_tokens: PositiveInt = 50_000_000
+    """Tokens that agents may have sampled through that server and nobody has taken yet. At the limit it
+    refuses further requests."""
+
     # The options below are accepted so that existing run files load; `inert.py` says why each does nothing.
 
     max_paddings: Count = 256

@@ -47,6 +47,10 @@ class ServicesConfig(Section):
     rollout_port: Port = 0
     """Port of rollout replica 0; replica i takes rollout_port + i. 0: any free ones."""
 
+    openai_port: Port = 0
+    """HTTP port of rollout replica 0's OpenAI-compatible server; replica i takes openai_port + i. 0: any free
+    ones."""
+
     buffer_address: Address | None = None
     """host:port of a buffer that runs already. null: start one."""
 

@@ -33,12 +33,15 @@ def rollout_command(config: RunConfig, run_file: Path, ready_file: Path, replica
     found where it was.
     """
     services, policy = config.services, config.models.policy
-    port = services.rollout_port + replica if services.rollout_port else free_port(services.host)
+    port, openai_port = (
+        first + replica if first else free_port(services.host) for first in (services.rollout_port, services.openai_port)
+    )
     options = [*_common(config, run_file, port, ready_file), "--replica", str(replica)]
     if policy.generator == "megatron":
         return [*_torchrun(policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size),
                 "-m", "services.static_rollout", *options]  # fmt: skip
-    return [sys.executable, "-m", "services.rollout", *options]
+    openai = ["--openai-listen", f"{services.host}:{openai_port}"]
+    return [sys.executable, "-m", "services.rollout", *options, *openai]
 
 
 def trainer_command(config: RunConfig, run_file: Path, ready_file: Path) -> list[str]:

@@ -64,9 +64,10 @@ def _asked_ports(config: RunConfig) -> Iterator[tuple[str, str, int]]:
             yield "store.port", LOOPBACK, config.store.port
     if not services.trainer_address:
         yield "services.trainer_port", services.host, services.trainer_port
-    if not services.rollout_addresses and services.rollout_port:
-        for replica in range(config.models.policy.replicas):
-            yield "services.rollout_port", services.host, services.rollout_port + replica
+    if not services.rollout_addresses:
+        for option, first in (("rollout_port", services.rollout_port), ("openai_port", services.openai_port)):
+            for replica in range(config.models.policy.replicas) if first else ():
+                yield f"services.{option}", services.host, first + replica
 
 
 def _taken_ports(config: RunConfig) -> Iterator[str]:

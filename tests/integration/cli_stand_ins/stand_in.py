@@ -56,7 +56,7 @@ def serve(name: str, add=None) -> None:
     parser = argparse.ArgumentParser()
     for option in ("--run-file", "--listen", "--ready-file"):
         parser.add_argument(option, required=True)
-    for option in ("--store", "--replica", "--app", "--buffer", "--trainer", "--output-dir"):
+    for option in ("--store", "--replica", "--openai-listen", "--app", "--buffer", "--trainer", "--output-dir"):
         parser.add_argument(option)
     parser.add_argument("--rollout", action="append")
     options = parser.parse_args()

@@ -175,6 +175,14 @@ BROKEN = {
         {"services": {"rollout_port": 65535}, **policy(num_replica=2)},
         "services.rollout_port: got 65535; must leave 2 ports below 65536, one for each replica; write at most 65534",
     ),
+    "OpenAI ports stay in range": (
+        {"services": {"openai_port": 65535}, **policy(num_replica=2)},
+        "services.openai_port: got 65535; must leave 2 ports below 65536, one for each replica; write at most 65534",
+    ),
+    "OpenAI ports differ from the replicas'": (
+        {"services": {"rollout_port": 5000, "openai_port": 5001}, **policy(num_replica=2)},
+        "services.openai_port: got 5001; must not need port 5001, which is services.rollout_port's",
+    ),
     "ports differ": (
         {"services": {"rollout_port": 5000, "buffer_port": 5001}, **policy(num_replica=2)},
         "services.rollout_port: got 5000; must not need port 5001, which is services.buffer_port's",

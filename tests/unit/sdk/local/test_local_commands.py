@@ -11,7 +11,7 @@ CONFIG = RunConfig.from_mapping(
     {
         "models": {"policy": {}, "ppo_policy": {"tensor_model_parallel_size": 2, "data_parallel_size": 2}},
         "runtime": {"train_global_batch_size": 4},
-        "services": {"rollout_port": 7100, "trainer_port": 7200},
+        "services": {"rollout_port": 7100, "openai_port": 7300, "trainer_port": 7200},
     }
 )
 COMMON = ["--run-file", "/r/run.yaml", "--listen"]
@@ -26,7 +26,8 @@ def test_the_buffer_gets_its_store():
 def test_replica_i_listens_on_the_first_port_plus_i():
     command = commands.rollout_command(CONFIG, RUN, READY, 2)
     ready = ["--ready-file", str(READY), "--replica", "2"]
-    assert command == [sys.executable, "-m", "services.rollout", *COMMON, "127.0.0.1:7102", *ready]
+    openai = ["--openai-listen", "127.0.0.1:7302"]
+    assert command == [sys.executable, "-m", "services.rollout", *COMMON, "127.0.0.1:7102", *ready, *openai]
 
 
 def test_torchrun_starts_one_process_for_each_rank_and_meets_on_loopback():

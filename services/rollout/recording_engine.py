@@ -1,0 +1,120 @@
+"""The engine as vLLM's own servers call it: what they have it sample is recorded, token by token, under its group."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput, RequestOutput
+
+from services.rollout.engine import FINISH, VllmEngine
+from services.rollout.generation import Completion
+from services.rollout.logprobs import sampled_loads, sampled_logprobs, without_raw
+from services.rollout.recordings import Answered, Recordings
+from services.rollout.service import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an HTTP request asks for beside its body."""
+
+    group_id: str
+    """Empty: a group of its own."""
+    exact_version: int | None
+    min_version: int | None
+
+
+ASKED: ContextVar[Asked] = ContextVar("ASKED")
+"""Of the present HTTP request."""
+
+
+@dataclass(slots=True)
+class _Response:
+    """One response as it arrives, whole or in pieces."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
+    model_logprobs: list[np.ndarray] = field(default_factory=list)
+    loads: list[np.ndarray] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+
+    def take(self, piece: CompletionOutput, flat: FlatLogprobs, loads: int) -> None:
+        drawn_from, raw = sampled_logprobs(flat)
+        self.token_ids += piece.token_ids
+        self.logprobs.append(drawn_from)
+        self.model_logprobs.append(raw)
+        self.loads.append(sampled_loads(flat, loads))
+        self.text += piece.text
+        self.finish = piece.finish_reason
+
+    def completion(self) -> Completion:
+        return Completion(
+            self.token_ids, np.concatenate(self.logprobs), np.concatenate(self.model_logprobs), FINISH[self.finish],
+            self.text, np.concatenate(self.loads),
+        )  # fmt: skip
+
+
+class RecordingEngine:
+    """Everything but `generate` is AsyncLLM's own."""
+
+    def __init__(self, engine: VllmEngine, replica: Replica, recordings: Recordings) -> None:
+        """Requests count as the replica's; their responses go to `recordings`."""
+        self._engine = engine
+        self._replica = replica
+        self._recordings = recordings
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine.llm, name)
+
+    async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **options: Any) -> AsyncIterator[Any]:
+        """As AsyncLLM's. What it yields waits for the reader, the engine does not; leaving it aborts the request.
+
+        A request that was left is not recorded. Raises as `Replica.begin` and `Recordings.check_room`, and ValueError for
+        what cannot be recorded.
+        """
+        _check(params)
+        self._recordings.check_room()
+        outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
+        asked = ASKED.get()
+        group_id = asked.group_id or request_id
+        work = self._sample(outputs, group_id, prompt, params, request_id, options)
+        task = self._replica.begin(group_id, params.n, work, asked.exact_version, asked.min_version)
+        try:
+            while (output := await outputs.get()) is not None:
+                yield output
+            await task
+        finally:
+            task.cancel()
+
+    async def _sample(
+        self, outputs: asyncio.Queue[RequestOutput | None], group_id: str, prompt: Any, params: SamplingParams,
+        request_id: str, options: dict[str, Any],
+    ) -> None:  # fmt: skip
+        asked = params.clone()
+        asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + 1, True  # one more: the raw model's
+        responses: dict[int, _Response] = {}
+        try:
+            with self._engine.under_way(group_id, request_id):
+                async for output in self._engine.llm.generate(prompt, asked, request_id, **options):
+                    for piece in output.outputs:
+                        flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
+                        responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads)
+                        piece.logprobs = None if params.logprobs is None else without_raw(flat)
+                    outputs.put_nowait(output)
+            completions = [response.completion() for _, response in sorted(responses.items())]
+            samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
+            self._recordings.add(group_id, Answered(samples, [completion.text for completion in completions]))
+        finally:
+            outputs.put_nowait(None)
+
+
+def _check(params: SamplingParams) -> None:
+    if params.logprobs is not None and params.logprobs < 0:
+        raise ValueError("logprobs of the whole vocabulary are not given; ask for a number of them")
+    if getattr(params, "logprob_token_ids", None):
+        raise ValueError("logprob_token_ids cannot be recorded; leave them out")
