@@ -7,7 +7,8 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -17,26 +18,34 @@ from cli_process import Place
 
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.clients import CoordinatorClient, LedgerClient, RolloutClient
+from baton.local.process_tree import descendants
 from models import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-EPISODES, PROMPTS, GROUP, WAITS = 5, 8, 4, 3
-APP = f"""
+Condition = Callable[[], Awaitable[bool]]
+EPISODES, PROMPTS, GROUP = 5, 8, 4
+HOLDS = "begin-1", "end-1", "begin-3"
+"""Files at which the flow waits while they are there, before or after an episode's rollout: what a test waits for cannot
+pass unseen on a busy machine."""
+APP = """
 import asyncio
 from pathlib import Path
 from baton.engine import Engine
 
+async def hold(name):
+    while Path(name).exists():
+        await asyncio.sleep(0.05)
+
 async def flow(context, prompts):
-    while context.episode_id == {WAITS} and not Path("go").exists():
-        await asyncio.sleep(0.1)
+    await hold(f"begin-{context.episode_id}")
     async for group in context.generate(prompts):
         with Path("answered").open("a") as file:
-            file.writelines(f"{{name}}\\n" for name in group.samples.sample_ids)
-        Path(f"within-{{context.episode_id}}").touch()
+            file.writelines(f"{name}\\n" for name in group.samples.sample_ids)
         yield group.with_rewards([float(len(set(text.split()))) for text in group.texts])
+    await hold(f"end-{context.episode_id}")
 
-engine = Engine(prompts=[{{"prompt": f"w{{i}} w{{i + 1}} w{{i + 2}}"}} for i in range(16)], flow=flow)
+engine = Engine(prompts=[{"prompt": f"w{i} w{i + 1} w{i + 2}"} for i in range(16)], flow=flow)
 """
 
 
@@ -56,6 +65,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     }  # fmt: skip
     there = Place(tmp_path, yaml.safe_dump(run), stand_ins=False)
     (tmp_path / "my_program.py").write_text(APP)
+    for name in HOLDS:
+        (tmp_path / name).touch()
     yield there
     there.baton("down")
     assert there.kill_all() == {}
@@ -65,7 +76,7 @@ def record(place: Place) -> dict:
     return json.loads((place.runs / "a" / "deployment.json").read_text())
 
 
-async def until(condition, timeout_s: float, what: str) -> float:
+async def until(condition: Condition, timeout_s: float, what: str) -> float:
     """Seconds until `condition()`, a coroutine, is true; fails the test with `what` after `timeout_s`."""
     begun = time.monotonic()
     while not await condition():
@@ -79,25 +90,73 @@ class Run:
 
     def __init__(self, place: Place, coordinator: CoordinatorClient, http: httpx.AsyncClient, victim: str) -> None:
         self.place, self.coordinator, self.http, self.victim = place, coordinator, http, victim
+        self.victim_pid, self.engine_pids = 0, []
 
-    async def within_an_episode(self) -> bool:
-        return (self.place.directory / "within-1").exists()
+    async def within_an_episode(self) -> None:
+        """Returns while the victim has groups to answer; its engine stands still, so that it cannot answer them before."""
+        await until(self.waits_at(1, "generate"), 120, "episode 1 begins")
+        self.freeze()
+        self.release("begin-1", "end-1")
+        await until(self.has_work, 60, "the victim has groups to answer")
 
-    async def within_an_update(self) -> bool:
-        status = await self.coordinator.get_run()
-        return (status.episode, status.phase) == (1, "publish")
+    async def within_an_update(self) -> None:
+        """Returns while weights are on their way to the victim, whose engine stands still."""
+        self.release("begin-1")
+        await until(self.has_answered(2), 120, "episode 1 is rolled out")
+        self.freeze()
+        self.release("end-1")
+        await until(self.waits_at(1, "publish"), 60, "the update after episode 1 begins")
+
+    def waits_at(self, episode: int, phase: str) -> Condition:
+        async def reached() -> bool:
+            status = await self.coordinator.get_run()
+            return (status.episode, status.phase) == (episode, phase)
+
+        return reached
+
+    def has_answered(self, episodes: int) -> Condition:
+        async def reached() -> bool:
+            return len(self.answered()) == episodes * PROMPTS * GROUP
+
+        return reached
+
+    async def seen(self) -> dict:
+        """The victim, as the coordinator sees it."""
+        return {one["address"]: one for one in (await self.http.get("/status")).json()["replicas"]}[self.victim]
+
+    async def has_work(self) -> bool:
+        return (await self.seen())["outstanding_prompts"] > 0
 
     async def is_healthy_again(self) -> bool:
-        seen = {one["address"]: one for one in (await self.http.get("/status")).json()["replicas"]}[self.victim]
+        seen = await self.seen()
         return seen["state"] == "healthy" and seen["deaths"] == 1
 
     async def has_ended(self) -> bool:
         return (await self.coordinator.get_run()).state not in (pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING)
 
+    def answered(self) -> list[str]:
+        """Ids of the samples that the flow got, in order."""
+        file = self.place.directory / "answered"
+        return file.read_text().split() if file.exists() else []
+
+    def release(self, *holds: str) -> None:
+        """Has the flow go on."""
+        for name in holds:
+            (self.place.directory / name).unlink()
+
+    def freeze(self) -> None:
+        """Has the victim's engine stand still; its service goes on answering."""
+        self.victim_pid = json.loads((self.place.runs / "a" / "ready" / "rollout-1.json").read_text())["pid"]
+        self.engine_pids = descendants(self.victim_pid)
+        for pid in self.engine_pids:
+            os.kill(pid, signal.SIGSTOP)
+
     def kill(self) -> None:
-        """kill -9 of the service itself, below its keeper."""
-        pid = json.loads((self.place.runs / "a" / "ready" / "rollout-1.json").read_text())["pid"]
-        os.kill(pid, signal.SIGKILL)
+        """kill -9 of the service itself, below its keeper; its engine goes on, to see that and end."""
+        os.kill(self.victim_pid, signal.SIGKILL)
+        for pid in self.engine_pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def told(self) -> list[str]:
         """What the coordinator's log says of the victim."""
@@ -125,17 +184,17 @@ async def test_a_killed_replica_costs_nothing_and_serves_a_later_version(place: 
     ):  # fmt: skip
         run = Run(place, coordinator, http, victim)
         await coordinator.start_run("a")
-        await until(getattr(run, moment), 120, moment)
+        await getattr(run, moment)()
         run.kill()
         back_s = await until(run.is_healthy_again, 150, "the replica serves again")
-        (place.directory / "go").touch()
+        run.release("begin-3")
         await until(run.has_ended, 90, "the run ends")
         state = await coordinator.get_run()
         assert state.state == pb.RUN_STATE_SUCCEEDED, state.error
         assert list((await ledger.audit("a")).faults) == []
         served = await replica.get_status()
     assert served.policy_version == EPISODES + 1 and served.generated_tokens > 0
-    answered = Counter((place.directory / "answered").read_text().split())
+    answered = Counter(run.answered())
     assert set(answered.values()) == {1}
     assert len(answered) == EPISODES * PROMPTS * GROUP
     lines = run.told()
