@@ -31,7 +31,7 @@ from services.coordinator.connections import Connections, until_ready
 from services.coordinator.events import EventLog
 from services.coordinator.fleet import Fleet
 from services.coordinator.flows import EpisodeContext, generate_and_score, wrong_total
-from services.coordinator.groups import with_group_statistics
+from services.coordinator.groups import named_apart, with_group_statistics
 from services.coordinator.prompts import Prompts, build_prompts
 from services.coordinator.publishing import Publishing
 from services.coordinator.relay import Relay
@@ -203,7 +203,7 @@ class Driver:
             )
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
         context = EpisodeContext(episode, self.state.digests, self.rollouts, self._rewards, self.clock)
-        async with aclosing(self._flow(context, prompts)) as groups:
+        async with aclosing(named_apart(self._flow(context, prompts))) as groups:
             async for group in groups:
                 await self._put(episode, group, tally)
                 if arrivals is not None:

@@ -1,11 +1,31 @@
-"""Group statistics: what turns rewards of one prompt's responses into what an advantage needs. Pure numpy."""
+"""What an episode makes of a flow's groups: a name of its own for each, and the statistics that an advantage needs."""
 
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
 
+from baton.engine import Group
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, RewardStatus, Samples
+
+
+async def named_apart(groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+    """An episode's groups, each with a name of its own: what a flow makes of one prompt again is `NAME+1`, `NAME+2`, ..."""
+    made: Counter[str] = Counter()
+    async with aclosing(groups):
+        async for group in groups:
+            name = group.prompt.group_id
+            yield _renamed(group, f"{name}+{made[name]}") if made[name] else group
+            made[name] += 1
+
+
+def _renamed(group: Group, name: str) -> Group:
+    size = len(group.samples)
+    samples = replace(group.samples, group_ids=[name] * size, sample_ids=[f"{name}/{index}" for index in range(size)])
+    return replace(group, prompt=replace(group.prompt, group_id=name), samples=samples)
 
 
 def with_group_statistics(samples: Samples) -> Samples:

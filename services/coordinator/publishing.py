@@ -1,7 +1,7 @@
 """Weights to the replicas: each new version to all that can be reached, and the present one to a replica that comes back.
 
 new version:   reachable replicas --publish--> all serve it
-                    ^                  | one died meanwhile
+                    ^                  | one died, or was paused, meanwhile
                     +------------------+ the group is opened again without it
 one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights
 """
@@ -43,7 +43,7 @@ class Publishing:
     async def next_version(self) -> Publication:
         """Makes the trainer's weights the next version on every replica that can be reached; waits for one, if none can.
 
-        A replica that dies meanwhile is left out, and caught up when it is back. Raises what else goes wrong.
+        A replica that dies or is paused meanwhile is left out, and caught up when it is back. Raises what else goes wrong.
         """
         async with self.trainer:
             return await self._next_version()
@@ -86,11 +86,11 @@ class Publishing:
             except BatonError as error:
                 await asyncio.gather(*(self._fleet.look(member) for member in members))
                 if not left or not any(
-                    member.deaths > before or member.health is ReplicaHealth.SUSPECT
+                    member.deaths > before or member.health in (ReplicaHealth.SUSPECT, ReplicaHealth.PAUSED)
                     for member, before in zip(members, deaths, strict=True)
                 ):
                     raise
-                log.warning("publishing version %d broke off, and begins again without the dead: %s", version, error)
+                log.warning("publishing version %d broke off, and begins again without whom it lost: %s", version, error)
         self._state.published(version, publication.weights_digest)
         self._sent_step = self._state.global_step
         self._fleet.version = version

@@ -66,6 +66,8 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
         self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.UpdateWeightsResponse:
         self.updates.append(request)
+        if self._state == pb.REPLICA_STATE_PAUSED:
+            raise NotReadyError("no weights can be taken: it is paused; call Resume")
         self._state = pb.REPLICA_STATE_STALE
         payload = await weights.receive(request.group, request.timeout_s)
         self._state = pb.REPLICA_STATE_UPDATING

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from harness import config, place
 
+from baton.api.rollout.v1 import control_pb2
 from baton.clients import LedgerClient
 from baton.testing import FakeRollout, FakeTrainer, serve
 from services.coordinator.replicas import ReplicaHealth
@@ -187,3 +188,22 @@ async def test_a_version_that_one_replica_has_committed_is_out_though_another_di
     assert living.policy_version == 7
     assert [update.policy_version for update in living.updates] == [1, 2, 3, 4, 5, 6, 7]
     trained_once(trainer)
+
+
+class PausedAtItsSecondUpdate(FakeRollout):
+    """An operator pauses it after the coordinator's last look at it, and before the weights."""
+
+    async def UpdateWeights(self, request, context):
+        if len(self.updates) == 1:
+            await self.Pause(control_pb2.PauseRequest(timeout_s=1), context)
+        return await super().UpdateWeights(request, context)
+
+
+async def test_a_replica_that_is_paused_just_before_an_update_is_left_out_of_it(buffer, run_id, tmp_path):
+    paused, other = PausedAtItsSecondUpdate(), FakeRollout()
+    async with place(buffer.address, tmp_path, rollouts=(paused, other)) as there:
+        there.coordinator.start_run(run_id)
+        state = (await there.finish())[-1].state
+        seen = there.coordinator.run.driver.fleet.replicas[0]
+    assert state.life is Life.SUCCEEDED, state.error
+    assert (other.policy_version, paused.policy_version, seen.health) == (4, 1, ReplicaHealth.PAUSED)

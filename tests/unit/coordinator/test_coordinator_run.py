@@ -230,6 +230,21 @@ async def test_dynamic_trains_whatever_the_flow_produces(buffer, run_id, tmp_pat
     assert (state.life, len(trainer.trained)) == (Life.SUCCEEDED, 1)
 
 
+async def test_every_group_that_a_flow_makes_of_a_prompt_is_trained(buffer, run_id, tmp_path):
+    async def twice(context, prompts):
+        for _ in range(2):
+            async for group in digits_count(context, prompts):
+                yield group
+
+    trainer, engine = FakeTrainer(), Engine(prompts=questions, flow=twice)
+    run = config(runtime={"stream_data_loader_type": "dynamic", "num_episode": 1})
+    async with place(buffer.address, tmp_path, engine=engine, trainer=trainer, run=run) as there:
+        state = await run_to_end(there, run_id)
+    assert state.life is Life.SUCCEEDED, state.error
+    trained = sorted(sample_id for samples in trainer.trained for sample_id in samples.sample_ids)
+    assert trained == sorted(f"e0-p{p}{again}/{i}" for p in range(2) for again in ("", "+1") for i in range(4))
+
+
 async def test_an_error_in_the_users_flow_names_its_line(buffer, run_id, tmp_path):
     async def broken(context, prompts):
         raise KeyError("oops")
