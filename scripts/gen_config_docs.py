@@ -20,7 +20,7 @@ from baton.config.inert import INERT_OPTIONS
 from baton.config.models import ModelsConfig
 from baton.config.roles import RoleConfig
 from baton.config.run import RunConfig
-from baton.config.schema_paths import sections_in
+from baton.config.schema_paths import sections_in, tag
 from baton.config.unbuilt import UNBUILT_OPTIONS, UNBUILT_ROLES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "run-file.md"
@@ -146,8 +146,7 @@ def page() -> str:
             parts += describe_models()
         elif name != "runtime_env":  # all of it is without effect
             for section in sections:
-                tag = next((get_args(f.annotation)[0] for f in section.model_fields.values() if f.is_required()), None)
-                parts += describe(name, section, f"`{name}` with `source: {tag}`" if len(sections) > 1 else "")
+                parts += describe(name, section, f"`{name}` with `{tag(section)}`" if len(sections) > 1 else "")
     parts += ["## Accepted without effect\n", "| option | why it does nothing |", "| --- | --- |"]
     parts += [f"| `{path}` | {reason} |" for path, reason in INERT_OPTIONS.items()]
     return "\n".join(parts) + "\n"

@@ -10,13 +10,17 @@ import numpy as np
 import torch
 
 from baton.clients.buffer import MicroBatch
-from baton.config.algorithm import GrpoConfig
+from baton.config.algorithm import AlgorithmConfig
 from baton.samples import RewardStatus, Samples
 from services.trainer.algorithms.grpo import group_advantages, grpo_loss
+from services.trainer.algorithms.gspo import gspo_loss
 from services.trainer.algorithms.losses import TokenBatch, token_weights
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.model import TokenScores
 from services.trainer.packing import PackedBatch, pack
+
+LOSSES = {"grpo": grpo_loss, "gspo": gspo_loss}
+"""By the algorithm's name in the run file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def _global_total(parts: Sequence[_Part], normalization: str, engine: Engine) ->
 
 
 def train_step(
-    engine: Engine, batches: Sequence[MicroBatch], algorithm: GrpoConfig, *, tail: str, share_prefix: bool
+    engine: Engine, batches: Sequence[MicroBatch], algorithm: AlgorithmConfig, *, tail: str, share_prefix: bool
 ) -> StepReport:
     """Accumulates the gradient of the global batch's loss and updates the weights once."""
     parts = _prepare(batches, tail, share_prefix)
@@ -90,8 +94,9 @@ def train_step(
             weights_N=token_weights(
                 mask_N, sample_of_N, len(samples), normalization=algorithm.loss_normalization, total=total
             ),
+            sample_of_N=sample_of_N,
         )
-        output = grpo_loss(scores.logprobs_N, scores.entropies_N, batch, algorithm)
+        output = LOSSES[algorithm.name](scores.logprobs_N, scores.entropies_N, batch, algorithm)
         return output.loss, output.sums
 
     reports = engine.forward_backward([part.packed for part in parts], loss)

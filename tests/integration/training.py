@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,16 +18,20 @@ SIZE = 16
 MICRO_BATCH = 4
 
 
-def write_run_file(directory: Path, model: Path, dtype: str = "float32", tail: str = "wrap") -> Path:
+def write_run_file(
+    directory: Path, model: Path, dtype: str = "float32", tail: str = "wrap", algorithm: dict[str, Any] | None = None
+) -> Path:
     """One optimizer step trains all samples."""
     run = {
         "runtime": {
             "sample_per_episode": SIZE,
+            "num_inference_per_prompt": 4,
             "train_micro_batch_size": MICRO_BATCH,
             "train_global_batch_size": SIZE,
             "tail": tail,
         },
         "models": {"policy": {"model": str(model), "dtype": dtype}, "ppo_policy": {"dtype": dtype, "lr": 1e-3}},
+        "algorithm": algorithm or {"name": "grpo"},
         "deadlines": {"buffer_s": 10},
     }
     path = directory / "run.yaml"

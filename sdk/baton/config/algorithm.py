@@ -1,8 +1,9 @@
 """`algorithm`: how rewards become a loss. One class per algorithm, told apart by `name`."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from baton.config.base import NonNegativeFloat, Section
 
@@ -32,5 +33,29 @@ class GrpoConfig(Section):
     mean."""
 
 
-# With a second algorithm this becomes Annotated[GrpoConfig | OtherConfig, Field(discriminator="name")].
-AlgorithmConfig = GrpoConfig
+class GspoConfig(Section):
+    """Group sequence policy optimisation: as grpo, but a response has one probability ratio, the geometric mean of its
+    tokens', which is clipped as a whole."""
+
+    name: Literal["gspo"]
+    """Which algorithm this section configures."""
+
+    clip_ratio_low: Annotated[float, Field(ge=0, lt=1)] = 3e-4
+    """The response's ratio is clipped from below at 1 - clip_ratio_low. Such ratios stay far closer to 1 than
+    a token's."""
+
+    clip_ratio_high: NonNegativeFloat = 4e-4
+    """The response's ratio is clipped from above at 1 + clip_ratio_high."""
+
+    std_normalization: bool = True
+    """Divide a group's advantages by the standard deviation of its rewards."""
+
+    loss_normalization: ClassVar[str] = "sequence"
+
+
+def _named(value: Any) -> Any:
+    return {"name": "grpo", **value} if isinstance(value, Mapping) else value
+
+
+AlgorithmConfig = Annotated[GrpoConfig | GspoConfig, Field(discriminator="name"), BeforeValidator(_named)]
+"""A section without `name` is grpo's."""

@@ -227,17 +227,17 @@ def _data(run: RunConfig) -> Iterator[str]:
 
 
 def _groups(run: RunConfig) -> Iterator[str]:
-    if run.algorithm.name == "grpo" and run.group_size < 2:
+    if run.group_size < 2:
         yield problem(
             "runtime.num_inference_per_prompt",
             run.runtime.num_inference_per_prompt,
-            "times models.policy.n must be at least 2: grpo compares the responses to one prompt",
+            f"times models.policy.n must be at least 2: {run.algorithm.name} compares the responses to one prompt",
             "set num_inference_per_prompt to 8, for example",
         )
 
 
 def _fixed_totals(run: RunConfig) -> Iterator[str]:
-    if run.models.policy.n > 1 and run.runtime.stream_data_loader_type == "fixed" and run.algorithm.name == "grpo":
+    if run.models.policy.n > 1 and run.runtime.stream_data_loader_type == "fixed":
         yield problem(
             "runtime.stream_data_loader_type",
             "fixed",

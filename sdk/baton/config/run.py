@@ -6,7 +6,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from baton.config.algorithm import AlgorithmConfig
+from baton.config.algorithm import AlgorithmConfig, GrpoConfig
 from baton.config.base import Section
 from baton.config.inert import INERT_OPTIONS
 from baton.config.models import ModelsConfig
@@ -46,7 +46,7 @@ class RunConfig(Section):
     runtime_env: RuntimeEnvConfig = Field(default_factory=RuntimeEnvConfig)
     """Accepted for older run files; nothing in it has an effect."""
 
-    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=GrpoConfig)
     """How rewards become a loss."""
 
     prompts: PromptConfig = Field(default_factory=_default_prompts)

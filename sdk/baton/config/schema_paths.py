@@ -62,15 +62,29 @@ def option_paths(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield from option_paths(inner, path)
 
 
+def tag(section: type[Section]) -> str:
+    """What tells a section from the others that may stand in its place, as `source: jsonl`."""
+    literals = {name: get_args(field.annotation) for name, field in section.model_fields.items()}
+    return next(f"{name}: {values[0]}" for name, values in literals.items() if [type(value) for value in values] == [str])
+
+
+def _homes(section: type[Section], key: str, place: str = "") -> Iterator[str]:
+    """The places under `section` where `key` is an option."""
+    for name, field in section.model_fields.items():
+        if name == key:
+            yield place or "the top level"
+        path, members = f"{place}.{name}" if place else name, sections_in(field.annotation)
+        for member in members:
+            yield from _homes(member, key, f"{path} with {tag(member)}" if len(members) > 1 else path)
+
+
 def suggestion(root: type[Section], owner: type[Section], key: str) -> str:
     """What to write instead of the unknown `key` in a section of class `owner`."""
     if key in _REPLACED:
         return _REPLACED[key]
     known = list(owner.model_fields)
-    homes = list(dict.fromkeys(path for path in option_paths(root) if path.rsplit(".", 1)[-1] == key))
-    if homes:
-        places = [path.rpartition(".")[0] or "the top level" for path in homes[:3]]
-        return f"{key} belongs in {' or '.join(places)}"
+    if homes := list(dict.fromkeys(_homes(root, key))):
+        return f"{key} belongs in {' or '.join(homes[:3])}"
     nearest = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
     if nearest:
         return f"did you mean {nearest[0]}?"

@@ -6,18 +6,14 @@ several updates old, or whose engine rounds differently, is so corrected by the 
 
 import torch
 
-from baton.config.algorithm import GrpoConfig
-from services.trainer.algorithms.losses import LossOutput, TokenBatch
+from baton.config.algorithm import GrpoConfig, GspoConfig
+from services.trainer.algorithms.losses import LossOutput, TokenBatch, health, log_ratios
 
 STD_EPSILON = 1e-6
 """Keeps a group whose rewards are all equal from dividing by zero; its advantages are zero anyway."""
 
-LOG_RATIO_LIMIT = 20.0
-"""A larger one says that the sampled log-probability is wrong; its exponential could be infinite, and times zero NaN."""
-
-
 def group_advantages(
-    rewards_S: torch.Tensor, group_mean_S: torch.Tensor, group_std_S: torch.Tensor, config: GrpoConfig
+    rewards_S: torch.Tensor, group_mean_S: torch.Tensor, group_std_S: torch.Tensor, config: GrpoConfig | GspoConfig
 ) -> torch.Tensor:
     """Advantages [S] from the statistics that each sample carries of its whole group."""
     centered_S = rewards_S - group_mean_S
@@ -26,20 +22,14 @@ def group_advantages(
 
 def grpo_loss(logprobs_N: torch.Tensor, entropies_N: torch.Tensor, batch: TokenBatch, config: GrpoConfig) -> LossOutput:
     """Clipped policy-gradient loss; `logprobs_N` carries the gradient."""
-    log_ratio_N = (logprobs_N - batch.rollout_logprobs_N).clamp(max=LOG_RATIO_LIMIT)
+    log_ratio_N = log_ratios(logprobs_N, batch)
     ratio_N = log_ratio_N.exp()
     clipped_N = ratio_N.clamp(1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
-    loss_N = torch.maximum(-batch.advantages_N * ratio_N, -batch.advantages_N * clipped_N)
+    plain_N = -batch.advantages_N * ratio_N
+    loss_N = torch.maximum(plain_N, -batch.advantages_N * clipped_N)
     if config.dual_clip is not None:
         bounded_N = torch.minimum(loss_N, -batch.advantages_N * config.dual_clip)
         loss_N = torch.where(batch.advantages_N < 0, bounded_N, loss_N)
-    weights_N = batch.weights_N
-    with torch.no_grad():
-        sums = {
-            "clip_fraction": ((loss_N != -batch.advantages_N * ratio_N) * weights_N).sum(),
-            "entropy": (entropies_N * weights_N).sum(),
-            "mismatch_kl": ((ratio_N - 1 - log_ratio_N) * weights_N).sum(),
-            "ratio": (ratio_N * weights_N).sum(),
-        }
-    loss = (loss_N * weights_N).sum()
+    loss = (loss_N * batch.weights_N).sum()
+    sums = health(log_ratio_N, loss_N != plain_N, entropies_N, batch.weights_N)
     return LossOutput(loss, sums | {"loss": loss.detach()})

@@ -17,6 +17,17 @@ class TokenBatch:
     advantages_N: torch.Tensor
     weights_N: torch.Tensor
     """Each token's share of the loss. They sum to 1 over the global batch, whatever way it is split."""
+    sample_of_N: torch.Tensor
+    """Index of each token's sample in the micro-batch, which holds all tokens of its samples: int64."""
+
+
+LOG_RATIO_LIMIT = 20.0
+"""A larger one says that the sampled log-probability is wrong; its exponential could be infinite, and times zero NaN."""
+
+
+def log_ratios(logprobs_N: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    """log(policy / what sampled the token) [N], with gradient; never beyond LOG_RATIO_LIMIT."""
+    return (logprobs_N - batch.rollout_logprobs_N).clamp(max=LOG_RATIO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,20 @@ class LossOutput:
 
     loss: torch.Tensor
     sums: dict[str, torch.Tensor]
+
+
+def health(
+    log_ratio_N: torch.Tensor, clipped_N: torch.Tensor, entropies_N: torch.Tensor, weights_N: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What every policy-gradient loss reports; `clipped_N` says where a clip is active."""
+    with torch.no_grad():
+        ratio_N = log_ratio_N.exp()
+        return {
+            "clip_fraction": (clipped_N * weights_N).sum(),
+            "entropy": (entropies_N * weights_N).sum(),
+            "mismatch_kl": ((ratio_N - 1 - log_ratio_N) * weights_N).sum(),
+            "ratio": (ratio_N * weights_N).sum(),
+        }
 
 
 def token_weights(

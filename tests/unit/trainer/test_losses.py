@@ -22,6 +22,10 @@ def flat(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return mask, torch.tensor([i for i, row in enumerate(rows) for _ in row], dtype=torch.int64)
 
 
+def one_sample(rollout: torch.Tensor, advantages: torch.Tensor, weights: torch.Tensor) -> TokenBatch:
+    return TokenBatch(rollout, advantages, weights, torch.zeros(len(weights), dtype=torch.int64))
+
+
 def total_of(rows: list[list[int]], normalization: str) -> float:
     return float(sum(map(sum, rows)) if normalization == "token" else sum(map(any, rows)))
 
@@ -93,7 +97,7 @@ def test_loss_and_gradient_are_the_references(tokens: list[tuple[float, ...]], c
         torch.tensor(column, dtype=torch.float64) for column in zip(*tokens, strict=True)
     )
     logprobs.requires_grad_()
-    output = grpo_loss(logprobs, torch.ones_like(logprobs), TokenBatch(rollout, advantages, weights), config)
+    output = grpo_loss(logprobs, torch.ones_like(logprobs), one_sample(rollout, advantages, weights), config)
     output.loss.backward()
     expected = [reference_loss(logprob, old, advantage, config) for logprob, old, advantage, _ in tokens]
     share = weights.tolist()
@@ -116,7 +120,7 @@ def test_a_clipped_token_has_no_gradient_and_counts_as_clipped(
     ratio: float, advantage: float, dual_clip: float | None
 ) -> None:
     logprobs = torch.tensor([math.log(ratio) - 5.0], requires_grad=True)
-    batch = TokenBatch(torch.tensor([-5.0]), torch.tensor([advantage]), torch.ones(1))
+    batch = one_sample(torch.tensor([-5.0]), torch.tensor([advantage]), torch.ones(1))
     output = grpo_loss(logprobs, torch.zeros(1), batch, GrpoConfig(dual_clip=dual_clip))
     output.loss.backward()
     assert logprobs.grad.item() == 0.0
@@ -126,7 +130,7 @@ def test_a_clipped_token_has_no_gradient_and_counts_as_clipped(
 @pytest.mark.parametrize(("ratio", "advantage"), [(0.5, 1.0), (1.5, -1.0), (1.1, 1.0)])
 def test_a_token_that_moved_the_wrong_way_or_not_far_keeps_its_gradient(ratio: float, advantage: float) -> None:
     logprobs = torch.tensor([math.log(ratio) - 5.0], requires_grad=True)
-    batch = TokenBatch(torch.tensor([-5.0]), torch.tensor([advantage]), torch.ones(1))
+    batch = one_sample(torch.tensor([-5.0]), torch.tensor([advantage]), torch.ones(1))
     output = grpo_loss(logprobs, torch.zeros(1), batch, GrpoConfig())
     output.loss.backward()
     assert logprobs.grad.item() == pytest.approx(-advantage * ratio)
@@ -140,7 +144,7 @@ def test_reported_sums_are_weighted_and_add_up_over_micro_batches() -> None:
 
     def sums(part: slice) -> dict[str, float]:
         logprobs, entropies, rollout, advantages = (column[part] for column in columns)
-        output = grpo_loss(logprobs, entropies, TokenBatch(rollout, advantages, weights[part]), GrpoConfig())
+        output = grpo_loss(logprobs, entropies, one_sample(rollout, advantages, weights[part]), GrpoConfig())
         return {name: value.item() for name, value in output.sums.items()}
 
     whole, first, second = sums(slice(10)), sums(slice(4)), sums(slice(4, 10))
@@ -156,7 +160,7 @@ def test_reported_sums_are_weighted_and_add_up_over_micro_batches() -> None:
 def test_tokens_of_weight_zero_change_neither_loss_nor_gradient(rollout: float, advantage: float) -> None:
     """An unscored sample's tokens are in the row, but whatever they hold must not reach the sum."""
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
-    batch = TokenBatch(torch.tensor([-1.1, rollout]), torch.tensor([1.0, advantage]), torch.tensor([1.0, 0.0]))
+    batch = one_sample(torch.tensor([-1.1, rollout]), torch.tensor([1.0, advantage]), torch.tensor([1.0, 0.0]))
     output = grpo_loss(logprobs, torch.ones(2), batch, GrpoConfig())
     output.loss.backward()
     assert output.loss.item() == pytest.approx(-math.exp(0.1), rel=1e-6)

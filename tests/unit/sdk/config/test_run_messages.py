@@ -133,6 +133,7 @@ def test_a_wrong_value_is_answered_with_path_value_rule_and_fix(error_of, sectio
             "the keys here are enable_lora",
         ),
         ({"algorithm": {"clip_ratio": 1}}, "algorithm.clip_ratio", "did you mean clip_ratio_low?"),
+        ({"algorithm": {"name": "gspo", "dual_clip": 2}}, "algorithm.dual_clip", "belongs in algorithm with name: grpo"),
         (
             {"prompts": {"source": "jsonl", "path": "x", "promt_key": "q"}},
             "prompts.promt_key",

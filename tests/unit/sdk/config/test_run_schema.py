@@ -48,6 +48,11 @@ def test_inert_options_are_those_documented_as_inert():
     assert documented == listed
 
 
+@pytest.mark.parametrize("section", [{}, {"dual_clip": 3.0}])
+def test_an_algorithm_without_a_name_is_grpo(run_of, section):
+    assert run_of(algorithm=section, runtime={"num_inference_per_prompt": 2}).algorithm.name == "grpo"
+
+
 def test_only_the_inert_options_that_were_set_are_reported(run_of):
     assert run_of().inert_options() == {}
     run = run_of(
