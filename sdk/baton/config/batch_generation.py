@@ -14,7 +14,8 @@ class BatchGenerationConfig(Section):
     order, and responses belong to the same prompts either way."""
 
     length_key: Literal["tokens", "words"] = "tokens"
-    """What `ranking` counts. `words` counts Chinese characters and blank-separated words."""
+    """What `ranking` counts. `words` counts as ChatLearn does: each Chinese character (U+4E00 to U+9FA5), and
+    each piece between single blanks of what is left, empty ones too."""
 
     min_prompt_length: Count = 0
     """Upper limit, in tokens, on the part of the prompts that a static batch processes at once at its start;
