@@ -27,9 +27,10 @@ def prompts() -> list[list[int]]:
 
 
 def rows(kind: str) -> list[Row]:
-    """One row per prompt; `sampled` mixes every option, and the limits differ."""
-    if kind == "greedy":
-        return [Row(f"p{i}/0", prompt, LIMIT, Sampling(temperature=0.0)) for i, prompt in enumerate(prompts())]
+    """One row per prompt; `sampled` mixes all options and limits, `unending` is greedy with no end but LIMIT."""
+    if kind in ("greedy", "unending"):
+        ignore, greedy = kind == "unending", Sampling(temperature=0.0)
+        return [Row(f"p{i}/0", prompt, LIMIT, greedy, ignore_eos=ignore) for i, prompt in enumerate(prompts())]
     options = [Sampling(), Sampling(0.8, top_k=20), Sampling(1.2, top_p=0.8), Sampling(0.0), Sampling(1.0, 50, 0.9)]
     return [
         Row(f"p{i}/0", prompt, LIMIT - i % 7, options[i % 5], seed=11, ignore_eos=i % 3 == 0)
