@@ -93,7 +93,7 @@ def engine_draws(
     """What an engine of its own draws for each case without a request's seed: by group, and all of it asked for twice."""
     from services.static_rollout.tokens import load_tokenizer
 
-    tokenizer = load_tokenizer(directory)  # before Megatron is redirected to the CPU
+    tokenizer = load_tokenizer(directory, trust_remote_code=False)  # before Megatron is redirected to the CPU
     stage = _stage(rank, size, port, directory, 1)
     return {name: asyncio.run(_drawn(stage, tokenizer, *asked)) for name, asked in cases.items()}
 
