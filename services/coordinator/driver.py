@@ -30,7 +30,7 @@ from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, until_ready
 from services.coordinator.events import EventLog
 from services.coordinator.fleet import Fleet
-from services.coordinator.flows import EpisodeContext, generate_and_score, wrong_total
+from services.coordinator.flows import EpisodeContext, default_flow, wrong_total
 from services.coordinator.groups import named_apart, with_group_statistics
 from services.coordinator.prompts import Prompts, build_prompts
 from services.coordinator.publishing import Publishing
@@ -73,7 +73,6 @@ class Driver:
         self._store = StateStore(services.ledger, state.run_id)
         self._relay = Relay(config, engine, services.relay, state.run_id)
         self._name = f"coordinator-{uuid.uuid4().hex[:8]}"
-        self._flow = engine.flow or generate_and_score
         self._rewards = RewardPool(reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s)
         self._prompts: Prompts
         self._saved_step = -1
@@ -203,7 +202,8 @@ class Driver:
             )
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
         context = EpisodeContext(episode, self.state.digests, self.rollouts, self._rewards, self.clock)
-        async with aclosing(named_apart(self._flow(context, prompts))) as groups:
+        flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))
+        async with aclosing(named_apart(flow(context, prompts))) as groups:
             async for group in groups:
                 await self._put(episode, group, tally)
                 if arrivals is not None:

@@ -5,17 +5,31 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from baton.clients.rollout import SamplingParams
-from baton.engine import FlowContext, Group, PromptItem
+from baton.engine import Flow, FlowContext, Group, PromptItem
 from baton.errors import InvalidRequestError
 from services.coordinator.clock import PhaseClock
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
-from services.coordinator.streams import map_as_completed
+from services.coordinator.streams import in_order, map_as_completed
+
+
+def default_flow(*, in_prompt_order: bool) -> Flow:
+    """The flow of a run without one of its own; `in_prompt_order`: a group waits for those of the prompts before its own."""
+    return generate_and_score_in_order if in_prompt_order else generate_and_score
 
 
 async def generate_and_score(context: FlowContext, prompts: Sequence[PromptItem]) -> AsyncIterator[Group]:
     """The default flow: every prompt is answered once; groups are scored while others are still generated."""
     async with aclosing(context.score(context.generate(prompts))) as groups:
+        async for group in groups:
+            yield group
+
+
+async def generate_and_score_in_order(context: FlowContext, prompts: Sequence[PromptItem]) -> AsyncIterator[Group]:
+    """The same, but the groups come in the order of their prompts, whichever is answered first."""
+    order = [item.group_id for item in prompts]
+    scored = generate_and_score(context, prompts)
+    async with aclosing(in_order(scored, lambda group: group.prompt.group_id, order)) as groups:
         async for group in groups:
             yield group
 

@@ -1,7 +1,9 @@
-"""Async streams that work concurrently and yield in order of completion; leaving one cancels what it still does."""
+"""Async streams: concurrent ones that yield in order of completion, and that order undone; leaving one cancels what it
+still does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
+from contextlib import aclosing
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,6 +37,26 @@ def map_as_completed(function: Callable[[T], Awaitable[R]], stream: AsyncIterato
             tasks.create_task(apply(item, put))
 
     return _collect(work)
+
+
+async def in_order(
+    stream: AsyncIterator[T], key: Callable[[T], Hashable], order: Iterable[Hashable]
+) -> AsyncIterator[T]:  # fmt: skip
+    """Yields the items in the order of their keys, each as soon as all before it have come. A key comes at most once.
+
+    What never comes holds others back until the stream ends.
+    """
+    places = {known: place for place, known in enumerate(order)}
+    early: dict[int, T] = {}
+    due = 0
+    async with aclosing(stream):
+        async for item in stream:
+            early[places[key(item)]] = item
+            while due in early:
+                yield early.pop(due)
+                due += 1
+    for place in sorted(early):
+        yield early[place]
 
 
 async def _collect(work: Callable[[asyncio.TaskGroup, Callable[[T], None]], Awaitable[None]]) -> AsyncIterator[T]:

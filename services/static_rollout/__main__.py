@@ -31,7 +31,7 @@ def start(options: Namespace) -> None:
             f"torchrun started {world} processes, but models.policy asks for TP x PP = {size}; pass --nproc-per-node {size}"
         )
     directory = resolve_model(name)
-    tokenizer = load_tokenizer(config.tokenizer or directory)
+    tokenizer = load_tokenizer(config.tokenizer or directory, trust_remote_code=config.trust_remote_code)
     longest = max(run.deadlines.generate_s, run.deadlines.publish_s)
     layout = Layout.start(
         tensor=config.tensor_model_parallel_size, pipeline=config.pipeline_model_parallel_size,

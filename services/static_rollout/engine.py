@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,9 @@ class StaticEngine:
         self._evaluation = config.for_evaluation()
         self._ranks = ranks
         self._seed = seed
-        self._serial = count()
         self.loads = 0
+        self._digest = ""  # of the weights that are loaded, unless they are those of the start
+        self._asked: Counter[str] = Counter()  # how often for each group without a seed, under these weights
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._paused = False
@@ -73,11 +74,7 @@ class StaticEngine:
         """All responses to one prompt. If it is cancelled while it waits it is never begun."""
         if self._paused:
             raise NotReadyError("this replica is receiving weights; ask again for the version that it serves afterwards")
-        serial = next(self._serial)
-        if params.seed is None:
-            seed, name = self._seed, f"{serial}/{group_id}"  # no two requests draw the same
-        else:
-            seed, name = params.seed, group_id  # the request repeats itself
+        seed, name = self._draws(group_id, params)
         rows = [
             Row(f"{name}/{index}", token_ids, params.limit, params.sampling, seed, params.ignore_eos, params.stop)
             for index in range(params.n)
@@ -124,6 +121,8 @@ class StaticEngine:
         self.loads += 1
         reports = [json.loads(part) for part in await self._ranks.execute("UpdateWeights", request.SerializeToString())]
         self._broken = False
+        self._digest = reports[0]["digest"]
+        self._asked.clear()
         return reports
 
     async def resume(self) -> None:
@@ -153,6 +152,13 @@ class StaticEngine:
                 waiting.responses[number] = response
                 if len(waiting.responses) == len(waiting.rows) and not waiting.done.done():
                     waiting.done.set_result([waiting.responses[i] for i in range(len(waiting.rows))])
+
+    def _draws(self, group_id: str, params: RowOptions) -> tuple[int, str]:
+        """Seed and name that the group's random numbers depend on; neither knows of other groups, or who came first."""
+        if params.seed is not None:
+            return params.seed, group_id  # the request repeats itself
+        self._asked[group_id] += 1
+        return self._seed, f"{self._digest}/{self._asked[group_id]}/{group_id}"  # asked for again it draws anew
 
     def _length(self, token_ids: list[int]) -> int:
         """What ranking goes by."""

@@ -7,12 +7,13 @@ from typing import Any
 from services.common.model_store import no_tokenizer
 
 
-def load_tokenizer(name: str | Path) -> Any:
-    """A directory's or a hub id's. To be called before Megatron is redirected to the CPU. Raises ConfigError."""
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool) -> Any:
+    """A directory's or a hub id's; its own Python code runs if that is trusted. To be called before Megatron is redirected
+    to the CPU. Raises ConfigError."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise no_tokenizer(str(name), error) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rollout_side import check_each_group_is_whole, collect, vllm_service
+from static_side import LIMIT, PROMPTS, prompts, static
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
@@ -16,7 +17,8 @@ from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableE
 from baton.local.process_tree import descendants
 from baton.samples import FinishReason
 from models import make_model
-from processes import ServiceProcess
+from processes import ServiceProcess, free_port
+from ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -24,9 +26,13 @@ CONTEXT = 64
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    directory = tmp_path_factory.mktemp("rollout")
-    service = vllm_service(directory, make_model(directory / "model", layers=2), seq_length=CONTEXT)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "model", layers=2)
+
+
+@pytest.fixture(scope="module")
+def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    service = vllm_service(tmp_path_factory.mktemp("rollout"), model, seq_length=CONTEXT)
     try:
         yield service.start(timeout_s=240)
     finally:
@@ -66,6 +72,21 @@ async def test_the_same_seed_draws_the_same_tokens(rollout: RolloutClient) -> No
 
     assert await draw(1) == await draw(1)
     assert await draw(1) != await draw(2)
+
+
+async def test_static_batches_and_vllm_give_the_same_greedy_tokens(rollout: RolloutClient, model: Path) -> None:
+    """On 64 prompts of 1 to 60 tokens; vLLM's responses to the longest end where its context does."""
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=LIMIT, ignore_eos=True)
+    asked = [Prompt(f"p{i}", token_ids=prompt) for i, prompt in enumerate(prompts())]
+    groups = await collect(rollout.generate(asked, sampling=sampling))
+    cases = {"ranked-capped": ("unending", 16, True, 3)}
+    answers = await asyncio.to_thread(run_ranks, static, 1, free_port(), model, 1, cases, timeout_s=120)
+    of_vllm = [groups[prompt.group_id].samples.response_ids.values.tolist() for prompt in asked]
+    of_batches = [tokens for tokens, *_ in answers[0]["ranked-capped"]]
+    room = [min(LIMIT, CONTEXT - len(prompt)) for prompt in prompts()]
+    assert [len(tokens) for tokens in of_vllm] == room and len(room) == PROMPTS
+    assert of_vllm == [tokens[:limit] for tokens, limit in zip(of_batches, room, strict=True)]
+    assert len({*map(tuple, of_vllm)}) > PROMPTS / 2, "the model no longer heeds its prompts"
 
 
 async def test_a_prompt_that_fills_the_context_is_refused_by_name(rollout: RolloutClient) -> None:

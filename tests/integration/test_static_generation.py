@@ -1,11 +1,12 @@
-"""Static batches on Megatron-Core say what transformers says, however they are ordered, cut, capped and split."""
+"""Static batches on Megatron-Core say what transformers says, however they are ordered, cut, capped and split; and draw the
+same, whatever order they are asked for in."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from static_side import END_TOKENS, LIMIT, PROMPTS, Case, prompts, rows, static, transformers_greedy
+from static_side import END_TOKENS, LIMIT, PROMPTS, Asked, Case, engine_draws, prompts, rows, static, transformers_greedy
 
 from baton.samples import FinishReason
 from models import make_model
@@ -23,6 +24,14 @@ CASES: dict[str, Case] = {
     "sampled-ranked": ("sampled", 16, True, 0),
     "sampled-capped": ("sampled", 16, True, 3),
     "sampled-alone": ("sampled", 1, False, 0),
+}
+
+
+ASKED: dict[str, Asked] = {
+    "plain": (False, 0, False, 3),
+    "ranked-capped": (True, 3, False, 3),
+    "backwards": (False, 0, True, 3),
+    "other-seed": (False, 0, False, 4),
 }
 
 
@@ -85,3 +94,14 @@ def test_tensor_and_pipeline_parallel_groups_say_what_one_rank_says(
     for name in cases:
         same(by_rank[sampler][name], answers[name])
         assert by_rank[1 - sampler][name] == []
+
+
+def test_draws_without_a_seed_depend_on_engine_seed_group_and_repetition_and_not_on_any_order(model: Path) -> None:
+    draws = run_ranks(engine_draws, 1, free_port(), model, ASKED, timeout_s=120)[0]
+    for case in ("ranked-capped", "backwards"):
+        assert draws[case] == draws["plain"], case
+    first, again = draws["plain"]
+    assert len(first) == PROMPTS
+    assert all(first[group] != again[group] for group in first), "a group that is asked for again draws anew"
+    assert all(one != other for one, other in first.values()), "two responses of a group are the same"
+    assert all(first[group] != other for group, other in draws["other-seed"][0].items())

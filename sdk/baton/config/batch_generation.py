@@ -11,10 +11,12 @@ class BatchGenerationConfig(Section):
 
     ranking: bool = False
     """Sort the prompts that wait for static batches by length, the longest first; equal lengths keep their
-    order, and responses belong to the same prompts either way."""
+    order. Samples are stored and trained in the order of the prompts all the same, unless a flow of the
+    user's own has another."""
 
     length_key: Literal["tokens", "words"] = "tokens"
-    """What `ranking` counts. `words` counts Chinese characters and blank-separated words."""
+    """What `ranking` counts. `words` counts as ChatLearn does: each Chinese character (U+4E00 to U+9FA5), and
+    each piece between single blanks of what is left, empty ones too."""
 
     min_prompt_length: Count = 0
     """Upper limit, in tokens, on the part of the prompts that a static batch processes at once at its start;

@@ -75,7 +75,8 @@ class RoleConfig(Section):
     """Load a checkpoint that was written under other parallel sizes. false: a difference is an error."""
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model's files."""
+    """Run Python code that comes with the model's files. Static batches run a tokenizer's alone, as their model
+    is one of the trainer's."""
 
     lora: LoraConfig = Field(default_factory=LoraConfig)
     """Low-rank adapters; only a trainable model has them."""

@@ -98,6 +98,11 @@ class RunConfig(Section):
         """Responses to one prompt in one episode."""
         return self.runtime.num_inference_per_prompt * self.models.policy.n
 
+    def in_prompt_order(self, episode_id: int) -> bool:
+        """Whether the default flow puts the groups of this episode in the order of their prompts, and not as
+        they come: relay has no use for a part of an episode, and `ranking` must not change what is trained."""
+        return self.runtime.relays(episode_id) or self.models.policy.batch_generation.ranking
+
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of the whole run, if every episode makes `sample_per_episode` * n samples."""

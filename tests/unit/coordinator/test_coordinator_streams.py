@@ -1,11 +1,11 @@
-"""Concurrent streams: order of completion, errors, and no task left behind."""
+"""Concurrent streams: order of completion or a given one, errors, and no task left behind."""
 
 import asyncio
 from contextlib import aclosing
 
 import pytest
 
-from services.coordinator.streams import map_as_completed, merge
+from services.coordinator.streams import in_order, map_as_completed, merge
 
 
 async def ticks(name, *delays):
@@ -51,9 +51,37 @@ async def test_the_first_error_is_raised_as_itself_and_cancels_the_rest():
     assert cancelled == [True]
 
 
-async def test_leaving_a_stream_cancels_what_it_still_does():
+@pytest.mark.parametrize("made", [lambda stream: stream, lambda stream: in_order(stream, str, "ab")])
+async def test_leaving_a_stream_cancels_what_it_still_does(made):
     before = asyncio.all_tasks()
-    async with aclosing(merge([ticks("a", 0.01), ticks("b", 60)])) as stream:
+    async with aclosing(made(merge([ticks("a", 0.01), ticks("b", 60)]))) as stream:
         async for _ in stream:
             break
     assert asyncio.all_tasks() == before
+
+
+async def one_by_one(items, came):
+    for item in items:
+        came.append(item)
+        yield item
+
+
+async def test_items_are_put_in_order_and_none_waits_for_more_than_those_before_it():
+    came = []
+    told = [(item, len(came)) async for item in in_order(one_by_one("CABED", came), str.lower, "abcde")]
+    assert told == [("A", 2), ("B", 3), ("C", 3), ("D", 5), ("E", 5)]
+
+
+@pytest.mark.parametrize(("items", "ordered"), [("cb", "bc"), ("dca", "acd"), ("", "")])
+async def test_what_never_comes_holds_nothing_back_for_good(items, ordered):
+    assert "".join([item async for item in in_order(one_by_one(items, []), str, "abcd")]) == ordered
+
+
+async def test_an_error_of_the_ordered_stream_is_raised_as_itself():
+    async def fail():
+        yield "a"
+        raise LookupError("gone")
+
+    ordered = in_order(fail(), str, "ba")
+    with pytest.raises(LookupError, match="gone"):
+        await anext(ordered)

@@ -37,7 +37,27 @@ def test_ranking_never_adds_padding(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("", 0), ("one  two\nthree", 3), ("\u4f60\u597d", 2), ("say \u4f60\u597d, please", 5), ("a\u4f60b", 3)],
+    [
+        ("", 1),
+        ("one two", 2),
+        ("one  two", 3),
+        ("one\ntwo", 1),
+        ("\u4f60\u597d", 3),
+        ("say \u4f60\u597d, please", 5),
+        ("a\u4f60b", 2),
+        ("\u9fa5", 2),
+        ("\u9fa6\u3400", 1),
+    ],
 )
-def test_words_are_chinese_characters_and_what_blanks_separate(text: str, count: int) -> None:
+def test_words_are_chinese_characters_and_the_pieces_between_blanks_of_what_is_left(text: str, count: int) -> None:
     assert words(text) == count
+
+
+def test_two_episodes_of_three_prompts_are_ranked_by_words_as_chatlearn_ranks_them() -> None:
+    prompts = ["a b c", "hello", "\u4f60\u597d world", "x y z w q", "\u4f60\u597d\u5417", "one two"]
+    lengths = [words(prompt) for prompt in prompts]
+    assert lengths == [3, 1, 4, 5, 4, 2]
+    windows = [prompts[:3], prompts[3:]]
+    assert [window[index] for window in windows for index in ranked([words(prompt) for prompt in window])] == [
+        "\u4f60\u597d world", "a b c", "hello", "x y z w q", "\u4f60\u597d\u5417", "one two",
+    ]  # fmt: skip

@@ -1,0 +1,50 @@
+"""A tokenizer's own Python code runs if the run file trusts it, and never else."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from baton.errors import ConfigError
+from models import make_model
+from services.static_rollout.tokens import load_tokenizer
+
+CODE = """
+from transformers import PreTrainedTokenizerFast
+
+class ShoutingTokenizer(PreTrainedTokenizerFast):
+    def decode(self, *arguments, **options):
+        return super().decode(*arguments, **options).upper()
+"""
+
+
+@pytest.fixture
+def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model directory with a tokenizer of its own; what is imported from it stays within the test."""
+    directory = make_model(tmp_path / "model", layers=2)
+    (directory / "shouting.py").write_text(CODE)
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "ShoutingTokenizer", "auto_map": {"AutoTokenizer": [None, "shouting.ShoutingTokenizer"]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return directory
+
+
+def test_a_trusted_tokenizer_is_the_one_that_its_code_makes(with_code: Path) -> None:
+    assert load_tokenizer(with_code, trust_remote_code=True).decode([4, 5]) == "W1 W2"
+
+
+def test_a_tokenizer_that_is_nothing_without_its_code_is_refused_by_the_options_name(with_code: Path) -> None:
+    (with_code / "config.json").unlink()  # so that no model type says which class would do instead
+    with pytest.raises(ConfigError, match=r"(?s)could not be loaded.*set models.policy.trust_remote_code"):
+        load_tokenizer(with_code, trust_remote_code=False)
+
+
+def test_the_code_of_a_tokenizer_that_is_not_trusted_does_not_run(with_code: Path) -> None:
+    assert load_tokenizer(with_code, trust_remote_code=False).decode([4, 5]) == "w1 w2"
+
+
+def test_a_tokenizer_without_code_needs_no_trust(tmp_path: Path) -> None:
+    assert load_tokenizer(make_model(tmp_path / "model", layers=2), trust_remote_code=False).decode([4, 5]) == "w1 w2"
