@@ -176,6 +176,8 @@ class Replica:
             await asyncio.wait(self._groups)
         if in_flight == control_pb2.IN_FLIGHT_KEEP:
             await self._end(list(self._exact))
+        elif self.engine.interruptible:  # all: the engine's own pause would only hold back what has not reached it yet
+            await self._end(list(self._groups))
         update = self.engine.update_weights(
             group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == control_pb2.IN_FLIGHT_KEEP
         )
@@ -205,7 +207,7 @@ class Replica:
         while waiting:
             if time.monotonic() > deadline:
                 left = ", ".join(sorted(self._groups[task] for task in waiting))
-                raise DeadlineError(f"{left} cannot be aborted, as a beam search cannot; wait for it, or end its call")
+                raise DeadlineError(f"{left} did not end within {ABORT_S:g} s of being aborted; end its call, or try again")
             await self.engine.abort(sorted(self._groups[task] for task in waiting))
             waiting = (await asyncio.wait(waiting, timeout=0.1))[1]
         return len(names)

@@ -26,16 +26,16 @@ class SentModel:
         """What an update that stops at a tensor waits for before it leaves."""
         self._tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self._store = open_store(HOST)
-        self._group = weights_pb2.WeightGroup(group_id=uuid.uuid4().hex, backend="gloo", receivers=1, bucket_bytes=1)
+        self.group = weights_pb2.WeightGroup(group_id=uuid.uuid4().hex, backend="gloo", receivers=1, bucket_bytes=1)
         shapes = ((name, tuple(tensor.shape)) for name, tensor in self._tensors.items())
         tensors = describe(shapes, torch.float32)
-        self._group.senders.add(store_host=HOST, store_port=self._store.port, tensors=tensors)
+        self.group.senders.add(store_host=HOST, store_port=self._store.port, tensors=tensors)
 
     async def update(self, rollout: RolloutClient, version: int, *, stop_after: str = "") -> str:
         """The digest that arrived. Raises as the replica does, also where it is left after a tensor."""
         sending = asyncio.create_task(asyncio.to_thread(self._send, stop_after))
         try:
-            answer = await rollout.update_weights(version, self._group, first_rank=1, timeout_s=TIMEOUT_S)
+            answer = await rollout.update_weights(version, self.group, first_rank=1, timeout_s=TIMEOUT_S)
             assert answer.weights_digest == (await sending).digest.hexdigest()
             return answer.weights_digest
         finally:
@@ -44,10 +44,10 @@ class SentModel:
 
     def _send(self, stop_after: str) -> Transfer | None:
         group = BroadcastGroup(
-            self._store, HOST, rank=0, size=2, backend="gloo", group_id=self._group.group_id, timeout_s=TIMEOUT_S
+            self._store, HOST, rank=0, size=2, backend="gloo", group_id=self.group.group_id, timeout_s=TIMEOUT_S
         )  # fmt: skip
         try:
-            return send(group, plan_buckets(self._group.senders[0].tensors, 1), self._until(stop_after), torch.device("cpu"))
+            return send(group, plan_buckets(self.group.senders[0].tensors, 1), self._until(stop_after), torch.device("cpu"))
         except StopIteration:
             return None
 

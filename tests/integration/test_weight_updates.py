@@ -1,5 +1,6 @@
 """Weight updates of a real replica that break off, meet, or find responses under way; the sender is the test itself."""
 
+import asyncio
 import copy
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
-from baton.errors import BatonError
+from baton.errors import BatonError, NotReadyError
+from baton.samples import FinishReason
 from models import make_model
 from processes import ServiceProcess
 
@@ -87,3 +89,50 @@ async def test_after_an_update_that_broke_off_the_next_whole_one_is_served_and_n
         await broken.update(rollout, version, stop_after=f"{LAYER}.{last}.weight")
     await rollout.commit_weights(version, await SentModel(whole).update(rollout, version))
     assert await difference(rollout, whole, version) < 1e-3
+
+
+async def test_no_request_for_a_version_is_answered_by_the_one_that_came_while_it_was_under_way(
+    rollout: RolloutClient, loaded: torch.nn.Module
+) -> None:
+    """Most of these have hardly begun: the engine does not know them yet when the weights come."""
+    version = await next_version(rollout)
+    await rollout.commit_weights(version, await SentModel(changed(loaded, seed=3)).update(rollout, version))
+    prompts = [Prompt(f"p{number}", token_ids=[5, number] * 200) for number in range(256)]
+    stream = rollout.generate(prompts, sampling=SamplingParams(n=2, max_new_tokens=512), exact_version=version)
+    call = asyncio.create_task(collect(stream))
+    while not (await rollout.get_status()).running_requests:
+        await asyncio.sleep(0)
+    digest = await SentModel(changed(loaded, seed=4)).update(rollout, version + 1)
+    await rollout.commit_weights(version + 1, digest)
+    samples = [group.samples for group in (await call).values()]
+    assert {why for group in samples for why in group.finish_reasons} == {FinishReason.ABORT}
+    assert {number for group in samples for number in group.span_versions.values[group.span_tokens.values > 0]} <= {version}
+
+
+async def test_a_beam_search_under_way_ends_when_weights_come(rollout: RolloutClient, loaded: torch.nn.Module) -> None:
+    version = await next_version(rollout)
+    sampling = SamplingParams(use_beam_search=True, n=4, max_new_tokens=1500)
+    call = asyncio.create_task(collect(rollout.generate([Prompt("g", token_ids=PROMPT)], sampling=sampling)))
+    while not (await rollout.get_status()).running_requests:
+        await asyncio.sleep(0.01)
+    await rollout.commit_weights(version, await SentModel(loaded).update(rollout, version))
+    with pytest.raises(NotReadyError, match="the beam search was aborted, or new weights came in its midst"):
+        await call
+    assert await difference(rollout, loaded, version) < 1e-3
+
+
+async def test_a_second_update_is_refused_while_one_arrives_and_taken_after_its_caller_left(
+    rollout: RolloutClient, loaded: torch.nn.Module
+) -> None:
+    version, first = await next_version(rollout), SentModel(changed(loaded, seed=5))
+    arriving = asyncio.create_task(first.update(rollout, version, stop_after=f"{LAYER}.self_attn.q_proj.weight"))
+    while "is arriving" not in (await rollout.get_status()).state_reason:
+        await asyncio.sleep(0.01)
+    with pytest.raises(NotReadyError, match=f"no weights can be taken: version {version} is arriving"):
+        await rollout.update_weights(version + 1, SentModel(loaded).group, first_rank=1, timeout_s=5)
+    arriving.cancel()
+    await asyncio.wait([arriving])
+    while "is arriving" in (await rollout.get_status()).state_reason:
+        await asyncio.sleep(0.01)
+    await rollout.commit_weights(version, await SentModel(loaded).update(rollout, version))
+    assert await difference(rollout, loaded, version) < 1e-3
