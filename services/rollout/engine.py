@@ -24,7 +24,7 @@ from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
-from services.rollout.sampling import GroupSampling, group_sampling
+from services.rollout.sampling import GroupSampling, group_sampling, special_tokens
 
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 """vLLM's finish reasons."""
@@ -41,6 +41,7 @@ class VllmEngine:
             _check_tokenizer(config)
         self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
         self.tokenizer = self.llm.get_tokenizer()
+        self._special = special_tokens(self.tokenizer)
         self.max_model_len: int = self.llm.model_config.max_model_len
         self.vocabulary: int = self.llm.model_config.get_vocab_size()
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
@@ -56,7 +57,7 @@ class VllmEngine:
     ) -> GroupSampling:  # fmt: skip
         """The run file's sampling options, overridden."""
         config = self._evaluation if evaluation else self._config
-        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len)
+        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self._special)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
@@ -85,7 +86,7 @@ class VllmEngine:
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
-        return Answer([self._sampled(completion) for completion in output.outputs], table)
+        return Answer([self._sampled(completion) for completion in output.outputs] * params.copies, table)
 
     async def _search(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         load = self.loads

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
@@ -47,6 +48,11 @@ class Replica:
             request.exact_version if request.HasField("exact_version") else None,
             request.min_version if request.HasField("min_version") else None,
         )
+        names = Counter(prompt.group_id for prompt in request.prompts)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise InvalidRequestError(
+                f"group {twice[0]} is in the request {names[twice[0]]} times; give each prompt its own"
+            )
         work = []
         for prompt in request.prompts:
             tokens = prompt_tokens(prompt, self.engine.tokenizer, self.engine.vocabulary, self.model)
