@@ -1,5 +1,6 @@
 """One vLLM engine: generation, and new weights for it."""
 
+import asyncio
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.outputs import CompletionOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.tokenizers import get_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -23,7 +24,7 @@ from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
-from services.rollout.sampling import GroupSampling, group_sampling
+from services.rollout.sampling import GroupSampling, group_sampling, special_tokens
 
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 """vLLM's finish reasons."""
@@ -40,6 +41,7 @@ class VllmEngine:
             _check_tokenizer(config)
         self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
         self.tokenizer = self.llm.get_tokenizer()
+        self._special = special_tokens(self.tokenizer)
         self.max_model_len: int = self.llm.model_config.max_model_len
         self.vocabulary: int = self.llm.model_config.get_vocab_size()
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
@@ -47,6 +49,7 @@ class VllmEngine:
         self._evaluation = config.for_evaluation()
         self._group_id = ""
         self._under_way: dict[str, set[str]] = {}  # request ids by group
+        self._searches: dict[str, asyncio.Task[RequestOutput]] = {}  # by request id
         self.loads = 0
 
     def params(
@@ -54,7 +57,7 @@ class VllmEngine:
     ) -> GroupSampling:  # fmt: skip
         """The run file's sampling options, overridden."""
         config = self._evaluation if evaluation else self._config
-        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len)
+        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self._special)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
@@ -83,13 +86,20 @@ class VllmEngine:
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
-        return Answer([self._sampled(completion) for completion in output.outputs], table)
+        return Answer([self._sampled(completion) for completion in output.outputs] * params.copies, table)
 
     async def _search(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         load = self.loads
-        output = await BeamSearch(self.llm).search(request_id, token_ids, params.params)
-        if self.loads != load:
-            raise NotReadyError("new weights came in the midst of a beam search; ask again for the version served now")
+        search = asyncio.ensure_future(BeamSearch(self.llm).search(request_id, token_ids, params.params))
+        self._searches[request_id] = search
+        try:
+            await asyncio.wait([search])
+        finally:
+            del self._searches[request_id]
+            search.cancel()
+        if search.cancelled() or self.loads != load:
+            raise NotReadyError("the beam search was aborted, or new weights came in its midst; ask again")
+        output = search.result()
         return Answer([_searched(completion, load) for completion in output.outputs])
 
     def _sampled(self, completion: CompletionOutput) -> Completion:
@@ -133,8 +143,12 @@ class VllmEngine:
         await self.llm.resume_generation()
 
     async def abort(self, group_ids: Sequence[str]) -> None:
-        """Their `generate` returns the tokens that they have."""
-        await self.llm.abort([request for group_id in group_ids for request in self._under_way.get(group_id, ())])
+        """Their `generate` returns the tokens that they have; that of a beam search, which has none yet, NotReadyError."""
+        requests = [request for group_id in group_ids for request in self._under_way.get(group_id, ())]
+        for request in requests:
+            if search := self._searches.get(request):
+                search.cancel()
+        await self.llm.abort(requests)
 
     async def freeze(self) -> None:
         """All responses stand still, with what they have in the cache, until `resume`."""

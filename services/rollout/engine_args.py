@@ -60,6 +60,10 @@ def _defaults(config: PolicyConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | limit
 
 
+_SPECULATION = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+"""Arguments that have vLLM accept a draft's tokens."""
+
+
 def _check(further: dict[str, Any], by_option: dict[str, Any], ours: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name, value in further.items():
@@ -68,6 +72,12 @@ def _check(further: dict[str, Any], by_option: dict[str, Any], ours: dict[str, A
             raise ConfigError(f"{where}; Baton sets this one itself, for it to sample and to take weights; leave it out")
         if name in by_option:
             raise ConfigError(f"{where}; models.policy has an option for this; set that one, so that all services know it")
+        if name in _SPECULATION and value is not None:
+            raise ConfigError(f"{where}; speculated tokens have no log-probabilities of the raw model; leave it out")
+        if name == "data_parallel_size" and value != 1:
+            raise ConfigError(
+                f"{where}; weights reach one engine per replica; leave it out, and set models.policy.num_replica"
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(f"{where}; vLLM has no such argument{f', but {near[0]}' if near else ''}; correct the name")

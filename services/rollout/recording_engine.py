@@ -116,5 +116,10 @@ class RecordingEngine:
 def _check(params: SamplingParams) -> None:
     if params.logprobs is not None and params.logprobs < 0:
         raise ValueError("logprobs of the whole vocabulary are not given; ask for a number of them")
+    if params.structured_outputs is not None:  # vLLM takes away what the grammar forbids before it samples
+        raise ValueError(
+            "structured outputs (response_format, tool_choice, guided decoding) cannot be recorded: the raw model's "
+            "log-probabilities are lost; leave them out, and check the answer instead"
+        )
     if getattr(params, "logprob_token_ids", None):
         raise ValueError("logprob_token_ids cannot be recorded; leave them out")

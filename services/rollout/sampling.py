@@ -1,6 +1,8 @@
 """The run file's sampling options, overridden per request, as what the engine is asked for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from vllm import SamplingParams
@@ -19,11 +21,13 @@ class GroupSampling:
 
     params: SamplingParams
     is_beam: bool
+    copies: int = 1
+    """How often the engine's one response is given: greedy ones would all be equal."""
 
     @property
     def n(self) -> int:
         """Responses."""
-        return self.params.n
+        return self.params.n * self.copies
 
     @property
     def temperature(self) -> float:
@@ -31,10 +35,18 @@ class GroupSampling:
         return 0.0 if self.is_beam else self.params.temperature
 
 
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Ids of the tokens that responses' texts leave out, by their text."""
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
 def group_sampling(
-    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int
-) -> GroupSampling:
-    """How to answer one prompt of `prompt_tokens`, in a model of `context` tokens.
+    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int,
+    special: Mapping[str, int] = MappingProxyType({}),
+) -> GroupSampling:  # fmt: skip
+    """How to answer one prompt of `prompt_tokens`, in a model of `context` tokens and these `special` ones. A stop text that
+    is one of those stops by its id, for it never comes in a text.
 
     Raises InvalidRequestError, naming the group, for options that contradict each other or are out of range, and if the
     prompt leaves no room for a response.
@@ -44,13 +56,18 @@ def group_sampling(
     limit = given.get("max_new_tokens", config.response_limit)
     options: dict[str, Any] = {name: given.get(name, getattr(config, name)) for name in _SAME_NAME}
     stop, is_beam = list(given.get("stop", config.stop_tokens)), given.get("use_beam_search", config.use_beam_search)
-    if is_beam and stop:
-        raise InvalidRequestError(f"sampling options of group {group_id}: a beam search ends at no text; leave out stop")
+    copies = 1
+    if is_beam:
+        _check_beam(group_id, options, stop)
+        options["temperature"] = 1.0  # of no effect, but vLLM refuses several responses at 0
+    elif options["temperature"] == 0 and options["n"] > 1:
+        copies, options["n"] = options["n"], 1
     try:
         params = SamplingParams(
             **options,
             seed=given.get("seed"),
             stop=stop or None,
+            stop_token_ids=[special[text] for text in stop if text in special] or None,
             max_tokens=room if limit is None else min(limit, room),
             logprobs=1,  # the sampled token's own, and in place of the likeliest's the raw model's: see vllm_sampler
             flat_logprobs=True,
@@ -58,7 +75,25 @@ def group_sampling(
         )
     except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error
-    return GroupSampling(params, is_beam)
+    return GroupSampling(params, is_beam, copies)
+
+
+def _check_beam(group_id: str, options: dict[str, Any], stop: list[str]) -> None:
+    """Raises InvalidRequestError for what a beam search would leave out of account."""
+    where = f"sampling options of group {group_id}"
+    if stop:
+        raise InvalidRequestError(f"{where}: a beam search ends at no text; leave out stop")
+    for name, neutral in _NEUTRAL.items():
+        if options[name] not in neutral:
+            raise InvalidRequestError(f"{where}: a beam search has no {name}, which is {options[name]:g}; set {neutral[0]}")
+    if options["prompt_logprobs"] is not None:
+        raise InvalidRequestError(f"{where}: a beam search returns no prompt_logprobs; ask for them without one")
+
+
+_NEUTRAL = {
+    "top_p": (1.0,), "top_k": (-1, 0), "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "repetition_penalty": (1.0,),
+}  # fmt: skip
+"""Options that change what is drawn, and their values that do not."""
 
 
 _SAME_NAME = (

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
@@ -47,6 +48,11 @@ class Replica:
             request.exact_version if request.HasField("exact_version") else None,
             request.min_version if request.HasField("min_version") else None,
         )
+        names = Counter(prompt.group_id for prompt in request.prompts)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise InvalidRequestError(
+                f"group {twice[0]} is in the request {names[twice[0]]} times; give each prompt its own"
+            )
         work = []
         for prompt in request.prompts:
             tokens = prompt_tokens(prompt, self.engine.tokenizer, self.engine.vocabulary, self.model)
@@ -176,6 +182,8 @@ class Replica:
             await asyncio.wait(self._groups)
         if in_flight == control_pb2.IN_FLIGHT_KEEP:
             await self._end(list(self._exact))
+        elif self.engine.interruptible:  # all: the engine's own pause would only hold back what has not reached it yet
+            await self._end(list(self._groups))
         update = self.engine.update_weights(
             group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == control_pb2.IN_FLIGHT_KEEP
         )
@@ -205,7 +213,7 @@ class Replica:
         while waiting:
             if time.monotonic() > deadline:
                 left = ", ".join(sorted(self._groups[task] for task in waiting))
-                raise DeadlineError(f"{left} cannot be aborted, as a beam search cannot; wait for it, or end its call")
+                raise DeadlineError(f"{left} did not end within {ABORT_S:g} s of being aborted; end its call, or try again")
             await self.engine.abort(sorted(self._groups[task] for task in waiting))
             waiting = (await asyncio.wait(waiting, timeout=0.1))[1]
         return len(names)

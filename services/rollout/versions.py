@@ -32,13 +32,19 @@ class VersionGate:
 
     def begin(self, version: int) -> None:
         """An update to `version` starts; nothing is served from now on. The one that is served may come again, for a caller
-        that had no answer to its commit. Raises NotReadyError for an older one, and while the gate is closed."""
-        if self.closed:
+        that had no answer to its commit. Raises NotReadyError for an older one, while one arrives, and while the gate is
+        closed."""
+        if self.closed or self._arriving:
             raise NotReadyError(f"no weights can be taken: {self.reason}")
         if version < self.version:
             raise NotReadyError(f"version {version} cannot follow version {self.version}, which is served already")
         self.state, self.reason = pb.REPLICA_STATE_UPDATING, f"version {version} is arriving"
         self._pending, self._paused_at = None, time.perf_counter()
+
+    @property
+    def _arriving(self) -> bool:
+        """Whether an update is under way. One that has arrived, or failed, may be replaced: its sender may be gone."""
+        return self.state == pb.REPLICA_STATE_UPDATING and self._pending is None
 
     @property
     def closed(self) -> bool:

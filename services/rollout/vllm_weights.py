@@ -7,6 +7,7 @@ import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from baton.api.common.v1 import weights_pb2
 from services.common.weight_sync.digest import WeightsDigest
@@ -65,6 +66,7 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def start_weight_update(self) -> None:
         """Brings every layer back to the layout of a checkpoint."""
+        drop_unfinished(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
@@ -107,6 +109,22 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
     def shutdown(self) -> None:
         """Leaves the groups."""
         self._senders = []
+
+
+def drop_unfinished(model: torch.nn.Module) -> None:
+    """Forgets what an update that broke off has left, and gives every layer the tensors back that the engine runs with.
+
+    vLLM collects the parts of a fused layer (q, k and v; gate and up), counts their elements, and fills the layer when all
+    are there. A new update skips layers that still collect: old parts would count as new ones, and the layer would be filled
+    before its last part has come, while the digest, which is of what was received, is right.
+    """
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if not info.can_load():  # it collects nothing: filled, or no update began
+            continue
+        if info.kernel_tensors is not None:
+            _place_kernel_tensors(layer, info)
+        info.reset()
 
 
 class WeightReports:

@@ -251,6 +251,10 @@ REFUSED = {
     "beam search": ({"extra_body": {"use_beam_search": True}, "temperature": 0}, "a beam search cannot be recorded"),
     "a negative limit": ({"max_tokens": -1}, "max_tokens"),
     "all log-probabilities": ({"logprobs": True, "top_logprobs": -1}, "ask for a number of them"),
+    "a response format": ({"response_format": {"type": "json_object"}}, r"structured outputs .* cannot be recorded"),
+    "a regular expression": (
+        {"extra_body": {"structured_outputs": {"regex": "w[0-9]"}}}, r"structured outputs .* cannot be recorded",
+    ),
     "too long a prompt": ({"messages": [{"role": "user", "content": "w3 " * (CONTEXT + 1)}]}, "maximum context length"),
 }
 

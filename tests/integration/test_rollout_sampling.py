@@ -33,7 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     directory = tmp_path_factory.mktemp("rollout")
     service = vllm_service(
-        directory, model, seq_length=CONTEXT, max_new_tokens=LIMIT, eval_temperature=0.0, max_outstanding_responses=2000
+        directory, model, seq_length=CONTEXT, max_new_tokens=LIMIT, eval_temperature=0.0, eval_top_k=2,
+        max_outstanding_responses=2000,
     )
     try:
         yield service.start(timeout_s=240)
@@ -179,6 +180,16 @@ async def test_an_evaluation_takes_the_options_of_its_own(rollout):
     assert len(set(drawn.texts)) == 4
 
 
+async def test_an_evaluation_alone_has_the_top_k_of_evaluations(rollout, logits):
+    """The run file's is 2, of which a temperature above 0 draws either."""
+    likeliest = set(np.argsort(-logits(PROMPT)[0, -1])[:2].tolist())
+    options = {"n": 200, "temperature": 2.0, "max_new_tokens": 1, "ignore_eos": True}
+    evaluated = (await answers(rollout, PROMPT, evaluation=True, **options))[0]
+    assert set(evaluated.samples.response_ids.values.tolist()) == likeliest
+    drawn = (await answers(rollout, PROMPT, **options))[0]
+    assert len(set(drawn.samples.response_ids.values.tolist())) > 2
+
+
 async def test_a_stop_text_ends_a_response(rollout):
     [free] = await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True)
     words = free.texts[0].split()
@@ -187,6 +198,16 @@ async def test_a_stop_text_ends_a_response(rollout):
     assert stopped.samples.finish_reasons.tolist() == [FinishReason.STOP]
     assert stopped.samples.response_ids.values.tolist() == free.samples.response_ids.values[: first + 1].tolist()
     assert word not in stopped.texts[0]
+
+
+async def test_a_stop_text_that_is_a_special_token_ends_a_response(rollout, model):
+    """It never comes in a text; here the end token, which is ignored otherwise."""
+    [group] = await answers(rollout, PROMPT, n=64, max_new_tokens=48, temperature=2.0, ignore_eos=True, stop=["</s>"])
+    rows = group.samples.response_ids.rows()
+    stopped = [row for row, why in zip(rows, group.samples.finish_reasons, strict=True) if why == FinishReason.STOP]
+    assert stopped and all(row[-1] == 2 for row in stopped)
+    assert all(2 not in row[:-1] for row in rows)
+    assert all("</s>" not in text for text in group.texts)
 
 
 async def test_the_end_token_ends_a_response_unless_it_is_ignored(rollout):

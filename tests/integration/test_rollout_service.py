@@ -60,8 +60,22 @@ async def test_overrides_win_over_the_run_file(rollout: RolloutClient) -> None:
 
 
 async def test_options_that_contradict_each_other_are_refused_with_the_group(rollout: RolloutClient) -> None:
-    with pytest.raises(InvalidRequestError, match="group a: n must be 1"):
-        await collect(rollout.generate([Prompt("a", token_ids=[9])], sampling=SamplingParams(n=2, temperature=0.0)))
+    with pytest.raises(InvalidRequestError, match="group a: a beam search ends at no text"):
+        await collect(
+            rollout.generate([Prompt("a", token_ids=[9])], sampling=SamplingParams(use_beam_search=True, stop=["w1"]))
+        )
+
+
+async def test_several_greedy_responses_are_equal(rollout: RolloutClient) -> None:
+    sampling = SamplingParams(n=3, temperature=0.0, ignore_eos=True)
+    samples = (await collect(rollout.generate([Prompt("a", token_ids=[9])], sampling=sampling)))["a"].samples
+    assert samples.sample_ids == ["a/0", "a/1", "a/2"]
+    assert len({tuple(row.tolist()) for row in samples.response_ids.rows()}) == 1
+
+
+async def test_a_group_that_is_named_twice_is_refused(rollout: RolloutClient) -> None:
+    with pytest.raises(InvalidRequestError, match="group a is in the request 2 times"):
+        await collect(rollout.generate([Prompt("a", token_ids=[9]), Prompt("a", token_ids=[8])]))
 
 
 async def test_the_same_seed_draws_the_same_tokens(rollout: RolloutClient) -> None:

@@ -96,6 +96,35 @@ def test_an_override_that_makes_no_sense_is_refused_with_its_group(override: dic
         sampled(**override)
 
 
-def test_greedy_sampling_of_several_responses_is_refused_because_they_would_be_equal() -> None:
-    with pytest.raises(InvalidRequestError, match="group g"):
-        sampled(n=2, temperature=0.0)
+def test_several_greedy_responses_are_one_that_is_given_so_often() -> None:
+    from services.rollout.sampling import group_sampling
+
+    group = group_sampling(PolicyConfig(n=3, temperature=0.0), SamplingParams().to_proto(), "g", 10, 64)
+    assert (group.n, group.params.n, group.copies) == (3, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_p", 0.9), ("top_k", 5), ("presence_penalty", 0.5), ("frequency_penalty", -0.5), ("repetition_penalty", 1.2),
+        ("prompt_logprobs", 0),
+    ],
+)  # fmt: skip
+def test_what_a_beam_search_would_leave_out_of_account_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequestError, match=f"group g: a beam search (has|returns) no {name}"):
+        sampled(use_beam_search=True, n=2, **{name: value})
+
+
+def test_a_beam_search_may_have_several_responses_at_temperature_zero() -> None:
+    assert sampled({"temperature": 0.0}, use_beam_search=True, n=4).n == 4
+
+
+def test_without_the_token_limit_a_response_may_fill_the_context() -> None:
+    assert sampled({"max_new_tokens": 7, "new_token_limit": False}).max_tokens == 54
+
+
+def test_an_evaluation_alone_takes_the_options_that_are_named_for_it() -> None:
+    run_file = {"top_p": 0.9, "top_k": 40, "eval_top_p": 0.5, "eval_top_k": 3}
+    assert (sampled(run_file).top_p, sampled(run_file).top_k) == (0.9, 40)
+    evaluated = PolicyConfig(**run_file).for_evaluation()
+    assert (evaluated.top_p, evaluated.top_k) == (0.5, 3)

@@ -81,6 +81,33 @@ def test_an_update_must_not_be_older_than_what_is_served() -> None:
     gate.admit(3, None)
 
 
+@pytest.mark.parametrize("second", [4, 5])
+def test_while_one_version_arrives_another_update_is_refused_and_changes_nothing(second: int) -> None:
+    gate = served(3)
+    gate.begin(4)
+    with pytest.raises(NotReadyError, match="no weights can be taken: version 4 is arriving"):
+        gate.begin(second)
+    gate.arrived(4, "d4")
+    gate.commit(4, "d4")
+    gate.admit(4, None)
+
+
+@pytest.mark.parametrize("ended", ["failed", "arrived"])
+def test_an_update_that_ended_without_a_commit_may_be_followed_by_another(ended: str) -> None:
+    gate = served(3)
+    gate.begin(4)
+    if ended == "failed":
+        gate.fail(4, "the caller gave it up")
+    else:
+        gate.arrived(4, "d4")
+    gate.begin(4)
+    with pytest.raises(NotReadyError, match="has not arrived here"):
+        gate.commit(4, "d4")
+    gate.arrived(4, "d4")
+    gate.commit(4, "d4")
+    gate.admit(4, None)
+
+
 def test_what_is_served_may_come_again_and_is_served_after_its_commit() -> None:
     gate = served(3)
     gate.begin(3)
