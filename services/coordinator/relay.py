@@ -56,7 +56,7 @@ class Relay:
             self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
             evict_for_bytes=store.relay_when_full == "evict",
         )  # fmt: skip
-        buffers = await self._history.buffers()
+        buffers = await self._history.buffers(limit)
         chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
         total, steps = await self._client.select(self._run_id, episode, chosen.references, chosen.made)
         if total == 0:

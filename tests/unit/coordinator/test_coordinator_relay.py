@@ -11,6 +11,7 @@ from baton.clients import LedgerClient, RelayClient
 from baton.engine import Engine, Model, RLHFEngine
 from baton.errors import ConfigError
 from baton.testing import FakeTrainer
+from processes import ServiceProcess
 from services.coordinator.state import Life
 
 
@@ -56,6 +57,25 @@ async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id,
     assert [line["relay/age_mean"] for line in metrics] == [0, 0.5, 0.5]
     assert [line["relay/age_max"] for line in metrics] == [0, 1, 1]
     assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
+
+
+async def test_the_function_gets_no_more_than_the_limit_while_earlier_episodes_wait_for_a_checkpoint(
+    store, run_file, run_id, tmp_path
+):  # fmt: skip
+    given = []
+
+    def newest(episode_relay_buffers):
+        given.append([relay_buffer.episode_id for relay_buffer in episode_relay_buffers])
+        return episode_relay_buffers[-1].buffer
+
+    strict = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, "--set", "store.ack_on=checkpoint")
+    strict.start()
+    try:
+        sections = {"store": {"ack_on": "checkpoint"}, "runtime": {"max_relay_episode": 2}}
+        state, _, _ = await run(strict, run_id, tmp_path, engine_with(newest), **sections)
+    finally:
+        strict.kill()
+    assert (state.life, given) == (Life.SUCCEEDED, [[0], [0, 1], [1, 2]])
 
 
 async def test_episodes_before_the_offset_are_trained_as_they_are_and_not_kept(buffer, run_id, tmp_path):
