@@ -105,8 +105,9 @@ class Leases:
     async def ack(self, keys: EpisodeKeys, lease_id: LeaseId, global_step: int) -> int:
         """Marks the step as trained by optimizer step `global_step`; returns the trained steps of its pass.
 
-        Raises NotFoundError if it was not leased, LeaseLostError if the lease has expired or is another's, ConflictError if
-        another optimizer step trained it, or this one trained another step.
+        The attempt that was acknowledged may repeat it. Raises NotFoundError if the step was not leased, LeaseLostError if
+        the lease has expired or is another's, ConflictError if another optimizer step trained it, or this one trained
+        another step.
         """
         pass_index, _ = parse_step(lease_id.step)
         becomes = "acked" if self._limits.ack_on_step else "trained"
@@ -190,6 +191,8 @@ def _lost(keys: EpisodeKeys, lease_id: LeaseId, answer: list) -> NotFoundError |
             why = f"is a lease that expired {float(late):.1f} s ago; renew it first"
         case [b"trained", global_step]:
             why = f"was trained by optimizer step {global_step.decode()}"
+        case [b"late", global_step, attempt]:
+            why = f"was leased again since, and attempt {int(attempt)} trained it, by optimizer step {global_step.decode()}"
         case _:
             return NotFoundError(f"{lease_id} of {keys} is not leased; give the lease_id that Lease gave")
     return LeaseLostError(f"{lease_id} of {keys} {why}")

@@ -218,10 +218,10 @@ class Model:
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
         if held is None or (held.lessee is None and held.global_step is None):
             return NotFoundError
+        if held.attempt != attempt or (held.expired and held.global_step is None):
+            return LeaseLostError
         if held.global_step is not None:
             return self.episodes[at].trained() if held.global_step == global_step else ConflictError
-        if held.attempt != attempt or held.expired:
-            return LeaseLostError
         if global_step in self.global_steps:
             return ConflictError
         held.global_step, held.acked = global_step, self.ack_on_step

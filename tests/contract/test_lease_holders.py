@@ -59,6 +59,19 @@ async def test_only_who_holds_the_lease_may_acknowledge_it_and_a_refusal_changes
     assert await hurried.ack(run_id, 0, second, global_step=1) == 1
 
 
+async def test_only_the_attempt_that_was_acknowledged_may_acknowledge_the_step_again(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    first = await lease_as(hurried, run_id, "one")
+    second = await lease_as(hurried, run_id, "two")
+    for _ in range(2):
+        assert await hurried.ack(run_id, 0, second, global_step=1) == 1
+    for global_step in (1, 2):  # as far as the first one knows, its optimizer step has either number
+        with pytest.raises(LeaseLostError, match=r"p0-s0-a1 of .* was leased again since, and attempt 2 trained it"):
+            await hurried.ack(run_id, 0, first, global_step=global_step)
+    assert await hurried.ack(run_id, 0, second, global_step=1) == 1
+
+
 async def test_an_expired_lease_can_be_renewed_but_not_acknowledged(hurried, run_id):
     await hurried.open_episode(run_id, 0, **SIZES)
     await hurried.put(run_id, 0, make_samples(range(16)))
