@@ -63,6 +63,7 @@ class Leases:
         """
         if not (math.isfinite(wait_s) and wait_s >= 0):
             raise InvalidRequestError(f"wait_s is {wait_s}; it must be a number of seconds from 0")
+        _check_lessee(lessee)
         request = Request(share, lessee, micro_batch_tokens, time.monotonic() + wait_s, wait_s)
         episode = await Episode.read(self._store, keys)
         _check_share(share, episode)
@@ -89,6 +90,7 @@ class Leases:
 
     async def renew(self, keys: EpisodeKeys, lease_id: LeaseId, lessee: str) -> tuple[LeaseId, float]:
         """Starts the lease's time again; returns (lease id, its seconds). Raises LeaseLostError if another has the step."""
+        _check_lessee(lessee)
         answer = await self._store.run(
             "renew", [keys.steps], lease_id.step, lease_id.attempt, lessee, self._limits.lease_timeout_s
         )
@@ -196,6 +198,15 @@ def _lost(keys: EpisodeKeys, lease_id: LeaseId, answer: list) -> NotFoundError |
         case _:
             return NotFoundError(f"{lease_id} of {keys} is not leased; give the lease_id that Lease gave")
     return LeaseLostError(f"{lease_id} of {keys} {why}")
+
+
+def _check_lessee(lessee: str) -> None:
+    """Raises InvalidRequestError if nobody could be told from others by it."""
+    if not lessee:
+        raise InvalidRequestError(
+            "lessee is empty, so that two trainers would have the step at once; give every trainer a name of its own, the "
+            "same on all its ranks"
+        )
 
 
 def _check_share(share: Share, episode: Episode) -> None:

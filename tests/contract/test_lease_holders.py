@@ -9,7 +9,7 @@ import pytest
 from buffer_samples import make_samples
 
 from baton.clients import BufferClient, LedgerClient
-from baton.errors import DeadLetterError, DeadlineError, LeaseLostError
+from baton.errors import DeadLetterError, DeadlineError, InvalidRequestError, LeaseLostError
 from processes import ServiceProcess, StoreProcess
 
 SIZES = {"expected_samples": None, "global_batch_size": 8, "micro_batch_size": 4}
@@ -30,7 +30,7 @@ async def hurried(hasty: ServiceProcess) -> AsyncIterator[BufferClient]:
         yield client
 
 
-async def lease_as(client: BufferClient, run_id: str, lessee: str, step: int = 0, wait_s: float = 5.0) -> str:
+async def lease_as(client: BufferClient, run_id: str, lessee: str | None, step: int = 0, wait_s: float = 5.0) -> str:
     """The lease id that this lessee gets."""
     found = client.lease(run_id, 0, pass_index=0, step_index=step, lessee=lessee, wait_s=wait_s)
     batches = [batch async for batch in found]
@@ -70,6 +70,27 @@ async def test_only_the_attempt_that_was_acknowledged_may_acknowledge_the_step_a
         with pytest.raises(LeaseLostError, match=r"p0-s0-a1 of .* was leased again since, and attempt 2 trained it"):
             await hurried.ack(run_id, 0, first, global_step=global_step)
     assert await hurried.ack(run_id, 0, second, global_step=1) == 1
+
+
+async def test_clients_that_give_no_name_are_different_lessees(hurried, hasty, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    lease_id = await lease_as(hurried, run_id, None)
+    assert await lease_as(hurried, run_id, None) == lease_id == "p0-s0-a1"
+    async with BufferClient(hasty.address, timeout_s=20) as other:
+        assert (await lease_as(other, run_id, None, wait_s=5)) == "p0-s0-a2"
+        with pytest.raises(LeaseLostError, match="as attempt 2"):
+            await hurried.renew_lease(run_id, 0, lease_id)
+
+
+async def test_a_lessee_without_a_name_is_refused(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    with pytest.raises(InvalidRequestError, match="lessee is empty"):
+        await lease_as(hurried, run_id, "")
+    lease_id = await lease_as(hurried, run_id, None)
+    with pytest.raises(InvalidRequestError, match="lessee is empty"):
+        await hurried.renew_lease(run_id, 0, lease_id, lessee="")
 
 
 async def test_an_expired_lease_can_be_renewed_but_not_acknowledged(hurried, run_id):
