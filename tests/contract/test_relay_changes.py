@@ -8,6 +8,7 @@ from buffer_samples import make_samples
 from relay_runs import RelayRun
 
 from baton.clients import LedgerClient
+from baton.errors import InvalidRequestError
 from processes import ServiceProcess
 
 
@@ -91,3 +92,43 @@ async def test_metadata_changed_in_place_makes_a_new_sample_and_metadata_only_re
     assert trained[0].metadata == ['{"number": {"nested": [1, 2]}}', '{"number": 1}']
     (buffer,) = await run.history.buffers()
     assert buffer.buffer[0]["metadata"] == {"number": 0}
+
+
+TOKENS = "it must be a list of whole numbers from 0 to 2147483647"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("prompt_ids", 5, f"has the prompt_ids 5; {TOKENS}"),
+        ("prompt_ids", [[1], [2]], TOKENS),
+        ("prompt_ids", [[1], 2], TOKENS),
+        ("prompt_ids", "words", TOKENS),
+        ("prompt_ids", None, "lacks prompt_ids"),
+        ("rollout_logprobs", None, "lacks rollout_logprobs"),
+        ("prompt_ids", [1, 2**40], f"{TOKENS}, and has {2**40} at place 1"),
+        ("prompt_ids", [2**80], TOKENS),
+        ("prompt_ids", [1.9], f"{TOKENS}, and has 1.9 at place 0"),
+        ("prompt_ids", [-1], f"{TOKENS}, and has -1 at place 0"),
+        ("loss_mask", [1, -1, 1, 1, 1], "a list of whole numbers from 0 to 255, and has -1 at place 1"),
+        ("rollout_logprobs", [0, float("nan"), 0, 0, 0], "a list of finite numbers, and has nan at place 1"),
+        ("rollout_logprobs", [0, 0, 0, 0, -1e300], "a list of finite numbers, and has -1e.300 at place 4"),
+        ("policy_version_max", 2**70, "has the policy_version_max .*; it must be a whole number from"),
+        ("group_size", 1.5, "has the group_size 1.5; it must be a whole number from"),
+        ("metadata", {"a": {1, 2}}, "has the metadata .*; it must be JSON"),
+    ],
+)  # fmt: skip
+async def test_a_value_that_cannot_be_stored_as_it_is_is_refused_with_its_item_key_and_rule(run, key, value, message):
+    def make(buffers):
+        return [buffers[0].buffer[1], buffers[0].buffer[0].copy() | {key: value}]
+
+    with pytest.raises(InvalidRequestError, match=f"item 1 of what the relay function returned .*{message}"):
+        await run.choose(0, make)
+
+
+async def test_numbers_of_any_kind_that_mean_the_same_are_stored(run):
+    changes = {"prompt_ids": (1.0, 2.0), "loss_mask": [True] * 5, "rollout_logprobs": np.zeros(5, np.int8), "metadata": None}
+    await run.choose(0, lambda buffers: [buffers[0].buffer[0].copy() | changes])
+    made = (await run.lease(0, 0))[0][0]
+    assert (made.prompt_ids.values.tolist()[:2], made.loss_mask.values.tolist()[:5]) == ([1, 2], [1] * 5)
+    assert made.metadata is None

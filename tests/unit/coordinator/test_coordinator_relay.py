@@ -98,6 +98,28 @@ async def test_a_built_in_gets_its_parameters_and_the_runs_seed(buffer, run_id, 
     assert chosen[0] == chosen[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "rule"),
+    [
+        ("uniform", {"k": -1}, "k is -1; it must be a whole number from 0"),
+        ("uniform", {"k": 1.5}, "k is 1.5; it must be a whole number from 0"),
+        ("age_decayed", {"k": 4, "half_life": 0}, "half_life is 0; it must be a number above 0"),
+        ("reward_prioritised", {"k": 4, "temperature": 0.0}, "temperature is 0.0; it must be a number above 0"),
+        ("newest_tokens", {"max_tokens": -5}, "max_tokens is -5; it must be a whole number from 0"),
+        ("newest_tokens", {"max_tokens": "many"}, "max_tokens is 'many'; it must be a whole number from 0"),
+        ("newest_tokens", {}, "newest_tokens needs max_tokens, a whole number from 0"),
+        ("last", {"k": 4}, "last has no k; it has no parameters"),
+    ],
+)  # fmt: skip
+async def test_parameters_that_a_built_in_cannot_have_are_refused_before_anything_starts(
+    buffer, tmp_path, name, params, rule
+):  # fmt: skip
+    runtime = {"max_relay_episode": 1, "relay_sample_fn": name, "relay_sample_params": params}
+    with pytest.raises(ConfigError, match=f"runtime.relay_sample_params: {rule}"):
+        async with place(buffer.address, tmp_path, engine=engine_with(), run=config(runtime=runtime)):
+            pass
+
+
 async def test_choosing_nothing_trains_nothing_and_is_reported(buffer, run_id, tmp_path):
     state, steps, metrics = await run(
         buffer, run_id, tmp_path, engine_with(lambda _: []), runtime={"max_relay_episode": 1}
