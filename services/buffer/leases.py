@@ -114,8 +114,9 @@ class Leases:
         pass_index, _ = parse_step(lease_id.step)
         becomes = "acked" if self._limits.ack_on_step else "trained"
         answer = await self._store.run(
-            "ack", [keys.episode, keys.steps, keys.run.global_steps],
+            "ack", [keys.episode, keys.steps, keys.run.global_steps, keys.run.dead],
             lease_id.step, pass_index, lease_id.attempt, global_step, becomes, f"{keys.episode_id} {lease_id.step}",
+            _dead_letter(keys, lease_id.step),
         )  # fmt: skip
         match answer:
             case [b"acked", steps]:
@@ -147,7 +148,7 @@ class Leases:
     async def _take(self, keys: EpisodeKeys, request: Request) -> LeaseId:
         """Records the lease, once nobody else holds the step."""
         step = request.share.step
-        name = f"episode {keys.episode_id} step {step}"
+        name = _dead_letter(keys, step)
         while True:
             answer = await self._store.run(
                 "lease", [keys.episode, keys.steps, keys.run.dead],
@@ -183,6 +184,10 @@ class Leases:
                             "A dead one's lease ends by itself: see store.lease_timeout_s"
                         )
             await asyncio.sleep(HELD_POLL_S)
+
+
+def _dead_letter(keys: EpisodeKeys, step: str) -> str:
+    return f"episode {keys.episode_id} step {step}"
 
 
 def _lost(keys: EpisodeKeys, lease_id: LeaseId, answer: list) -> NotFoundError | LeaseLostError:

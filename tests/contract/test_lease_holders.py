@@ -114,6 +114,20 @@ async def test_a_step_that_is_released_can_be_leased_at_once(hurried, run_id):
     assert await lease_as(hurried, run_id, "two", wait_s=0) == "p0-s0-a2"
 
 
+async def test_a_step_that_was_given_up_and_is_trained_after_all_is_no_dead_letter(hurried, hasty, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    for lessee in ("one", "two"):
+        lease_id = await lease_as(hurried, run_id, lessee)
+    with pytest.raises(DeadLetterError, match="never acknowledged in time; last by two"):
+        await lease_as(hurried, run_id, "three")
+    async with LedgerClient(hasty.address, timeout_s=20) as ledger:
+        assert len((await ledger.audit(run_id)).dead) == 1
+        lease_id, _ = await hurried.renew_lease(run_id, 0, lease_id, lessee="two")  # it was slow, not dead
+        await hurried.ack(run_id, 0, lease_id, global_step=1)
+        assert list((await ledger.audit(run_id)).dead) == []
+
+
 async def test_a_step_is_given_up_after_so_many_attempts_with_the_last_reason(hurried, hasty, run_id):
     await hurried.open_episode(run_id, 0, **SIZES)
     await hurried.put(run_id, 0, make_samples(range(16)))
