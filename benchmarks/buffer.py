@@ -103,8 +103,9 @@ async def lease_rate(client: BufferClient, run_id: str, size: Size, times: int) 
         count = 0
         for step in range(size.samples // size.global_batch):
             batches = client.lease(
-                run_id, EPISODES - 1, pass_index=0, step_index=step, data_parallel_rank=number, data_parallel_size=STREAMS
-            )
+                run_id, EPISODES - 1, pass_index=0, step_index=step, data_parallel_rank=number, data_parallel_size=STREAMS,
+                lessee=run_id,
+            )  # fmt: skip
             async for batch in batches:
                 count += len(batch.samples)
         return count

@@ -27,7 +27,10 @@ class Report:
 
 
 class Audit:
-    """Reads all that a run has in the store, but the elements of arrays. Best on a run that stands still."""
+    """Reads all that a run has in the store, but the elements of arrays.
+
+    A run that goes on changes between two reads, so a fault is one that a second look finds again.
+    """
 
     def __init__(self, store: Store, chunks: Chunks, inspection: Inspection) -> None:
         self._store = store
@@ -36,6 +39,13 @@ class Audit:
 
     async def run(self, run: RunKeys) -> Report:
         """Checks samples, steps and what is left over."""
+        report = await self._look(run)
+        if report.faults:
+            before, report = set(report.faults), await self._look(run)
+            report.faults = [fault for fault in report.faults if fault in before]
+        return report
+
+    async def _look(self, run: RunKeys) -> Report:
         report, named = Report(), set()
         report.states = await self._inspection.states(await self._inspection.episode_keys(run))
         for state in report.states:

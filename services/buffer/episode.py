@@ -10,7 +10,8 @@ from services.buffer.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """The counters of an episode: the fields of its hash, but for `columns`, `trained:PASS` and `attempt:STEP`."""
+    """The counters of an episode: the fields of its hash, but for `columns`, `trained:PASS`,
+    `attempt:STEP` and `rewinds:STEP`."""
 
     expected: int
     """Samples that a fixed episode will have; 0 for a dynamic one."""

@@ -5,7 +5,8 @@
     baton:{run}:ended                  hash    episode id -> "samples passes steps": of every wholly trained episode
     baton:{run}:global-steps           zset    "episode pass step" -> the optimizer step that trained it, for good
     baton:{run}:relaying               hash    episode id -> ids of the episodes that its training set refers to
-    baton:{run}:dead                   hash    "episode 3 group g7" or "episode 3 step p0-s1" -> why it was given up
+    baton:{run}:dead                   hash    "episode 3 group g7" or "episode 3 step p0-s1" -> why it was given up,
+                                               until it is put or trained after all
     baton:{run}:episode:3              hash    what OpenEpisode declared, and the counters: see `episode.py`
     baton:{run}:episode:3:requests     hash    Put's request id -> "first_position stored_samples", its answer
     baton:{run}:episode:3:sample-ids   set     ids of all samples

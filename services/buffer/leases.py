@@ -63,6 +63,7 @@ class Leases:
         """
         if not (math.isfinite(wait_s) and wait_s >= 0):
             raise InvalidRequestError(f"wait_s is {wait_s}; it must be a number of seconds from 0")
+        _check_lessee(lessee)
         request = Request(share, lessee, micro_batch_tokens, time.monotonic() + wait_s, wait_s)
         episode = await Episode.read(self._store, keys)
         _check_share(share, episode)
@@ -89,6 +90,7 @@ class Leases:
 
     async def renew(self, keys: EpisodeKeys, lease_id: LeaseId, lessee: str) -> tuple[LeaseId, float]:
         """Starts the lease's time again; returns (lease id, its seconds). Raises LeaseLostError if another has the step."""
+        _check_lessee(lessee)
         answer = await self._store.run(
             "renew", [keys.steps], lease_id.step, lease_id.attempt, lessee, self._limits.lease_timeout_s
         )
@@ -105,14 +107,16 @@ class Leases:
     async def ack(self, keys: EpisodeKeys, lease_id: LeaseId, global_step: int) -> int:
         """Marks the step as trained by optimizer step `global_step`; returns the trained steps of its pass.
 
-        Raises NotFoundError if it was not leased, LeaseLostError if the lease has expired or is another's, ConflictError if
-        another optimizer step trained it, or this one trained another step.
+        The attempt that was acknowledged may repeat it. Raises NotFoundError if the step was not leased, LeaseLostError if
+        the lease has expired or is another's, ConflictError if another optimizer step trained it, or this one trained
+        another step.
         """
         pass_index, _ = parse_step(lease_id.step)
         becomes = "acked" if self._limits.ack_on_step else "trained"
         answer = await self._store.run(
-            "ack", [keys.episode, keys.steps, keys.run.global_steps],
+            "ack", [keys.episode, keys.steps, keys.run.global_steps, keys.run.dead],
             lease_id.step, pass_index, lease_id.attempt, global_step, becomes, f"{keys.episode_id} {lease_id.step}",
+            _dead_letter(keys, lease_id.step),
         )  # fmt: skip
         match answer:
             case [b"acked", steps]:
@@ -144,7 +148,7 @@ class Leases:
     async def _take(self, keys: EpisodeKeys, request: Request) -> LeaseId:
         """Records the lease, once nobody else holds the step."""
         step = request.share.step
-        name = f"episode {keys.episode_id} step {step}"
+        name = _dead_letter(keys, step)
         while True:
             answer = await self._store.run(
                 "lease", [keys.episode, keys.steps, keys.run.dead],
@@ -182,6 +186,10 @@ class Leases:
             await asyncio.sleep(HELD_POLL_S)
 
 
+def _dead_letter(keys: EpisodeKeys, step: str) -> str:
+    return f"episode {keys.episode_id} step {step}"
+
+
 def _lost(keys: EpisodeKeys, lease_id: LeaseId, answer: list) -> NotFoundError | LeaseLostError:
     match answer:
         case [b"foreign", attempt, lessee]:
@@ -190,9 +198,20 @@ def _lost(keys: EpisodeKeys, lease_id: LeaseId, answer: list) -> NotFoundError |
             why = f"is a lease that expired {float(late):.1f} s ago; renew it first"
         case [b"trained", global_step]:
             why = f"was trained by optimizer step {global_step.decode()}"
+        case [b"late", global_step, attempt]:
+            why = f"was leased again since, and attempt {int(attempt)} trained it, by optimizer step {global_step.decode()}"
         case _:
             return NotFoundError(f"{lease_id} of {keys} is not leased; give the lease_id that Lease gave")
     return LeaseLostError(f"{lease_id} of {keys} {why}")
+
+
+def _check_lessee(lessee: str) -> None:
+    """Raises InvalidRequestError if nobody could be told from others by it."""
+    if not lessee:
+        raise InvalidRequestError(
+            "lessee is empty, so that two trainers would have the step at once; give every trainer a name of its own, the "
+            "same on all its ranks"
+        )
 
 
 def _check_share(share: Share, episode: Episode) -> None:

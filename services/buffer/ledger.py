@@ -70,10 +70,11 @@ class Ledger:
             "put",
             [
                 keys.episode, keys.requests, keys.sample_ids, keys.groups, keys.issues, keys.chunks, keys.run.usage,
-                *chunk_keys,
+                keys.run.dead, *chunk_keys,
             ],
             request_id, incoming.count, columns, incoming.records, incoming.bytes, self._limits.max_samples,
             self._limits.max_bytes, json.dumps(groups), json.dumps(incoming.sample_ids),
+            keys.episode_id,
         )  # fmt: skip
         if answer[0] != b"put":
             raise self._refusal(keys, answer, incoming.count, columns)

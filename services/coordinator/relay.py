@@ -18,7 +18,7 @@ from baton.clients import RelayClient
 from baton.config import RunConfig
 from baton.engine import Engine, RelaySampleFunction, import_function
 from baton.errors import BatonError, ConfigError, DeadlineError, RunFailedError
-from baton.relay.builtins import BUILTINS, SEEDED
+from baton.relay.builtins import BUILTINS, SEEDED, broken_params
 from baton.relay.chosen import TrainingSet, training_set
 from baton.relay.history import RelayHistory
 from baton.relay.samples import EpisodeRelayBuffer
@@ -56,7 +56,7 @@ class Relay:
             self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
             evict_for_bytes=store.relay_when_full == "evict",
         )  # fmt: skip
-        buffers = await self._history.buffers()
+        buffers = await self._history.buffers(limit)
         chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
         total, steps = await self._client.select(self._run_id, episode, chosen.references, chosen.made)
         if total == 0:
@@ -100,7 +100,8 @@ def _do(work: Callable[[], TrainingSet], done: Future[TrainingSet]) -> None:
 
 
 def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | None:
-    """The run's relay function, with its parameters; None if relay is off. Raises ConfigError for two, or a wrong name.
+    """The run's relay function, with its parameters; None if relay is off. Raises ConfigError for two, a wrong name,
+    or parameters that a built-in does not have.
 
     That there is one was checked before: see `RunConfig.require_startable`.
     """
@@ -114,6 +115,8 @@ def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | N
         function = BUILTINS[name]
         if name in SEEDED:
             params.setdefault("seed", config.runtime.seed)
+        if problem := broken_params(name, params):
+            raise ConfigError(f"runtime.relay_sample_params: {problem}")
     elif name:
         if ":" not in name:
             raise ConfigError(

@@ -27,6 +27,7 @@ class Step:
     global_step: int | None = None
     acked: bool = False
     rewound: bool = False
+    rewinds: int = 0
 
 
 @dataclass
@@ -131,6 +132,7 @@ class Model:
         episode.samples += samples
         episode.groups.append(group)
         episode.issues.pop(group, None)
+        self.dead.discard(f"episode {at} group g{group}")
         episode.requests[request] = len(episode.samples)
         return len(episode.samples)
 
@@ -184,10 +186,11 @@ class Model:
         if held and held.lessee and not held.expired:
             return None if held.lessee == lessee else DeadlineError
         attempt = held.attempt + 1 if held else 1
-        if attempt > ATTEMPTS and not held.rewound:  # nothing went wrong with a rewound one
+        rewinds = held.rewinds if held else 0
+        if attempt > ATTEMPTS + rewinds:  # nothing went wrong with a rewound one
             self.dead.add(f"episode {at} step p0-s{step}")
             return DeadLetterError
-        episode.steps[step] = Step(attempt, lessee)
+        episode.steps[step] = Step(attempt, lessee, rewinds=rewinds)
         return None
 
     def _held(self, at: int, step: int, attempt: int):
@@ -218,14 +221,15 @@ class Model:
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
         if held is None or (held.lessee is None and held.global_step is None):
             return NotFoundError
+        if held.attempt != attempt or (held.expired and held.global_step is None):
+            return LeaseLostError
         if held.global_step is not None:
             return self.episodes[at].trained() if held.global_step == global_step else ConflictError
-        if held.attempt != attempt or held.expired:
-            return LeaseLostError
         if global_step in self.global_steps:
             return ConflictError
         held.global_step, held.acked = global_step, self.ack_on_step
         self.global_steps[global_step] = at, step
+        self.dead.discard(f"episode {at} step p0-s{step}")
         return self.episodes[at].trained()
 
     def confirm(self, global_step: int) -> int:
@@ -244,6 +248,7 @@ class Model:
                 if step.global_step is not None and step.global_step > global_step:
                     del self.global_steps[step.global_step]
                     step.global_step, step.lessee, step.rewound, step.expired = None, None, True, False
+                    step.rewinds += 1
                     undone += 1
         return undone
 

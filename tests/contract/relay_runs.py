@@ -42,7 +42,7 @@ class RelayRun:
     async def choose(self, episode: int, function: Callable[[list[Any]], Any], keep: int | None = None) -> tuple[int, int]:
         """Evicts, calls the function in a thread and makes the training set; returns (samples, steps)."""
         await self.relay.trim_history(self.run_id, keep_episodes=keep)
-        buffers = await self.history.buffers()
+        buffers = await self.history.buffers(keep)
         chosen = await asyncio.to_thread(lambda: training_set(function(buffers), buffers, episode))
         return await self.relay.select(self.run_id, episode, chosen.references, chosen.made)
 

@@ -9,7 +9,7 @@ import pytest
 from buffer_samples import make_samples
 
 from baton.clients import BufferClient, LedgerClient
-from baton.errors import DeadLetterError, DeadlineError, LeaseLostError
+from baton.errors import DeadLetterError, DeadlineError, InvalidRequestError, LeaseLostError
 from processes import ServiceProcess, StoreProcess
 
 SIZES = {"expected_samples": None, "global_batch_size": 8, "micro_batch_size": 4}
@@ -30,7 +30,7 @@ async def hurried(hasty: ServiceProcess) -> AsyncIterator[BufferClient]:
         yield client
 
 
-async def lease_as(client: BufferClient, run_id: str, lessee: str, step: int = 0, wait_s: float = 5.0) -> str:
+async def lease_as(client: BufferClient, run_id: str, lessee: str | None, step: int = 0, wait_s: float = 5.0) -> str:
     """The lease id that this lessee gets."""
     found = client.lease(run_id, 0, pass_index=0, step_index=step, lessee=lessee, wait_s=wait_s)
     batches = [batch async for batch in found]
@@ -59,6 +59,40 @@ async def test_only_who_holds_the_lease_may_acknowledge_it_and_a_refusal_changes
     assert await hurried.ack(run_id, 0, second, global_step=1) == 1
 
 
+async def test_only_the_attempt_that_was_acknowledged_may_acknowledge_the_step_again(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    first = await lease_as(hurried, run_id, "one")
+    second = await lease_as(hurried, run_id, "two")
+    for _ in range(2):
+        assert await hurried.ack(run_id, 0, second, global_step=1) == 1
+    for global_step in (1, 2):  # as far as the first one knows, its optimizer step has either number
+        with pytest.raises(LeaseLostError, match=r"p0-s0-a1 of .* was leased again since, and attempt 2 trained it"):
+            await hurried.ack(run_id, 0, first, global_step=global_step)
+    assert await hurried.ack(run_id, 0, second, global_step=1) == 1
+
+
+async def test_clients_that_give_no_name_are_different_lessees(hurried, hasty, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    lease_id = await lease_as(hurried, run_id, None)
+    assert await lease_as(hurried, run_id, None) == lease_id == "p0-s0-a1"
+    async with BufferClient(hasty.address, timeout_s=20) as other:
+        assert (await lease_as(other, run_id, None, wait_s=5)) == "p0-s0-a2"
+        with pytest.raises(LeaseLostError, match="as attempt 2"):
+            await hurried.renew_lease(run_id, 0, lease_id)
+
+
+async def test_a_lessee_without_a_name_is_refused(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    with pytest.raises(InvalidRequestError, match="lessee is empty"):
+        await lease_as(hurried, run_id, "")
+    lease_id = await lease_as(hurried, run_id, None)
+    with pytest.raises(InvalidRequestError, match="lessee is empty"):
+        await hurried.renew_lease(run_id, 0, lease_id, lessee="")
+
+
 async def test_an_expired_lease_can_be_renewed_but_not_acknowledged(hurried, run_id):
     await hurried.open_episode(run_id, 0, **SIZES)
     await hurried.put(run_id, 0, make_samples(range(16)))
@@ -78,6 +112,20 @@ async def test_a_step_that_is_released_can_be_leased_at_once(hurried, run_id):
     await hurried.put(run_id, 0, make_samples(range(16)))
     await hurried.release_lease(run_id, 0, await lease_as(hurried, run_id, "one"), reason="no room")
     assert await lease_as(hurried, run_id, "two", wait_s=0) == "p0-s0-a2"
+
+
+async def test_a_step_that_was_given_up_and_is_trained_after_all_is_no_dead_letter(hurried, hasty, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(16)))
+    for lessee in ("one", "two"):
+        lease_id = await lease_as(hurried, run_id, lessee)
+    with pytest.raises(DeadLetterError, match="never acknowledged in time; last by two"):
+        await lease_as(hurried, run_id, "three")
+    async with LedgerClient(hasty.address, timeout_s=20) as ledger:
+        assert len((await ledger.audit(run_id)).dead) == 1
+        lease_id, _ = await hurried.renew_lease(run_id, 0, lease_id, lessee="two")  # it was slow, not dead
+        await hurried.ack(run_id, 0, lease_id, global_step=1)
+        assert list((await ledger.audit(run_id)).dead) == []
 
 
 async def test_a_step_is_given_up_after_so_many_attempts_with_the_last_reason(hurried, hasty, run_id):

@@ -10,7 +10,14 @@ import redis
 from buffer_samples import make_samples
 
 from baton.clients import BufferClient, LedgerClient
-from baton.errors import BackpressureError, ConflictError, InvalidRequestError, LeaseLostError, NotFoundError
+from baton.errors import (
+    BackpressureError,
+    ConflictError,
+    DeadLetterError,
+    InvalidRequestError,
+    LeaseLostError,
+    NotFoundError,
+)  # fmt: skip
 from processes import ServiceProcess, StoreProcess
 
 SIZES = {"expected_samples": None, "global_batch_size": 4, "micro_batch_size": 2}
@@ -84,6 +91,15 @@ async def test_a_group_whose_time_is_over_goes_to_who_asks_next_but_not_for_ever
     assert (await client.audit(run_id)).dead == [
         "episode 0 group g0: issued 3 times, and never stored in time; last to three"
     ]
+
+
+async def test_a_group_that_was_given_up_and_is_put_after_all_is_no_dead_letter(client, samples, run_id):
+    for _ in range(4):
+        issued = await client.issue_groups(run_id, 0, ["g0", "g1"], producer="one", timeout_s=60)
+        await client.report_groups(run_id, 0, issued.granted, producer="one", failure="out of memory")
+    assert set(issued.dead) == {"g0", "g1"}
+    await samples.put(run_id, 0, make_samples(range(4)))
+    assert list((await client.audit(run_id)).dead) == ["episode 0 group g1: out of memory"]
 
 
 async def test_a_group_that_failed_is_issued_again_at_once_and_its_last_reason_is_kept(client, samples, run_id):
@@ -228,3 +244,25 @@ async def test_a_checkpoint_acknowledges_what_it_holds_and_what_is_later_is_trai
             await buffer.ack(run_id, 0, "p0-s1-a1", global_step=2)  # late, from before the trainer went back
         await buffer.ack(run_id, 0, batches[0].lease_id, global_step=2)
         assert list((await ledger.audit(run_id)).faults) == []
+
+
+async def test_a_step_whose_training_is_undone_has_as_many_attempts_left_as_before(strict, run_id):
+    async with BufferClient(strict.address, timeout_s=20) as buffer, LedgerClient(strict.address, timeout_s=20) as ledger:
+        await buffer.open_episode(run_id, 0, **SIZES)
+        await buffer.put(run_id, 0, make_samples(range(4)))
+
+        async def leased() -> str:
+            (first, *_) = [batch async for batch in buffer.lease(run_id, 0, pass_index=0, step_index=0)]
+            return first.lease_id
+
+        for attempt in range(1, 5):
+            lease_id = await leased()
+            assert lease_id == f"p0-s0-a{attempt}"
+            await buffer.ack(run_id, 0, lease_id, global_step=1)
+            assert await ledger.rewind_trained(run_id, 0) == 1
+        for attempt in range(5, 8):  # store.max_attempts is 3
+            lease_id = await leased()
+            assert lease_id == f"p0-s0-a{attempt}"
+            await buffer.release_lease(run_id, 0, lease_id, reason="no room")
+        with pytest.raises(DeadLetterError, match="given up after 3 attempts: no room"):
+            await leased()

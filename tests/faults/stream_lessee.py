@@ -84,8 +84,8 @@ class Lessee:
             try:
                 lease_id, numbers = await self.lease(key)
                 break
-            except ConflictError:  # it is trained: by the step on record, or the ledger refuses this
-                await self.acknowledge(key, f"p{key[1]}-s{key[2]}-a1")
+            except ConflictError:  # it is trained: by the lease and the step on record, or the ledger refuses this
+                await self.acknowledge(key, self.newest_lease(key))
                 return True
             except (DeadlineError, InvalidRequestError) as error:
                 total = (await self.state(key[0])).training_samples
@@ -99,6 +99,11 @@ class Lessee:
             raise SystemExit(f"step {key} had other samples before")
         self.held.append((key, lease_id))
         return True
+
+    def newest_lease(self, key: Key) -> str:
+        """The last one of the step that this process or an earlier one had."""
+        stem = f"{key[0]} p{key[1]}-s{key[2]}-a"
+        return [line for line in Path(self.leases.name).read_text().splitlines() if line.startswith(stem)][-1].split()[1]
 
     async def acknowledge_held(self) -> None:
         random.shuffle(self.held)

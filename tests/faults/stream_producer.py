@@ -89,9 +89,9 @@ class Producer:
         await insist(self.buffer.put, self.run_id, episode, plan.make_group(group), request_id=group)
 
     async def choose(self, episode: int) -> None:
-        """This relayed episode and the one before it; an older one is still there if a training set refers to it."""
+        """This relayed episode and the one before it."""
         await insist(self.relay.trim_history, self.run_id, keep_episodes=2)
-        buffers = (await insist(self.history.buffers))[-2:]
+        buffers = await insist(self.history.buffers, 2)
         chosen = await asyncio.to_thread(lambda: training_set(concat(buffers), buffers, episode))
         await insist(self.relay.select, self.run_id, episode, chosen.references, chosen.made)
 

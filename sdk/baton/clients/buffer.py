@@ -57,6 +57,8 @@ class BufferClient(ServiceClient):
     def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
         """See ServiceClient."""
         super().__init__(address, timeout_s=timeout_s)
+        self.lessee = f"client-{uuid.uuid4().hex}"
+        """Who leases with this client, unless another name is given."""
         self._stub.Put = self._channel.stream_unary(
             f"/{self.SERVICE}/Put", request_serializer=None, response_deserializer=pb.PutResponse.FromString
         )
@@ -104,18 +106,18 @@ class BufferClient(ServiceClient):
 
     async def lease(
         self, run_id: str, episode_id: int, *, pass_index: int, step_index: int, data_parallel_rank: int = 0,
-        data_parallel_size: int = 1, shuffle_seed: int = 0, wait_s: float = 60.0, lessee: str = "",
+        data_parallel_size: int = 1, shuffle_seed: int = 0, wait_s: float = 60.0, lessee: str | None = None,
         micro_batch_tokens: int = 0,
     ) -> AsyncIterator[MicroBatch]:  # fmt: skip
         """Yields this rank's micro-batches of one step, as they become available.
 
-        `lessee` names who trains, on all ranks the same, and another after a restart. `micro_batch_tokens`, if not 0, cuts
-        micro-batches by their tokens instead of their number of samples.
+        `lessee` names who trains: on all ranks the same, and another after a restart; by default this client, alone.
+        `micro_batch_tokens`, if not 0, cuts micro-batches by their tokens instead of their number of samples.
         """
         request = pb.LeaseRequest(
             run_id=run_id, episode_id=episode_id, pass_index=pass_index, step_index=step_index,
             data_parallel_rank=data_parallel_rank, data_parallel_size=data_parallel_size,
-            shuffle_seed=shuffle_seed, wait_s=wait_s, lessee=lessee, micro_batch_tokens=micro_batch_tokens,
+            shuffle_seed=shuffle_seed, wait_s=wait_s, lessee=self._name(lessee), micro_batch_tokens=micro_batch_tokens,
         )  # fmt: skip
         parts: list[MicroBatch] = []
         async for message in self._stream("Lease", request, wait_s + self.timeout_s):
@@ -125,12 +127,19 @@ class BufferClient(ServiceClient):
                 yield parts[0] if len(parts) == 1 else _joined(parts)
                 parts = []
 
-    async def renew_lease(self, run_id: str, episode_id: int, lease_id: str, *, lessee: str = "") -> tuple[str, float]:
-        """Starts the lease's time again. Returns (lease id, seconds that it holds).
+    def _name(self, lessee: str | None) -> str:
+        return self.lessee if lessee is None else lessee
+
+    async def renew_lease(
+        self, run_id: str, episode_id: int, lease_id: str, *, lessee: str | None = None
+    ) -> tuple[str, float]:  # fmt: skip
+        """Starts the lease's time again, for the lessee that has it. Returns (lease id, seconds that it holds).
 
         Raises LeaseLostError if somebody else has leased the step since.
         """
-        request = pb.RenewLeaseRequest(run_id=run_id, episode_id=episode_id, lease_id=lease_id, lessee=lessee)
+        request = pb.RenewLeaseRequest(
+            run_id=run_id, episode_id=episode_id, lease_id=lease_id, lessee=self._name(lessee)
+        )  # fmt: skip
         answer = await self._call("RenewLease", request)
         return answer.lease_id, answer.timeout_s
 

@@ -4,8 +4,10 @@ Each gets the history, oldest episode first, the episode to be trained last, and
 by lot are given `seed`, so that a choice that is repeated is the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +90,26 @@ BUILTINS: dict[str, Callable[..., list[RelaySample]]] = {
 }
 
 SEEDED = frozenset(name for name, function in BUILTINS.items() if "seed" in signature(function).parameters)
+
+_COUNT = "a whole number from 0", lambda value: isinstance(value, int) and value >= 0
+_ABOVE_0 = "a number above 0", lambda value: isinstance(value, int | float) and isfinite(value) and value > 0
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "k": _COUNT, "max_tokens": _COUNT, "half_life": _ABOVE_0, "temperature": _ABOVE_0,
+    "seed": ("a whole number", lambda value: isinstance(value, int)),
+}  # fmt: skip
+
+
+def broken_params(name: str, params: Mapping[str, Any]) -> str:
+    """What is wrong with these parameters of the built-in `name`; empty if nothing is."""
+    known = dict(list(signature(BUILTINS[name]).parameters.items())[1:])
+    for key, value in params.items():
+        if key not in known:
+            return f"{name} has no {key}; it has {', '.join(known) or 'no parameters'}"
+        rule, holds = _RULES[key]
+        if isinstance(value, bool) or not holds(value):
+            return f"{key} is {value!r}; it must be {rule}"
+    lacking = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in params]
+    return f"{name} needs {lacking[0]}, {_RULES[lacking[0]][0]}" if lacking else ""
 
 
 def _random(buffers: Buffers, seed: int) -> np.random.RandomState:

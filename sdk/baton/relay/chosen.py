@@ -1,6 +1,7 @@
 """From what a relay function returned to a training set: references where it can be, new samples where it must."""
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from baton.samples import COLUMN_TYPES, RAGGED_COLUMNS, Ragged, Samples
 NEEDED = ("prompt_ids", "response_ids", "rollout_logprobs", "policy_version_max")
 """Keys that a sample of the user's own must have."""
 MADE = -1
+LEAST = {"prompt_ids": 0, "response_ids": 0, "span_tokens": 0}
+"""Of columns whose type allows less than makes sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,17 @@ def training_set(returned: Any, buffers: Sequence[EpisodeRelayBuffer], episode_i
 
 
 def _checked(sample: Mapping[str, Any], at: int) -> dict[str, Any]:
-    fields = {key: value for key, value in dict(sample).items() if key not in LENGTHS}
+    fields = {key: value for key, value in dict(sample).items() if key not in LENGTHS and value is not None}
     where = f"item {at} of what the relay function returned"
     if unknown := sorted(set(fields) - set(FIELDS)):
         raise InvalidRequestError(f"{where} has the key {unknown[0]!r}; a sample has {', '.join(FIELDS)}")
     if lacking := [key for key in NEEDED if key not in fields]:
         raise InvalidRequestError(f"{where} is no sample that is stored, and lacks {', '.join(lacking)}")
+    for key in fields:
+        try:
+            fields[key] = _value(FIELDS[key], fields[key])
+        except ValueError as error:
+            raise InvalidRequestError(f"{where} has the {key} {reprlib.repr(fields[key])}; {error}") from error
     for key in ("rollout_logprobs", "model_logprobs", "reference_logprobs", "loss_mask"):
         if key in fields and len(fields[key]) != len(fields["response_ids"]):
             raise InvalidRequestError(
@@ -93,18 +101,46 @@ def _made(made: list[dict[str, Any]], episode_id: int) -> Samples:
                 f"sample {ids[at]} that the relay function made has no {key}, but others that it made have; "
                 "set a key in all of them or in none"
             )
-        try:
-            columns[column] = _column(column, rows)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"{key} of the samples that the relay function made: {error}") from error
+        columns[column] = _column(column, rows)
     return Samples(sample_ids=ids, **columns)
 
 
-def _column(column: str, rows: list[Any]) -> Any:
+def _value(column: str, value: Any) -> Any:
+    """One sample's value as the column stores it. Raises ValueError, which says what it must be."""
     if column == "metadata":
-        return [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        try:
+            return value if isinstance(value, str) else json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it must be JSON: {error}") from error
+    if column in RAGGED_COLUMNS:
+        return _numbers(column, value, np.dtype(RAGGED_COLUMNS[column]), 1)
+    return _numbers(column, value, np.dtype(COLUMN_TYPES[column]), 0) if column in COLUMN_TYPES else str(value)
+
+
+def _numbers(column: str, value: Any, dtype: np.dtype, dimensions: int) -> np.ndarray:
+    if dtype.kind == "f":
+        kind = "finite numbers" if dimensions else "a number"  # what has no reward has nan there
+    else:
+        least, most = LEAST.get(column, np.iinfo(dtype).min), np.iinfo(dtype).max
+        kind = f"{'whole numbers' if dimensions else 'a whole number'} from {least} to {most}"
+    rule = f"it must be {'a list of ' if dimensions else ''}{kind}"
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{rule}: {error}") from error
+    if array.ndim != dimensions or array.dtype.kind not in "biuf":
+        raise ValueError(rule)
+    with np.errstate(over="ignore"):
+        if dtype.kind == "f":
+            fits = np.isfinite(array.astype(dtype)) | (dimensions == 0)
+        else:
+            fits = (array >= least) & (array <= most) & (array == np.trunc(array))
+        if not fits.all():
+            raise ValueError(f"{rule}, and has {array[~fits][0]} at place {int(np.argmin(fits))}" if dimensions else rule)
+        return array.astype(dtype)
+
+
+def _column(column: str, rows: list[Any]) -> Any:
     if column in RAGGED_COLUMNS:
         return Ragged.of(rows, RAGGED_COLUMNS[column])
-    if column in COLUMN_TYPES:
-        return np.asarray(rows, COLUMN_TYPES[column])
-    return [str(row) for row in rows]
+    return np.asarray(rows, COLUMN_TYPES[column]) if column in COLUMN_TYPES else rows

@@ -29,10 +29,14 @@ class RelayHistory:
         self._loop = asyncio.get_running_loop()
         self._episodes: dict[int, EpisodeColumns] = {}
 
-    async def buffers(self) -> list[EpisodeRelayBuffer]:
-        """The closed relayed episodes, oldest first, with the columns of LOADED_FIRST."""
+    async def buffers(self, newest: int | None = None) -> list[EpisodeRelayBuffer]:
+        """The closed relayed episodes, oldest first, with the columns of LOADED_FIRST; only so many of the newest if given.
+
+        The store may have more than are kept: those that a checkpoint or a training set still needs.
+        """
         episodes: dict[int, EpisodeColumns] = {}
-        for kept in await self._client.list_history(self._run_id):
+        stored = await self._client.list_history(self._run_id)
+        for kept in stored if newest is None else stored[max(len(stored) - newest, 0) :]:
             columns = self._episodes.get(kept.episode_id)
             if columns is None:
                 columns = EpisodeColumns(self, kept.episode_id, kept.samples, kept.columns)

@@ -7,11 +7,13 @@
         return buffers
 
 A sample is dict-like and loads from the store what is touched: choosing among many by reward moves no tokens. What comes
-back unchanged travels as a reference. A changed sample is a new one; the history itself never changes.
+back unchanged travels as a reference. A changed sample is a new one; the history itself never changes: its arrays and
+columns are read-only.
 """
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +38,7 @@ BLOCK = 256
 """Neighbours that are loaded together when the tokens of one are touched."""
 BLOCKS_KEPT = 32
 _DELETED = object()
+_UNREAD = object()
 
 
 class Loader(Protocol):
@@ -51,7 +54,7 @@ class Loader(Protocol):
 
 
 class EpisodeColumns:
-    """The columns of one stored episode, each loaded when it is first asked for, and kept."""
+    """The columns of one stored episode, each loaded when it is first asked for, and kept for later calls: read-only."""
 
     def __init__(self, loader: Loader, episode_id: int, size: int, present: Sequence[str]) -> None:
         self.episode_id = episode_id
@@ -63,14 +66,14 @@ class EpisodeColumns:
 
     def keep(self, columns: Mapping[str, Any]) -> None:
         """Takes columns that were loaded before anybody asked."""
-        self._columns |= columns
+        self._columns |= {column: _frozen(values) for column, values in columns.items()}
 
     def column(self, column: str) -> Any:
-        """One column; of a column of arrays its lengths. Raises KeyError if the samples do not have it."""
+        """One column, array or tuple; of a column of arrays its lengths. Raises KeyError if the samples do not have it."""
         if column not in self._columns:
             if column not in self.present:
                 raise KeyError(column)
-            self._columns |= self._loader.columns(self.episode_id, [column])
+            self.keep(self._loader.columns(self.episode_id, [column]))
         return self._columns[column]
 
     def row(self, column: str, position: int) -> np.ndarray:
@@ -85,18 +88,31 @@ class EpisodeColumns:
             self._blocks[block] = self._loader.samples(self.episode_id, positions)
         ragged = getattr(self._blocks[block], column)
         end = int(ragged.lengths[: offset + 1].sum(dtype=np.int64))
-        return ragged.values[end - int(ragged.lengths[offset]) : end]
+        return _frozen(ragged.values[end - int(ragged.lengths[offset]) : end])
+
+
+def _frozen(column: Any) -> Any:
+    """The same values, which whoever is given them cannot change in place."""
+    if not isinstance(column, np.ndarray):
+        return tuple(column)
+    view = column.view()
+    view.flags.writeable = False
+    return view
 
 
 class RelaySample(MutableMapping[str, Any]):
-    """One stored sample, as a dict with the keys of FIELDS and LENGTHS. Setting a key makes it another sample."""
+    """One stored sample, as a dict with the keys of FIELDS and LENGTHS.
 
-    __slots__ = ("_changes", "_columns", "position")
+    Setting a key, or changing what its metadata holds, makes it another sample; arrays are read-only.
+    """
+
+    __slots__ = ("_changes", "_columns", "_metadata", "position")
 
     def __init__(self, columns: EpisodeColumns, position: int) -> None:
         self._columns = columns
         self.position = position
         self._changes: dict[str, Any] | None = None
+        self._metadata: Any = _UNREAD
 
     @property
     def episode_id(self) -> int:
@@ -105,8 +121,16 @@ class RelaySample(MutableMapping[str, Any]):
 
     @property
     def is_changed(self) -> bool:
-        """Whether a key was set or deleted."""
-        return self._changes is not None
+        """Whether a key was set or deleted, or its metadata holds something else than what is stored."""
+        if self._changes is not None or self._metadata is _UNREAD:
+            return self._changes is not None
+        try:
+            return json.dumps(self._metadata) != json.dumps(self._stored_metadata())
+        except (TypeError, ValueError):  # something was put into it that cannot be stored, which is refused later
+            return True
+
+    def _stored_metadata(self) -> Any:
+        return json.loads(self._columns.column("metadata")[self.position])
 
     def __getitem__(self, key: str) -> Any:
         if self._changes is not None and key in self._changes:
@@ -118,9 +142,11 @@ class RelaySample(MutableMapping[str, Any]):
         column = FIELDS[key]
         if column in RAGGED_COLUMNS:
             return self._columns.row(column, self.position)
-        value = self._columns.column(column)[self.position]
         if column == "metadata":
-            return json.loads(value)
+            if self._metadata is _UNREAD:
+                self._metadata = self._stored_metadata()
+            return self._metadata
+        value = self._columns.column(column)[self.position]
         return value if isinstance(value, str) else value.item()
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -145,8 +171,8 @@ class RelaySample(MutableMapping[str, Any]):
         return f"RelaySample(episode {self.episode_id}, position {self.position}{', changed' if self.is_changed else ''})"
 
     def copy(self) -> dict[str, Any]:
-        """A dict of one's own, with everything loaded."""
-        return dict(self)
+        """A dict of one's own, with everything loaded; its arrays can be changed in place."""
+        return deepcopy(dict(self))
 
 
 class EpisodeRelayBuffer:
@@ -169,7 +195,7 @@ class EpisodeRelayBuffer:
         return self._samples.copy()
 
     def column(self, name: str) -> Any:
-        """A column of `Samples` for all samples at once: an array or a list [size]; lengths for a column of arrays.
+        """A column of `Samples` for all samples at once: a read-only array or a tuple [size]; of arrays the lengths.
 
         Raises KeyError if the samples do not have it.
         """

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class FakeTrainer(TrainerServiceServicer):
         self.trained: list[Samples] = []
         """The global batch of every step, in order."""
         self.checkpoints: list[str] = []
+        self._lessee = f"fake-trainer-{uuid.uuid4().hex}"
         self._answers: dict[tuple[str, int, int, int], pb.TrainStepResponse] = {}
         self._sender: weights.Sender | None = None
         self._groups = 0
@@ -52,8 +54,9 @@ class FakeTrainer(TrainerServiceServicer):
     async def _step(self, request: pb.TrainStepRequest) -> pb.TrainStepResponse:
         async with BufferClient(request.buffer_address, timeout_s=10.0) as buffer:
             lease = buffer.lease(
-                request.run_id, request.episode_id, pass_index=request.pass_index, step_index=request.step_index, wait_s=10.0
-            )
+                request.run_id, request.episode_id, pass_index=request.pass_index, step_index=request.step_index,
+                wait_s=10.0, lessee=self._lessee,
+            )  # fmt: skip
             batches = [batch async for batch in lease]
             samples = Samples.concat([batch.samples for batch in batches])
             _check_digests(samples, request.expected_digests)

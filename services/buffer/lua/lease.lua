@@ -14,6 +14,7 @@ if seed ~= ARGV[7] then return {'seed', seed} end
 local seconds, microseconds = unpack(redis.call('TIME'))
 local now = tonumber(seconds) + tonumber(microseconds) / 1e6
 
+local allowed = most + tonumber(redis.call('HGET', episode, 'rewinds:' .. step) or 0) -- nothing went wrong with those
 local record = redis.call('HGET', steps, step) or ''
 local state, rest = string.match(record, '^(%a+) ?(.*)$')
 local attempt = 1
@@ -22,7 +23,7 @@ if state == 'rewound' then attempt = tonumber(rest) + 1 end -- what held it befo
 if state == 'released' then
   local earlier, reason = string.match(rest, '^(%d+) (.*)$')
   attempt = tonumber(earlier) + 1
-  if attempt > most then
+  if attempt > allowed then
     redis.call('HSET', dead, ARGV[6], reason)
     return {'dead', reason}
   end
@@ -38,7 +39,7 @@ elseif state == 'leased' then
   end
   if left <= 0 then
     attempt = attempt + 1
-    if attempt > most then
+    if attempt > allowed then
       local reason = string.format('leased %d times, and never acknowledged in time; last by %s', most, holder)
       redis.call('HSET', dead, ARGV[6], reason)
       return {'dead', reason}

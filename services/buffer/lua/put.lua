@@ -1,14 +1,15 @@
 -- Appends chunks, written before, to an episode: all or none, and once per request id.
--- KEYS: episode, requests, sample ids, groups, issues, list of chunks, the run's usage, then the chunks
+-- KEYS: episode, requests, sample ids, groups, issues, list of chunks, the run's usage and dead letters, then the chunks
 -- ARGV: request id, number of samples, names of the columns, records of the chunks, bytes, most samples and most bytes
---       that the run may have (0: any), JSON of {group id: place of its first sample}, JSON of all sample ids
+--       that the run may have (0: any), JSON of {group id: place of its first sample}, JSON of all sample ids,
+--       the episode's id
 -- Returns 'put', first position, stored samples; or 'missing'; or 'closed', stored; or 'full', stored, expected;
 --         or 'columns', the names that came first; or 'duplicate', sample id; or 'expired';
 --         or 'budget', samples and bytes in use.
 local SLICE = 1000 -- unpack and the command's arguments live on a stack of limited size
-local FIRST_CHUNK = 8
+local FIRST_CHUNK = 9
 
-local episode, requests, sample_ids, groups, issues, chunks, usage = unpack(KEYS, 1, FIRST_CHUNK - 1)
+local episode, requests, sample_ids, groups, issues, chunks, usage, dead = unpack(KEYS, 1, FIRST_CHUNK - 1)
 local function drop(answer) -- chunks that are not taken up; those of an earlier run of this script have no expiry
   for at = FIRST_CHUNK, #KEYS do
     if redis.call('TTL', KEYS[at]) >= 0 then redis.call('UNLINK', KEYS[at]) end
@@ -54,6 +55,7 @@ end
 for group, place in pairs(cjson.decode(ARGV[8])) do
   redis.call('ZADD', groups, 'NX', first + place, group)
   redis.call('HDEL', issues, group)
+  redis.call('HDEL', dead, 'episode ' .. ARGV[10] .. ' group ' .. group)
 end
 redis.call('APPEND', chunks, ARGV[4])
 redis.call('HSET', requests, ARGV[1], first .. ' ' .. after)

@@ -12,6 +12,7 @@ for i = 1, #records, 2 do
 end
 for _, step in ipairs(undone) do
   redis.call('HSET', KEYS[2], step, 'rewound ' .. redis.call('HGET', KEYS[1], 'attempt:' .. step))
+  redis.call('HINCRBY', KEYS[1], 'rewinds:' .. step, 1) -- that attempt does not count
   redis.call('ZREM', KEYS[3], ARGV[2] .. ' ' .. step)
   redis.call('HINCRBY', KEYS[1], 'trained:' .. string.match(step, '^p(%d+)'), -1)
 end

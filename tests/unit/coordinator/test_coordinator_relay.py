@@ -11,6 +11,7 @@ from baton.clients import LedgerClient, RelayClient
 from baton.engine import Engine, Model, RLHFEngine
 from baton.errors import ConfigError
 from baton.testing import FakeTrainer
+from processes import ServiceProcess
 from services.coordinator.state import Life
 
 
@@ -58,6 +59,25 @@ async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id,
     assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
 
 
+async def test_the_function_gets_no_more_than_the_limit_while_earlier_episodes_wait_for_a_checkpoint(
+    store, run_file, run_id, tmp_path
+):  # fmt: skip
+    given = []
+
+    def newest(episode_relay_buffers):
+        given.append([relay_buffer.episode_id for relay_buffer in episode_relay_buffers])
+        return episode_relay_buffers[-1].buffer
+
+    strict = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, "--set", "store.ack_on=checkpoint")
+    strict.start()
+    try:
+        sections = {"store": {"ack_on": "checkpoint"}, "runtime": {"max_relay_episode": 2}}
+        state, _, _ = await run(strict, run_id, tmp_path, engine_with(newest), **sections)
+    finally:
+        strict.kill()
+    assert (state.life, given) == (Life.SUCCEEDED, [[0], [0, 1], [1, 2]])
+
+
 async def test_episodes_before_the_offset_are_trained_as_they_are_and_not_kept(buffer, run_id, tmp_path):
     runtime = {"max_relay_episode": -1, "relay_episode_offset": 1, "relay_sample_fn": "concat"}
     _, steps, metrics = await run(buffer, run_id, tmp_path, engine_with(), runtime=runtime)
@@ -76,6 +96,28 @@ async def test_a_built_in_gets_its_parameters_and_the_runs_seed(buffer, run_id, 
         assert [len(step) for step in steps] == [4, 4, 4]
         chosen.append(steps)
     assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "rule"),
+    [
+        ("uniform", {"k": -1}, "k is -1; it must be a whole number from 0"),
+        ("uniform", {"k": 1.5}, "k is 1.5; it must be a whole number from 0"),
+        ("age_decayed", {"k": 4, "half_life": 0}, "half_life is 0; it must be a number above 0"),
+        ("reward_prioritised", {"k": 4, "temperature": 0.0}, "temperature is 0.0; it must be a number above 0"),
+        ("newest_tokens", {"max_tokens": -5}, "max_tokens is -5; it must be a whole number from 0"),
+        ("newest_tokens", {"max_tokens": "many"}, "max_tokens is 'many'; it must be a whole number from 0"),
+        ("newest_tokens", {}, "newest_tokens needs max_tokens, a whole number from 0"),
+        ("last", {"k": 4}, "last has no k; it has no parameters"),
+    ],
+)  # fmt: skip
+async def test_parameters_that_a_built_in_cannot_have_are_refused_before_anything_starts(
+    buffer, tmp_path, name, params, rule
+):  # fmt: skip
+    runtime = {"max_relay_episode": 1, "relay_sample_fn": name, "relay_sample_params": params}
+    with pytest.raises(ConfigError, match=f"runtime.relay_sample_params: {rule}"):
+        async with place(buffer.address, tmp_path, engine=engine_with(), run=config(runtime=runtime)):
+            pass
 
 
 async def test_choosing_nothing_trains_nothing_and_is_reported(buffer, run_id, tmp_path):

@@ -132,7 +132,7 @@ class BufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Ack(self, request, context):
-        """Ack says that a leased step was trained. Idempotent.
+        """Ack says that a leased step was trained. Idempotent for the lease that was acknowledged; another one's is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
