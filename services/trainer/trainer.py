@@ -112,8 +112,7 @@ class Trainer:
         if self._taken is None or self._taken.key != key:
             self._taken = self._take(key)
         if self.engine.layout.world_rank == 0 and not self._taken.acknowledged:
-            asyncio.run(self._acknowledge(request, self._taken.lease_id))
-            self._taken.acknowledged = True
+            asyncio.run(self._acknowledge(request, self._taken))
         return self._taken.response
 
     def _take(self, key: StepKey) -> "_Taken":
@@ -147,14 +146,15 @@ class Trainer:
             )  # fmt: skip
             return [batch async for batch in stream]
 
-    async def _acknowledge(self, request: pb.TrainStepRequest, lease_id: str) -> None:
+    async def _acknowledge(self, request: pb.TrainStepRequest, taken: _Taken) -> None:
         where = request.run_id, request.episode_id
         async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
             try:
-                await buffer.ack(*where, lease_id, global_step=self.global_step)
+                await buffer.ack(*where, taken.lease_id, global_step=self.global_step)
             except LeaseLostError:  # a step may take longer than its lease; nobody else may have had it since
-                lease_id, _ = await buffer.renew_lease(*where, lease_id, lessee=self._lessee)
-                await buffer.ack(*where, lease_id, global_step=self.global_step)
+                taken.lease_id, _ = await buffer.renew_lease(*where, taken.lease_id, lessee=self._lessee)
+                await buffer.ack(*where, taken.lease_id, global_step=self.global_step)
+        taken.acknowledged = True
 
     def compute_logprobs(self, message: samples_pb2.SampleBatch) -> bytes:
         """float32 per response token, on the last pipeline stage; nothing elsewhere. Every data-parallel rank does all."""

@@ -20,7 +20,15 @@ from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer, add_BufferServiceServicer_to_server
 from baton.api.trainer.v1 import trainer_pb2
 from baton.clients import TrainerClient
-from baton.errors import BatonError, DeadlineError, DigestMismatchError, InvalidRequestError, NotFoundError
+from baton.errors import (
+    ERROR_KEY,
+    BatonError,
+    DeadlineError,
+    DigestMismatchError,
+    InvalidRequestError,
+    LeaseLostError,
+    NotFoundError,
+)  # fmt: skip
 from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
@@ -194,9 +202,27 @@ class ForgetfulBuffer(BufferServiceServicer):
         return pb.AckResponse(acked_steps=1)
 
 
+class ExpiredBuffer(ForgetfulBuffer):
+    """Its lease is over when the step is; it may be renewed, once, and the renewed one's first acknowledgement is lost."""
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: grpc.aio.ServicerContext) -> pb.RenewLeaseResponse:
+        if self.acknowledged:
+            await self._lost(context, "trained by now")
+        return pb.RenewLeaseResponse(lease_id="renewed", timeout_s=60)
+
+    async def Ack(self, request: pb.AckRequest, context: grpc.aio.ServicerContext) -> pb.AckResponse:
+        if request.lease_id != "renewed":
+            await self._lost(context, "expired, or another attempt has it")
+        return await super().Ack(request, context)
+
+    async def _lost(self, context: grpc.aio.ServicerContext, why: str) -> None:
+        context.set_trailing_metadata(((ERROR_KEY, LeaseLostError.__name__),))
+        await context.abort(grpc.StatusCode.ABORTED, why)
+
+
 @asynccontextmanager
-async def forgetful_buffer() -> AsyncIterator[tuple[str, ForgetfulBuffer]]:
-    server, servicer = grpc.aio.server(), ForgetfulBuffer()
+async def served(servicer: ForgetfulBuffer) -> AsyncIterator[tuple[str, ForgetfulBuffer]]:
+    server = grpc.aio.server()
     add_BufferServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -206,11 +232,12 @@ async def forgetful_buffer() -> AsyncIterator[tuple[str, ForgetfulBuffer]]:
         await server.stop(None)
 
 
+@pytest.mark.parametrize("kind", [ForgetfulBuffer, ExpiredBuffer])
 async def test_a_step_whose_acknowledgement_failed_is_not_taken_again_but_acknowledged_again(
-    client: TrainerClient, run_id: str
+    kind: type[ForgetfulBuffer], client: TrainerClient, run_id: str
 ) -> None:
     before = (await client.get_status()).global_step
-    async with forgetful_buffer() as (address, buffer):
+    async with served(kind()) as (address, buffer):
         for _ in range(2):
             try:
                 answer = await client.train_step(
