@@ -65,17 +65,17 @@ class Ledger:
         if not request_id:
             raise InvalidRequestError("request_id is empty; choose one, so that the put can be repeated safely")
         groups, columns = incoming.first_of_groups(), " ".join(incoming.columns)
-        chunk_keys = await incoming.write(self._store, keys.run)
-        answer = await self._store.run(
-            "put",
-            [
-                keys.episode, keys.requests, keys.sample_ids, keys.groups, keys.issues, keys.chunks, keys.run.usage,
-                keys.run.dead, *chunk_keys,
-            ],
+        run = keys.run
+        known = [keys.episode, keys.requests, keys.sample_ids, keys.groups, keys.issues, keys.chunks, run.usage, run.dead]
+        told = (
             request_id, incoming.count, columns, incoming.records, incoming.bytes, self._limits.max_samples,
-            self._limits.max_bytes, json.dumps(groups), json.dumps(incoming.sample_ids),
-            keys.episode_id,
+            self._limits.max_bytes, json.dumps(groups), json.dumps(incoming.sample_ids), keys.episode_id,
         )  # fmt: skip
+        answer = [b"room"]
+        if self._limits.max_samples or self._limits.max_bytes:  # a put that waits for room comes again and again
+            answer = await self._store.run("put", known, *told)
+        if answer == [b"room"]:
+            answer = await self._store.run("put", [*known, *await incoming.write(self._store, run)], *told)
         if answer[0] != b"put":
             raise self._refusal(keys, answer, incoming.count, columns)
         incoming.keep(self._chunks)

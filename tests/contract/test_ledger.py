@@ -213,6 +213,22 @@ async def test_a_put_beyond_the_budget_waits_until_there_is_room_and_drops_nothi
         assert list((await ledger.audit(run_id)).faults) == []
 
 
+async def test_a_put_that_waits_for_room_writes_nothing_into_the_store_meanwhile(strict, store, run_id):
+    def writes() -> int:
+        with redis.Redis.from_url(store.url, decode_responses=True) as raw:
+            return raw.info("commandstats").get("cmdstat_set", {}).get("calls", 0)
+
+    async with BufferClient(strict.address, timeout_s=20) as buffer:
+        await buffer.open_episode(run_id, 0, **SIZES)
+        await buffer.open_episode(run_id, 1, **SIZES)
+        await buffer.put(run_id, 0, make_samples(range(8)), request_id="first")
+        before = writes()
+        with pytest.raises(BackpressureError, match="and 4 more exceed"):
+            await buffer.put(run_id, 1, make_samples(range(8, 12)), timeout_s=1)
+        assert writes() == before > 0
+        assert await buffer.put(run_id, 0, make_samples(range(8)), request_id="first") == 8, "a repeat needs no room"
+
+
 async def test_an_episode_larger_than_the_budget_is_refused_at_its_opening(strict, run_id):
     async with BufferClient(strict.address, timeout_s=20) as buffer:
         with pytest.raises(InvalidRequestError, match=r"to have 9 samples, more than store.max_samples"):

@@ -5,7 +5,7 @@
 --       the episode's id
 -- Returns 'put', first position, stored samples; or 'missing'; or 'closed', stored; or 'full', stored, expected;
 --         or 'columns', the names that came first; or 'duplicate', sample id; or 'expired';
---         or 'budget', samples and bytes in use.
+--         or 'budget', samples and bytes in use; or 'room', if it was given no chunks: then it only looked.
 local SLICE = 1000 -- unpack and the command's arguments live on a stack of limited size
 local FIRST_CHUNK = 9
 
@@ -46,6 +46,7 @@ local most_samples, most_bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 if (most_samples > 0 and samples_in_use + count > most_samples) or (most_bytes > 0 and bytes_in_use + size > most_bytes) then
   return drop({'budget', samples_in_use, bytes_in_use})
 end
+if #KEYS < FIRST_CHUNK then return {'room'} end
 if redis.call('EXISTS', unpack(KEYS, FIRST_CHUNK)) < #KEYS - FIRST_CHUNK + 1 then return drop({'expired'}) end
 
 for at = FIRST_CHUNK, #KEYS do redis.call('PERSIST', KEYS[at]) end
