@@ -7,28 +7,16 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
-from training import MICRO_BATCH, SIZE, step, train, trainer, training_samples, without, write_run_file
+from training import SIZE, step, train, trainer, training_samples, without, write_run_file
 
-from baton.api.buffer.v1 import buffer_pb2 as pb
-from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer, add_BufferServiceServicer_to_server
 from baton.api.trainer.v1 import trainer_pb2
 from baton.clients import TrainerClient
-from baton.errors import (
-    ERROR_KEY,
-    BatonError,
-    DeadlineError,
-    DigestMismatchError,
-    InvalidRequestError,
-    LeaseLostError,
-    NotFoundError,
-)  # fmt: skip
+from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, NotFoundError
 from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
@@ -181,73 +169,6 @@ async def test_a_repeated_step_returns_the_first_answer_and_takes_no_second_step
     again = await client.train_step(run_id, 0, pass_index=0, step_index=0, buffer_address=buffer.address)
     assert again == first
     assert (await client.get_status()).global_step == first.global_step
-
-
-class ForgetfulBuffer(BufferServiceServicer):
-    """Leases the same samples to everybody, and fails the first acknowledgement."""
-
-    def __init__(self) -> None:
-        self.acknowledged: list[int] = []
-
-    async def Lease(self, request: pb.LeaseRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LeaseResponse]:
-        share = SIZE // request.data_parallel_size
-        for start in range(request.data_parallel_rank * share, (request.data_parallel_rank + 1) * share, MICRO_BATCH):
-            part = training_samples().take(range(start, start + MICRO_BATCH))
-            yield pb.LeaseResponse(lease_id="lease", samples=part.to_proto(), wrapped=bytes(MICRO_BATCH))
-
-    async def Ack(self, request: pb.AckRequest, context: grpc.aio.ServicerContext) -> pb.AckResponse:
-        self.acknowledged.append(request.global_step)
-        if len(self.acknowledged) == 1:
-            await context.abort(grpc.StatusCode.INTERNAL, "the store is gone")
-        return pb.AckResponse(acked_steps=1)
-
-
-class ExpiredBuffer(ForgetfulBuffer):
-    """Its lease is over when the step is; it may be renewed, once, and the renewed one's first acknowledgement is lost."""
-
-    async def RenewLease(self, request: pb.RenewLeaseRequest, context: grpc.aio.ServicerContext) -> pb.RenewLeaseResponse:
-        if self.acknowledged:
-            await self._lost(context, "trained by now")
-        return pb.RenewLeaseResponse(lease_id="renewed", timeout_s=60)
-
-    async def Ack(self, request: pb.AckRequest, context: grpc.aio.ServicerContext) -> pb.AckResponse:
-        if request.lease_id != "renewed":
-            await self._lost(context, "expired, or another attempt has it")
-        return await super().Ack(request, context)
-
-    async def _lost(self, context: grpc.aio.ServicerContext, why: str) -> None:
-        context.set_trailing_metadata(((ERROR_KEY, LeaseLostError.__name__),))
-        await context.abort(grpc.StatusCode.ABORTED, why)
-
-
-@asynccontextmanager
-async def served(servicer: ForgetfulBuffer) -> AsyncIterator[tuple[str, ForgetfulBuffer]]:
-    server = grpc.aio.server()
-    add_BufferServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}", servicer
-    finally:
-        await server.stop(None)
-
-
-@pytest.mark.parametrize("kind", [ForgetfulBuffer, ExpiredBuffer])
-async def test_a_step_whose_acknowledgement_failed_is_not_taken_again_but_acknowledged_again(
-    kind: type[ForgetfulBuffer], client: TrainerClient, run_id: str
-) -> None:
-    before = (await client.get_status()).global_step
-    async with served(kind()) as (address, buffer):
-        for _ in range(2):
-            try:
-                answer = await client.train_step(
-                    run_id, 0, pass_index=0, step_index=0, buffer_address=address, timeout_s=LONGEST_WAIT_S
-                )
-            except BatonError as error:
-                assert "the store is gone" in str(error)
-    assert answer.global_step == before + 1
-    assert (await client.get_status()).global_step == before + 1
-    assert buffer.acknowledged == [before + 1, before + 1]
 
 
 @pytest.mark.parametrize("column", ["prompt_ids", "response_ids"])
