@@ -15,7 +15,7 @@ from baton.samples import RewardStatus, Samples
 from services.trainer.algorithms.grpo import group_advantages, grpo_loss
 from services.trainer.algorithms.gspo import gspo_loss
 from services.trainer.algorithms.losses import TokenBatch, token_weights
-from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.engine import Engine, Update
 from services.trainer.megatron.model import TokenScores
 from services.trainer.packing import PackedBatch, pack
 
@@ -27,8 +27,7 @@ LOSSES = {"grpo": grpo_loss, "gspo": gspo_loss}
 class StepReport:
     """What one rank did. `sums` are this rank's parts; ranks that hold no scores have none."""
 
-    grad_norm: float
-    learning_rate: float
+    update: Update
     sums: dict[str, float]
     samples: int
     response_tokens: int
@@ -100,13 +99,12 @@ def train_step(
         return output.loss, output.sums
 
     reports = engine.forward_backward([part.packed for part in parts], loss)
-    norm, rate = engine.step()
+    update = engine.step()
     owns_sums = bool(reports) and engine.layout.tensor_rank == 0  # tensor-parallel ranks hold the same numbers
     sums = {name: float(sum(report[name] for report in reports)) for name in reports[0]} if owns_sums else {}
     counts_here = engine.layout.tensor_rank == 0 and engine.layout.pipeline_rank == 0
     return StepReport(
-        grad_norm=norm,
-        learning_rate=rate,
+        update=update,
         sums=sums,
         samples=sum(len(part.samples) for part in parts) if counts_here else 0,
         response_tokens=int(sum(part.mask.sum() for part in parts)) if counts_here else 0,

@@ -126,7 +126,8 @@ class Trainer:
         )  # fmt: skip
         self.global_step += 1
         metrics = report.sums | {
-            "grad_norm": report.grad_norm, "lr": report.learning_rate,
+            "grad_norm": report.update.grad_norm, "lr": report.update.learning_rate,
+            "skipped": float(report.update.skipped),
             "seconds/lease": leased.seconds, "seconds/compute": time.perf_counter() - started,
         }  # fmt: skip
         response = pb.TrainStepResponse(
@@ -220,7 +221,8 @@ def _shared_random(device: torch.device) -> int:
 def combine_steps(parts: Sequence[bytes]) -> pb.TrainStepResponse:
     """Adds up what the ranks counted; what all of them know is taken from rank 0."""
     reports = [pb.TrainStepResponse.FromString(part) for part in parts]
-    shared = {name: value for name, value in reports[0].metrics.items() if name in ("grad_norm", "lr") or "/" in name}
+    known = ("grad_norm", "lr", "skipped")
+    shared = {name: value for name, value in reports[0].metrics.items() if name in known or "/" in name}
     sums: dict[str, float] = {}
     for report in reports:
         for name, value in report.metrics.items():

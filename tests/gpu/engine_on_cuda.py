@@ -64,7 +64,7 @@ def main() -> None:
     scored_N = torch.cat(engine.score([pack(samples)]))
     batches, tokens = [pack(samples)], len(expected_N)
     engine.forward_backward(batches, lambda _, scores: (-scores.logprobs_N.sum() / tokens, {}))
-    norm, _ = engine.step()
+    norm = engine.step().grad_norm
     answer = {
         "device": torch.cuda.get_device_name(),
         "logprob_error_mean": float((scored_N - expected_N).abs().mean()),

@@ -30,7 +30,7 @@ def score(layout: Layout, directory: Path) -> dict[str, np.ndarray]:
         return -scores.logprobs_N.sum() / tokens, detached
 
     scores = engine.forward_backward([pack(half) for half in halves], loss)
-    norm, _ = engine.step()
+    norm = engine.step().grad_norm
     columns = {"logprobs": [half.logprobs_N for half in scores], "entropies": [half.entropies_N for half in scores]}
     return {name: torch.cat(parts).numpy() for name, parts in columns.items()} | {
         "apart": apart.numpy(),

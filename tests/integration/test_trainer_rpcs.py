@@ -129,19 +129,24 @@ async def test_unscored_and_masked_tokens_do_not_enter_the_loss(
     assert answer.metrics["grad_norm"] > 0
 
 
-async def test_a_gradient_that_is_not_finite_is_refused_and_leaves_weights_and_step_as_they_were(
+async def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted_and_too_many_in_a_row_are_refused(
     client: TrainerClient, buffer: ServiceProcess, run_id: str
 ) -> None:
-    samples = training_samples()
+    samples, broken = training_samples(), training_samples()
     before, scores = (await client.get_status()).global_step, await client.compute_logprobs(samples)
-    broken = training_samples()
     broken.rewards[3] = np.finfo(np.float32).max
     broken.group_reward_mean[3] = np.finfo(np.float32).min
-    with pytest.raises(InvalidRequestError, match=r"gradient norm of this step is .*the weights are unchanged"):
-        await step(client, buffer.address, run_id, broken)
+    for number in (1, 2):
+        answer = await step(client, buffer.address, f"{run_id}-{number}", broken)
+        assert (answer.global_step, answer.metrics["skipped"]) == (before + number, 1.0)
+    with pytest.raises(InvalidRequestError, match=r"as in the 2 steps before, .*max_skipped_steps is 2; the weights"):
+        await step(client, buffer.address, f"{run_id}-3", broken)
     assert (await client.compute_logprobs(samples)).values.tobytes() == scores.values.tobytes()
-    answer = await step(client, buffer.address, f"{run_id}-good", samples)
-    assert answer.global_step == before + 1 and math.isfinite(answer.metrics["grad_norm"])
+    answer = await step(client, buffer.address, f"{run_id}-4", samples)
+    assert (answer.global_step, answer.metrics["skipped"]) == (before + 3, 0.0)
+    assert math.isfinite(answer.metrics["grad_norm"])
+    answer = await step(client, buffer.address, f"{run_id}-5", broken)
+    assert answer.metrics["skipped"] == 1.0, "a step in between begins the count again"
 
 
 async def test_samples_that_only_fill_the_last_step_have_no_weight_with_the_tail_masked(

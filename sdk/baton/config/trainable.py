@@ -59,6 +59,10 @@ class TrainableConfig(RoleConfig):
     clip_grad: NonNegativeFloat = 1.0
     """Upper limit on the gradient's global norm. 0: no limit."""
 
+    max_skipped_steps: Count = 2
+    """How many steps in a row may have a gradient that is not finite. Such a step leaves the weights as they are
+    and is reported as `skipped`; one more ends the run."""
+
     use_distributed_optimizer: bool = False
     """Divide the optimizer's state over the data-parallel copies."""
 

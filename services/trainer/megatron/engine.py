@@ -1,9 +1,10 @@
 """One rank's model, optimizer and schedule, and the forward-backward over micro-batches on Megatron's pipeline."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,18 @@ from services.trainer.megatron.model import PolicyModel, TokenScores, transforme
 from services.trainer.megatron.parallel import Layout
 from services.trainer.packing import PackedBatch
 
+log = logging.getLogger(__name__)
+
 LossFunction = Callable[[int, TokenScores], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(micro-batch index, its scores) -> (loss, sums to report); called on the last pipeline stage only."""
+
+
+class Update(NamedTuple):
+    """What became of a step: its gradient's norm before clipping, the learning rate, and whether it was skipped."""
+
+    grad_norm: float
+    learning_rate: float
+    skipped: bool
 
 
 class Engine:
@@ -47,6 +58,7 @@ class Engine:
         self.model = DistributedDataParallel(core, ddp, self.policy)
         self.optimizer = get_megatron_optimizer(_optimizer_config(config, dtype), [self.model])
         core.grad_scale_func = self.optimizer.scale_loss
+        self._max_skipped, self._skipped = config.max_skipped_steps, 0
         decay = config.lr_decay_iters or total_steps
         self.schedule = OptimizerParamScheduler(
             self.optimizer, init_lr=0.0, max_lr=config.lr, min_lr=config.min_lr, lr_warmup_steps=config.lr_warmup_iters,
@@ -107,21 +119,29 @@ class Engine:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return float(total)
 
-    def step(self) -> tuple[float, float]:
-        """Updates the weights with the accumulated gradients. Returns (gradient norm before clipping, learning rate).
+    def step(self) -> Update:
+        """Updates the weights with the accumulated gradients, or skips a step whose gradient is not finite.
 
-        Raises InvalidRequestError, on all ranks and with the weights unchanged, if the gradient is not finite.
+        Raises InvalidRequestError, on all ranks and with the weights unchanged, if too many steps in a row had such a one.
         """
         self.optimizer.prepare_grads()
-        if not math.isfinite(norm := float(self.optimizer.get_grad_norm())):
+        norm = float(self.optimizer.get_grad_norm())
+        finite = math.isfinite(norm)
+        if not finite and self._skipped >= self._max_skipped:
+            before = f", as in the {self._skipped} steps before" if self._skipped else ""
             raise InvalidRequestError(
-                f"the gradient norm of this step is {norm}; the weights are unchanged. Look for rewards or rollout "
-                "log-probabilities that are infinite or huge, and at the metrics of the last steps for a growing norm; "
-                "a lower models.ppo_policy.lr or clip_grad helps against that"
+                f"the gradient norm of this step is {norm}{before}, and models.ppo_policy.max_skipped_steps is "
+                f"{self._max_skipped}; the weights are unchanged. Look for rewards or rollout log-probabilities that are "
+                "infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.ppo_policy.lr or "
+                "clip_grad helps against that"
             )
         self.schedule.step(1)  # before the update, so that a warm-up's first step does not have a rate of zero
-        self.optimizer.step()
-        return norm, self.optimizer.param_groups[0]["lr"]
+        if finite:
+            self.optimizer.step()
+        else:
+            log.warning("the gradient norm of this step is %s: it is skipped, and the weights are unchanged", norm)
+        self._skipped = 0 if finite else self._skipped + 1
+        return Update(norm, self.optimizer.param_groups[0]["lr"], not finite)
 
 
 def _optimizer_config(config: TrainableConfig, dtype: torch.dtype) -> OptimizerConfig:
