@@ -23,10 +23,11 @@ from baton.errors import LeaseLostError, NotReadyError
 from baton.samples import Samples
 from services.common.weight_sync.digest import WeightsDigest
 from services.trainer import whole_directory
-from services.trainer.checks import SCORED, TRAINED, check_digests, check_lengths, require
+from services.trainer.checks import SCORED, check_digests, check_lengths, require
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
+from services.trainer.objectives import objective_for
 from services.trainer.packing import pack
 from services.trainer.ranks import Handler
 from services.trainer.sender import WeightSender
@@ -70,6 +71,7 @@ class Trainer:
         self._run = run
         self._config = run.models.ppo_policy
         self.engine = engine
+        self._objective = objective_for(run.algorithm)
         self._source = source
         self.global_step = 0
         self._leased: _Leased | None = None
@@ -100,7 +102,7 @@ class Trainer:
             started = time.perf_counter()
             batches = asyncio.run(self._lease(request))
             for batch in batches:
-                require(batch.samples, TRAINED)
+                self._objective.check(batch.samples)
                 check_lengths(batch.samples, self.engine.shape.max_positions)
                 check_digests(batch.samples, request.expected_digests)
             self._leased = _Leased(key, batches, time.perf_counter() - started)
@@ -121,7 +123,7 @@ class Trainer:
             raise NotReadyError(f"step {key} is not leased here; lease it first")
         started = time.perf_counter()
         report = train_step(
-            self.engine, leased.batches, self._run.algorithm,
+            self._objective, self.engine, leased.batches,
             tail=self._run.runtime.tail, share_prefix=self._config.share_prefix,
         )  # fmt: skip
         self.global_step += 1
@@ -190,11 +192,14 @@ class Trainer:
 
     def save(self, directory: Path) -> str:
         """Writes a checkpoint; returns its path."""
-        return str(checkpoint.save(self.engine, directory, {"global_step": self.global_step}))
+        facts = {"global_step": self.global_step, "objective": self._objective.state()}
+        return str(checkpoint.save(self.engine, directory, facts))
 
     def load(self, path: Path) -> bytes:
         """Restores a checkpoint."""
-        self.global_step = int(checkpoint.load(self.engine, path)["global_step"])
+        facts = checkpoint.load(self.engine, path)
+        self.global_step = int(facts["global_step"])
+        self._objective.restore(facts.get("objective", {}))
         self._taken = None
         return b""
 

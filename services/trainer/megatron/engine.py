@@ -83,11 +83,11 @@ class Engine(HostedModel):
             self.optimizer.zero_grad()
         self._accumulated = False
 
-    def sum_over_data_parallel(self, value: float) -> float:
-        """The sum of every data-parallel rank's value."""
-        total = torch.tensor([value], dtype=torch.float64, device=self.layout.device)
+    def sum_over_data_parallel(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of every data-parallel rank's tensor, on the CPU."""
+        total = values.to(self.layout.device, copy=True)
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        return float(total)
+        return total.cpu()
 
     def step(self, learning_rate: float | None = None, weight_decay: float | None = None) -> Update:
         """`finish`, then `apply`."""
