@@ -1,4 +1,4 @@
-"""`torchrun classifiers_megatron_side.py DIRECTORY TP PP`: evaluates every classifier in DIRECTORY with the trainer's engine."""
+"""`torchrun classifiers_megatron_side.py DIRECTORY TP PP`: evaluates every classifier there with the trainer's engine."""
 
 import sys
 from pathlib import Path

@@ -25,7 +25,7 @@ def make(directory: Path, family: str, changes: dict) -> torch.nn.Module:
 
 
 def evaluate(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The head's output before each response token, and at each sample's last token; and the norm of both means' gradients."""
+    """The head's output before each response token, and at each sample's last token; the norm of both means' gradients."""
     batch, values, scores = samples(), [], []
     for prompt, response in zip(batch.prompt_ids.rows(), batch.response_ids.rows(), strict=True):
         ids = torch.tensor(np.concatenate([prompt, response])[None].astype(np.int64))

@@ -76,6 +76,11 @@ class Engine(HostedModel):
         self._accumulated = True
         return self._run(batches, undone, forward_only=False)
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients were accumulated since the last update."""
+        return self._accumulated
+
     def clear(self) -> None:
         """Forgets the gradients accumulated so far."""
         if self._accumulated:

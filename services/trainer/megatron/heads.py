@@ -60,7 +60,7 @@ def _labels(directory: Path) -> int:
     """Labels of the scalar head in a Hugging Face directory; 0 if there is none."""
     for path in directory.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            if SCORE in file.keys():  # noqa: SIM118: the file is no mapping
+            if SCORE in set(file.keys()):
                 return file.get_slice(SCORE).get_shape()[0]
     return 0
 

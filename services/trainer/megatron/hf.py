@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baton.errors import ConfigError
+from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.model import PolicyModel
 from services.trainer.megatron.names import NameMap
 from services.trainer.megatron.parallel import Layout
@@ -111,8 +112,9 @@ def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
     return written
 
 
-def finish_export(source: Path, partial: Path, dtype: torch.dtype) -> None:
-    """Writes the index, and copies config and tokenizer beside the weights; the config says the weights' `dtype`."""
+def finish_export(source: Path, partial: Path, dtype: torch.dtype, shape: ModelShape) -> None:
+    """Writes the index, and copies config and tokenizer beside the weights; the config says the weights' `dtype`, and what
+    kind of model they are now."""
     files, total = {}, 0
     for path in sorted(partial.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -125,4 +127,7 @@ def finish_export(source: Path, partial: Path, dtype: torch.dtype) -> None:
             shutil.copyfile(path, partial / path.name)
     config = json.loads((partial / "config.json").read_text())
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    if shape.scalar_head:
+        kind = f"{shape.family.capitalize()}ForSequenceClassification"
+        config |= {"architectures": [kind], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     (partial / "config.json").write_text(json.dumps(config, indent=1))

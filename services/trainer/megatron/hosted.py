@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from baton.config.roles import RoleConfig
+from baton.config.trainable import ForwardConfig, TrainableConfig
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.fusion import can_fuse
 from services.trainer.megatron.heads import SCORE, Head, ScalarModel, fresh_head
@@ -26,11 +26,12 @@ class HostedModel:
     """Holds one model without gradients. Every method is a collective: all ranks call it in the same order."""
 
     def __init__(
-        self, config: RoleConfig, layout: Layout, directory: Path, *, head: Head = "logprobs", seed: int = 0, **options: Any
-    ) -> None:
+        self, config: TrainableConfig | ForwardConfig, layout: Layout, directory: Path, *, head: Head = "logprobs",
+        seed: int = 0, **options: Any,
+    ) -> None:  # fmt: skip
         """Loads a Hugging Face directory; a scalar head that it lacks is made from `seed`. `options` are Megatron's."""
         self.layout, self.head = layout, head
-        self.source = directory
+        self.source, self.share_prefix = directory, config.share_prefix
         self.shape = ModelShape.read(directory)
         self.shape.check_parallelism(layout.tensor_size, layout.pipeline_size)
         dtype = getattr(torch, config.dtype)
