@@ -26,8 +26,8 @@ class Call:
     parts: varlen.Parts | None
 
 
-def calls_of(segments: tuple[Segment, ...], device: torch.device) -> tuple[Call, ...]:
-    """A row's calls, in its order."""
+def calls_of(segments: tuple[Segment, ...], device: torch.device, long: int | None) -> tuple[Call, ...]:
+    """A row's calls, in its order. `long`: tokens from which a segment of one sample has its own; None: never."""
     calls: list[Call] = []
     short: list[Segment] = []
 
@@ -39,7 +39,7 @@ def calls_of(segments: tuple[Segment, ...], device: torch.device) -> tuple[Call,
             short.clear()
 
     for segment in segments:
-        if len(segment.branches) == 1 and segment.length >= LONG:
+        if long is not None and len(segment.branches) == 1 and segment.length >= long:
             finish()
             calls.append(Call(segment.length, None))
         else:
@@ -69,8 +69,9 @@ class PackedLayout(PackedSeqParams):
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """The segments for the kernels on CUDA."""
-        return calls_of(self.segments, self.angles_TD.device)
+        """The segments for the flash kernels."""
+        device = self.angles_TD.device
+        return calls_of(self.segments, device, LONG if device.type == "cuda" else None)
 
     @cached_property
     def _turns(self) -> dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]]:
@@ -96,7 +97,11 @@ class PackedAttention(torch.nn.Module):
     def packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
         """`query` [T, heads, D], `key` and `value` [T, KV heads, D] -> [T, heads * D]."""
         if varlen.supports(query):
-            return self._on_cuda(query, key, value, layout.calls).flatten(1)
+            return self._flash(query, key, value, layout.calls).flatten(1)
+        return self._masked(query, key, value, layout).flatten(1)
+
+    def _masked(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        """For what the flash kernels do not take: float32 on CUDA."""
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
         outputs = []
         for segment, mask in zip(layout.segments, layout.masks, strict=True):
@@ -107,9 +112,9 @@ class PackedAttention(torch.nn.Module):
                     scale=self.scale, enable_gqa=q.shape[1] != k.shape[1],
                 )
             )  # fmt: skip
-        return torch.cat(outputs, dim=2)[0].transpose(0, 1).flatten(1)
+        return torch.cat(outputs, dim=2)[0].transpose(0, 1)
 
-    def _on_cuda(
+    def _flash(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: tuple[Call, ...]
     ) -> torch.Tensor:
         """-> [T, heads, D]."""
