@@ -38,10 +38,10 @@ def train_step(
     parts = [objective.part(batch, tail, layout.device) for batch in batches]
     packed = [pack(batch.samples, share_prefix=share_prefix) for batch in batches]
     plan = objective.plan(parts, DataParallel(layout.data_rank, layout.data_size, engine.sum_over_data_parallel))
-    sums = accumulate(engine, packed, plan.loss)
+    sums = _backward(engine, packed, plan.loss)
     update, value_update = engine.step(), None
     if value_engine is not None:
-        sums |= accumulate(value_engine, packed, _value_loss_of(plan))
+        sums |= _backward(value_engine, packed, _value_loss_of(plan))
         value_update = value_engine.step()
     objective.restore(plan.state)
     if sums and layout.data_rank == 0:  # all ranks know these, and the ranks' sums are added up
@@ -63,7 +63,7 @@ def _value_loss_of(plan: Plan) -> Loss:
     return plan.value_loss
 
 
-def accumulate(engine: Engine, packed: Sequence[PackedBatch], loss: Loss) -> dict[str, float]:
+def _backward(engine: Engine, packed: Sequence[PackedBatch], loss: Loss) -> dict[str, float]:
     """Gradients of all micro-batches. Returns what the losses reported, on the ranks that own it: tensor-parallel ranks of
     the last pipeline stage hold the same numbers."""
 
@@ -71,7 +71,7 @@ def accumulate(engine: Engine, packed: Sequence[PackedBatch], loss: Loss) -> dic
         output = loss(index, scores)
         return output.loss, output.sums
 
-    reports = engine.forwardaccumulate(packed, as_engine_wants)
+    reports = engine.forward_backward(packed, as_engine_wants)
     if not reports or engine.layout.tensor_rank:
         return {}
     return {name: float(sum(report[name] for report in reports)) for name in reports[0]}
