@@ -1,8 +1,9 @@
 """Starts the buffer service: `python -m services.buffer --run-file run.yaml`."""
 
 import argparse
-import asyncio
 from collections.abc import Sequence
+
+import uvloop
 
 from services.common.server import Server, configure_logging, service_arguments
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     configure_logging("buffer")
     try:
-        asyncio.run(serve(arguments))
+        uvloop.run(serve(arguments))  # sends large values to the store without copying them first
     except BatonError as error:
         raise SystemExit(str(error)) from None
 

@@ -57,6 +57,10 @@ class Ledger:
             )
         return stored
 
+    def incoming(self, keys: EpisodeKeys) -> Incoming:
+        """Takes the samples of one put. With a budget nothing is written before all that it brings is known to fit."""
+        return Incoming(self._store, keys.run, at_once=not self._limits.bounded)
+
     async def put(self, keys: EpisodeKeys, request_id: str, incoming: Incoming) -> tuple[int, int]:
         """Appends samples, all or none; returns (first position, samples stored). A repeated `request_id` changes nothing.
 
@@ -72,10 +76,10 @@ class Ledger:
             self._limits.max_bytes, json.dumps(groups), json.dumps(incoming.sample_ids), keys.episode_id,
         )  # fmt: skip
         answer = [b"room"]
-        if self._limits.max_samples or self._limits.max_bytes:  # a put that waits for room comes again and again
+        if self._limits.bounded:  # a put that waits for room comes again and again
             answer = await self._store.run("put", known, *told)
         if answer == [b"room"]:
-            answer = await self._store.run("put", [*known, *await incoming.write(self._store, run)], *told)
+            answer = await self._store.run("put", [*known, *await incoming.write()], *told)
         if answer[0] != b"put":
             raise self._refusal(keys, answer, incoming.count, columns)
         incoming.keep(self._chunks)

@@ -7,7 +7,7 @@ import numpy as np
 from baton.errors import BatonError, ConflictError, InvalidRequestError, NotFoundError, NotReadyError
 from services.buffer.batching import steps_per_pass
 from services.buffer.episode import missing
-from services.buffer.keys import EpisodeKeys
+from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.staging import Incoming, expired
 from services.buffer.store import Store
 from services.buffer.training_set import MADE, REFERENCE
@@ -18,6 +18,10 @@ class Selections:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def made(self, run: RunKeys) -> Incoming:
+        """Takes the samples that were made for a training set."""
+        return Incoming(self._store, run, at_once=False)
 
     async def select(
         self, keys: EpisodeKeys, made: Incoming, references: bytes
@@ -33,7 +37,7 @@ class Selections:
         limits = _limits(chosen, made.count)
         referred = [EpisodeKeys(keys.run_id, episode_id) for episode_id in limits]
         await self._check_columns(referred, made)
-        chunk_keys = await made.write(self._store, keys.run)
+        chunk_keys = await made.write()
         run = keys.run
         answer = await self._store.run(
             "select",
