@@ -24,9 +24,9 @@ class Ledger:
         self._limits = limits
 
     async def open(
-        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool
+        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool, passes: int
     ) -> int:  # fmt: skip
-        """Declares an episode (`expected` 0: dynamic); returns how many samples it holds.
+        """Declares an episode (`expected` 0: dynamic, `passes` 0: at least one); returns how many samples it holds.
 
         Raises ConflictError if it was declared otherwise before, InvalidRequestError if it could never be stored.
         """
@@ -40,7 +40,7 @@ class Ledger:
                 f"{keys} is to have {expected} samples, more than store.max_samples ({self._limits.max_samples}) ever "
                 "allows; raise that, or lower runtime.sample_per_episode"
             )
-        wanted = [expected, global_batch_size, micro_batch_size, int(relayed)]
+        wanted = [expected, global_batch_size, micro_batch_size, int(relayed), passes]
         answer = await self._store.run(
             "open", [keys.episode, keys.run.episodes, keys.run.ended], keys.episode_id, *wanted
         )  # fmt: skip
@@ -52,8 +52,8 @@ class Ledger:
         stored, *declared = map(int, answer)
         if declared != wanted:
             raise ConflictError(
-                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed = {declared},"
-                f" and now with {wanted}; set the run file's sizes as they were, or start a run of another name"
+                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed, passes = "
+                f"{declared}, and now with {wanted}; set the run file's sizes as they were, or start a run of another name"
             )
         return stored
 
@@ -107,7 +107,7 @@ class Ledger:
         await chunks.cover(self._store, 1)
         await made.cover(self._store, 1)
         relayed = await self._store.call("HGET", keys.episode, "relayed") == b"1" and chunks.size > 0
-        freed = [keys.requests, keys.issues, keys.selection, *map(keys.run.chunk, made.names())]
+        freed = [keys.issues, keys.requests, keys.selection, *map(keys.run.chunk, made.names())]
         if not relayed:
             freed += [keys.sample_ids, keys.groups, *map(keys.run.chunk, chunks.names())]
         run = keys.run

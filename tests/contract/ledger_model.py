@@ -83,6 +83,7 @@ class Model:
         self.ack_on_step = ack_on_step
         self.episodes: dict[int, Episode] = {}
         self.ended: dict[int, int] = {}
+        self.lost: dict[int, int] = {}
         self.global_steps: dict[int, tuple[int, int]] = {}
         self.dead: set[str] = set()
 
@@ -110,6 +111,7 @@ class Model:
                 return "granted" if issue.producer == producer else "held"
             attempt = issue.attempt + 1
         if attempt > ATTEMPTS:
+            issue.failed = True
             self.dead.add(f"episode {at} group g{group}")
             return "dead"
         episode.issues[group] = Issue(attempt, producer)
@@ -265,12 +267,25 @@ class Model:
         if training != [] and (not episode.closed or training is None or episode.acked() < steps_of(len(training))):
             return NotReadyError
         if episode.closed:
-            self.ended[at] = len(training)
+            self.ended[at], self.lost[at] = len(training), len(self.never_put(episode))
         if stays:
             episode.ended, episode.steps, episode.issues, episode.requests = True, {}, {}, {}
         else:
             del self.episodes[at]
         return len(episode.samples)
+
+    def never_put(self, episode: Episode) -> list[int]:
+        """Groups that an episode lacks, and nobody said why."""
+        return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
+
+    def faults(self) -> int:
+        """What the proof finds: one for each group of an episode, or for all of an ended one."""
+        return sum(len(self.never_put(e)) for e in self.episodes.values()) + sum(map(bool, self.lost.values()))
+
+    def failed(self) -> set[str]:
+        """Groups that a closed episode lacks, and why is known."""
+        closed = [(at, episode) for at, episode in self.episodes.items() if episode.closed]
+        return {f"episode {at} group g{group}" for at, e in closed for group, issue in e.issues.items() if issue.failed}
 
     def counts(self, at: int):
         if (episode := self.episodes.get(at)) is None:
