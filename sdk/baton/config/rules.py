@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
@@ -54,7 +55,7 @@ def broken_rules(run: RunConfig) -> list[str]:
 
 def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
-    problems = [*_groups(run), *_fixed_totals(run), *unbuilt_problems(run), *generator_problems(run)]
+    problems = [*_groups(run), *_fixed_totals(run), *unbuilt_problems(run), *generator_problems(run), *budget_problems(run)]
     runtime = run.runtime
     if runtime.relay_enabled and runtime.relay_sample_fn is None and not has_relay_sample_fn:
         problems.append(
