@@ -255,37 +255,7 @@ START = {
         {"runtime": {**GROUPED, "max_relay_episode": -1}},
         "runtime.max_relay_episode: got -1; relay is on and needs a function",
     ),
-    "an episode beyond the samples of the store": (
-        {"runtime": {**GROUPED, "sample_per_episode": 64}, "store": {"max_samples": 63}},
-        "store.max_samples: got 63; must hold the 1 episodes of 64 samples",
-    ),
-    "a history beyond the samples of the store": (
-        {
-            "runtime": {
-                **GROUPED, "sample_per_episode": 64, "num_episode": 9, "max_relay_episode": 3, "relay_sample_fn": "last"
-            },
-            "store": {"max_samples": 255},
-        },
-        "store.max_samples: got 255; must hold the 4 episodes of 64 samples",
-    ),
-    "a history without a limit beyond the samples of the store": (
-        {
-            "runtime": {
-                **GROUPED, "sample_per_episode": 64, "num_episode": 9, "max_relay_episode": -1, "relay_sample_fn": "last",
-                "relay_episode_offset": 4,
-            },
-            "store": {"max_samples": 319},
-        },
-        "store.max_samples: got 319; must hold the 5 episodes of 64 samples",
-    ),
-    "a history beyond the bytes of the store": (
-        {
-            "runtime": {**GROUPED, "max_relay_episode": 1, "relay_sample_fn": "last"},
-            "store": {"max_bytes": 1000, "relay_max_bytes": 1001},
-        },
-        "store.max_bytes: got 1000; must hold the history, which may have store.relay_max_bytes (1001)",
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", START)
