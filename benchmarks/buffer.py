@@ -32,6 +32,7 @@ from baton.config.services import StoreConfig
 from baton.errors import ServiceFaultError
 from baton.local.processes import Child, ready_file_probe
 from baton.local.store import free_port, ping_probe, prepare_server
+from baton.memory import keep_freed_memory
 
 GOAL = 0.6
 ROUNDS = 9
@@ -232,6 +233,7 @@ async def measure() -> dict[str, Any]:
 
 def main() -> None:
     """Command line; takes no options."""
+    keep_freed_memory()  # as coordinator and trainer do
     parts = run(measure())
     ratios = {f"{name} {size.name}": parts[size.name]["ratio"][name] for size in SIZES for name in parts[size.name]["ratio"]}
     lowest = min(ratio for name, ratio in ratios.items() if not name.startswith("lease_cold"))

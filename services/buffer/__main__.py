@@ -1,9 +1,8 @@
 """Starts the buffer service: `python -m services.buffer --run-file run.yaml`."""
 
 import argparse
+import asyncio
 from collections.abc import Sequence
-
-import uvloop
 
 from services.common.server import Server, configure_logging, service_arguments
 
@@ -32,13 +31,15 @@ async def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and serves; an error that has a remedy ends the process with its message."""
     from baton.errors import BatonError
+    from baton.memory import keep_freed_memory
 
     parser = service_arguments("The buffer: episodes of samples and the ledger of who trained what.")
     parser.add_argument("--store", metavar="URL", help="the Redis-protocol store; left out, the run file's store.url")
     arguments = parser.parse_args(argv)
     configure_logging("buffer")
+    keep_freed_memory()
     try:
-        uvloop.run(serve(arguments))  # sends large values to the store without copying them first
+        asyncio.run(serve(arguments))
     except BatonError as error:
         raise SystemExit(str(error)) from None
 
