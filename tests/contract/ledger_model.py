@@ -212,6 +212,8 @@ class Model:
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
         if held and held.lessee is None and held.global_step is None:
             return NotFoundError
+        if held and held.lessee == lessee and held.global_step is None:
+            attempt = max(attempt, held.attempt)  # a rank of the same lessee was slow
         if not isinstance(held := self._held(at, step, attempt), Step):
             return held
         if held.lessee != lessee:

@@ -1,6 +1,6 @@
 """How much one put may bring, and what happens beyond."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,9 @@ import pytest
 import redis
 from buffer_samples import make_samples
 
+from baton import bulk
 from baton.api.buffer.v1 import buffer_pb2 as pb
+from baton.bulk import Encoded
 from baton.clients.buffer import BufferClient
 from baton.errors import ConflictError, InvalidRequestError
 from baton.samples import Ragged, Samples
@@ -82,3 +84,23 @@ async def test_a_put_that_is_refused_at_its_first_message_says_why_however_much_
     assert (await client.get_episode(run_id, 0)).stored == 0
     with redis.Redis.from_url(store.url) as raw:
         assert not list(raw.scan_iter(f"baton:{{{run_id}}}:chunk:*")), "what came before the bad one is taken back"
+
+
+async def test_a_request_of_gigabytes_is_refused_by_the_service_too_and_leaves_nothing(client, run_id, store):
+    await open_dynamic(client, run_id)
+    part = make_samples([0], tokens=200_000)
+    sent = 0
+
+    def without_end() -> Iterator[bytes]:
+        nonlocal sent
+        head = pb.PutRequest(run_id=run_id, request_id="a")
+        for number in range(5 * 2**30 // 2**21):
+            sent += 1
+            yield bulk.serialized(head, Encoded.of(replace(part, sample_ids=[f"s{number}"])))
+
+    with pytest.raises(InvalidRequestError, match="more than 268435456 bytes"):
+        await client._upload("Put", without_end)
+    assert sent < 1000, "the rest was not sent"
+    assert (await client.get_episode(run_id, 0)).stored == 0
+    with redis.Redis.from_url(store.url) as raw:
+        assert not list(raw.scan_iter(f"baton:{{{run_id}}}:chunk:*"))
