@@ -210,10 +210,11 @@ class Model:
 
     def renew(self, at: int, step: int, attempt: int, lessee: str):
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
-        if held and held.lessee is None and held.global_step is None:
-            return NotFoundError
-        if held and held.lessee == lessee and held.global_step is None:
-            attempt = max(attempt, held.attempt)  # a rank of the same lessee was slow
+        if held and held.global_step is None:
+            if held.lessee is None:
+                return NotFoundError
+            if held.lessee == lessee:  # maybe a rank of it was slow
+                attempt = max(attempt, held.attempt)
         if not isinstance(held := self._held(at, step, attempt), Step):
             return held
         if held.lessee != lessee:
@@ -280,8 +281,7 @@ class Model:
         """Groups that an episode lacks, and nobody said why."""
         return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
 
-    def faults(self) -> int:
-        """What the proof finds: one for each group of an episode, or for all of an ended one."""
+    def faults(self) -> int:  # one for each group of an episode, or for all of an ended one
         return sum(len(self.never_put(e)) for e in self.episodes.values()) + sum(map(bool, self.lost.values()))
 
     def failed(self) -> set[str]:
