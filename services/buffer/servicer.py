@@ -9,7 +9,7 @@ from baton import bulk
 from baton.api.buffer.v1 import buffer_pb2 as pb
 from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer, add_BufferServiceServicer_to_server
 from baton.bulk import BulkMessage
-from baton.errors import BatonError, InvalidRequestError
+from baton.errors import InvalidRequestError
 from services.buffer.batching import LeaseId, Share
 from services.buffer.chunks import Chunk
 from services.buffer.inspection import Inspection
@@ -71,7 +71,7 @@ class BufferServicer(BufferServiceServicer):
                     head = message.head
                     incoming = self._ledger.incoming(_keys(head))
                 await incoming.add(Chunk.received(message.raw_samples))
-        except BatonError:
+        except InvalidRequestError:
             if incoming:
                 await incoming.drop()
             raise

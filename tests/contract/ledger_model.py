@@ -278,7 +278,6 @@ class Model:
         return len(episode.samples)
 
     def never_put(self, episode: Episode) -> list[int]:
-        """Groups that an episode lacks, and nobody said why."""
         return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
 
     def faults(self) -> int:  # one for each group of an episode, or for all of an ended one
@@ -286,8 +285,8 @@ class Model:
 
     def failed(self) -> set[str]:
         """Groups that a closed episode lacks, and why is known."""
-        closed = [(at, episode) for at, episode in self.episodes.items() if episode.closed]
-        return {f"episode {at} group g{group}" for at, e in closed for group, issue in e.issues.items() if issue.failed}
+        closed = {at: e.issues.items() for at, e in self.episodes.items() if e.closed}
+        return {f"episode {at} group g{group}" for at in closed for group, issue in closed[at] if issue.failed}
 
     def counts(self, at: int):
         if (episode := self.episodes.get(at)) is None:
