@@ -5,6 +5,7 @@ import os
 import signal
 from argparse import Namespace
 
+from baton.memory import keep_freed_memory
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
 
 SERVICE = "baton.api.trainer.v1.TrainerService"
@@ -71,6 +72,7 @@ def main() -> None:
     """Command line."""
     options = service_arguments("One rank of the trainer: Megatron-Core behind gRPC.").parse_args()
     configure_logging(f"trainer-{os.environ.get('RANK', '0')}")
+    keep_freed_memory()
     end_with_parent()  # torchrun gives its workers sessions of their own; they must not outlive it
     from baton.errors import ConfigError
 
