@@ -24,7 +24,8 @@ def test_the_reward_rises_and_the_model_is_exported(tmp_path: Path) -> None:
     run["models"]["policy"] |= {"model": str(model), "seq_length": 64}
     (tmp_path / "loop.yaml").write_text(yaml.safe_dump(run))
     command = [sys.executable, str(EXAMPLES / "grpo_loop.py"), "--rollout", rollout.address]
-    command += ["--export", str(tmp_path / "out"), "--iterations", str(ITERATIONS), "--tokens", "8", "--learning-rate", "3e-3"]
+    command += ["--export", str(tmp_path / "out"), "--iterations", str(ITERATIONS)]
+    command += ["--tokens", "8", "--learning-rate", "3e-3"]
     try:
         rollout.start(240)
         with trainer(tmp_path / "loop.yaml", tmp_path) as process:

@@ -1,7 +1,7 @@
 """Loads a distributed optimizer's state with torch's Adam.
 
-Torch's Adam counts steps in the state of each parameter. Megatron saves and restores that count by itself, but then looks for
-it among the tensors of a checkpoint, where it is not, and gives up.
+Torch's Adam counts steps in the state of each parameter. Megatron saves and restores that count by itself, but then looks
+for it among the tensors of a checkpoint, where it is not, and gives up.
 """
 
 from typing import Any
