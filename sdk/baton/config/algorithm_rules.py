@@ -48,7 +48,7 @@ def algorithm_problems(run: RunConfig) -> Iterator[str]:
         )  # fmt: skip
 
 
-def group_problems(run: RunConfig) -> Iterator[str]:
+def group_size_problems(run: RunConfig) -> Iterator[str]:
     """A line if the algorithm compares responses and a prompt has only one."""
     if run.group_size < 2 and run.algorithm.name in GROUPED:
         yield problem(
