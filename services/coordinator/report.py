@@ -1,4 +1,4 @@
-"""What an episode did, as numbers, and the files that keep them: metrics.jsonl, reward.png and summary.json."""
+"""What an episode did, as numbers; where they go (sinks.py), and what a run leaves at its end: reward.png, summary.json."""
 
 import json
 import math
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from baton.config.logging import LoggingConfig
 from baton.engine import Group
 from baton.errors import ConflictError
 from baton.samples import FinishReason, RewardStatus, Samples
 from baton.weights import Publication
+from services.coordinator.sinks import EPISODES_FILE, JsonLines, Sink, open_sinks
 from services.coordinator.state import RunState
 
-METRICS_FILE = "metrics.jsonl"
 SUMMARY_EPISODES = 2
 """The summary compares the mean reward of so many episodes at the run's two ends."""
 
@@ -28,11 +29,6 @@ class EpisodeReport:
     weights_digest: str
     metrics: dict[str, float]
     """Every value is finite; what could not be measured is absent."""
-
-    def to_json(self) -> str:
-        """One line of metrics.jsonl."""
-        names = {"episode": self.episode_id, "policy_version": self.policy_version, "weights_digest": self.weights_digest}
-        return json.dumps(names | self.metrics, allow_nan=False)
 
 
 class EpisodeTally:
@@ -61,6 +57,10 @@ class EpisodeTally:
         """Counts an optimizer step; what the trainer said of it is averaged over the episode's steps."""
         self._steps.append(dict(metrics))
         self._computed_tokens += computed_tokens
+
+    def ages(self, policy_version: int) -> dict[str, float]:
+        """How far behind `policy_version` the weights are that sampled the episode."""
+        return sample_ages(np.concatenate([samples.policy_version_max for samples in self._groups]), policy_version)
 
     def metrics(self, seconds: Mapping[str, float], publication: Publication | None) -> dict[str, float]:
         """All metrics of the episode, given the seconds in each phase and the weight update at its end, if any."""
@@ -94,12 +94,26 @@ class EpisodeTally:
             "response_tokens": float(lengths.sum()),
             "finish_rate": _mean(finish == FinishReason.STOP),
             "truncated_share": _mean(finish == FinishReason.LENGTH),
-        } | {f"reward/{name}": _mean(np.concatenate(parts)) for name, parts in self._scores.items()}
+        } | {f"reward/{name}": _mean(np.concatenate(parts)) for name, parts in self._scores.items()} | self._reference_kl()
+
+    def _reference_kl(self) -> dict[str, float]:
+        """Mean over response tokens of log(what sampled them / reference)."""
+        with_reference = [samples for samples in self._groups if samples.reference_logprobs is not None]
+        if not with_reference:
+            return {}
+        gaps = [samples.rollout_logprobs.values - samples.reference_logprobs.values for samples in with_reference]
+        return {"reference_kl": _mean(np.concatenate(gaps))}
 
     def _train_metrics(self) -> dict[str, float]:
         names = {name: None for step in self._steps for name in step}  # a dict keeps their order
         means = {name: _mean([step[name] for step in self._steps if name in step]) for name in names}
         return means | {"train_steps": len(self._steps), "computed_tokens": self._computed_tokens}
+
+
+def sample_ages(versions: np.ndarray, policy_version: int) -> dict[str, float]:
+    """Metrics of the age of trained samples: how many versions the policy is ahead of each one's weights."""
+    ages = policy_version - versions
+    return {"sample_age_mean": float(ages.mean()), "sample_age_max": float(ages.max())}
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
@@ -117,21 +131,34 @@ class RunReport:
         self.folder = folder
         self.episodes: list[EpisodeReport] = []
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / METRICS_FILE).exists():
+        if (folder / EPISODES_FILE).exists():
             raise ConflictError(f"{folder} holds the metrics of another run; start under another run id, or move it away")
+        self._sinks: list[Sink] = [JsonLines(folder)]
+
+    def open(self, config: LoggingConfig, run_id: str) -> None:
+        """Adds the sinks that the run file asks for, which may take seconds."""
+        self._sinks += open_sinks(config, self.folder, run_id)
 
     def add(self, report: EpisodeReport) -> None:
-        """Appends to metrics.jsonl."""
+        """Takes a finished episode."""
         self.episodes.append(report)
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(report.to_json() + "\n")
+        names = {"policy_version": report.policy_version, "weights_digest": report.weights_digest}
+        for sink in self._sinks:
+            sink.episode(report.episode_id, names, report.metrics)
+
+    def add_step(self, global_step: int, where: tuple[int, int, int], metrics: Mapping[str, float]) -> None:
+        """Takes an optimizer step, by its (episode, pass, step)."""
+        names = dict(zip(("episode", "pass", "step"), where, strict=True))
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        for sink in self._sinks:
+            sink.step(global_step, names, finite)
 
     def rewards(self) -> list[tuple[int, float]]:
         """(episode, mean reward) of all episodes that have one."""
         return [(r.episode_id, r.metrics["reward_mean"]) for r in self.episodes if "reward_mean" in r.metrics]
 
     def finish(self, state: RunState, seconds: Mapping[str, float], export: str) -> None:
-        """Writes summary.json and, if there is anything to see, reward.png."""
+        """Writes summary.json and, if there is anything to see, reward.png, and closes what takes the metrics."""
         means = [reward for _, reward in self.rewards()]
         first, last = _mean(means[:SUMMARY_EPISODES]), _mean(means[-SUMMARY_EPISODES:])
         summary = {
@@ -153,6 +180,8 @@ class RunReport:
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         if means:
             _plot(self.rewards(), self.folder / "reward.png", state.run_id)
+        for sink in self._sinks:
+            sink.close()
 
 
 def _or_none(value: float) -> float | None:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from baton.config.algorithm import AlgorithmConfig, GrpoConfig
 from baton.config.base import Section
 from baton.config.inert import INERT_OPTIONS
+from baton.config.logging import LoggingConfig
 from baton.config.models import ModelsConfig
 from baton.config.problems import BrokenRules, config_error, from_validation
 from baton.config.roles import BUILTIN_MODEL
@@ -55,6 +56,9 @@ class RunConfig(Section):
 
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     """What answers are worth."""
+
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """Where the metrics go."""
 
     store: StoreConfig = Field(default_factory=StoreConfig)
     """The server behind the buffer, and the rules of the data in it."""

@@ -54,8 +54,8 @@ async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id,
     episode = [[{"e0-p0"}, {"e0-p1"}], [{"e1-p2"}, {"e1-p3"}], [{"e2-p4"}, {"e2-p5"}]]
     assert groups_of(steps) == episode[0] + episode[0] + episode[1] + episode[1] + episode[2]
     assert [line["relay/samples"] for line in metrics] == [8, 16, 16]
-    assert [line["relay/age_mean"] for line in metrics] == [0, 0.5, 0.5]
-    assert [line["relay/age_max"] for line in metrics] == [0, 1, 1]
+    assert [line["sample_age_mean"] for line in metrics] == [0, 0.5, 0.5]
+    assert [line["sample_age_max"] for line in metrics] == [0, 1, 1]
     assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
 
 
