@@ -44,6 +44,11 @@ class Selections:
         match answer:
             case [b"selected", total, global_batch_size]:
                 return total, steps_per_pass(total, global_batch_size)
+            case [b"ragged", unit]:
+                raise InvalidRequestError(
+                    f"{len(chosen)} samples are selected, but {keys} keeps every {unit} together; select whole pairs, or "
+                    "groups"
+                )
             case [b"gone", at]:
                 raise NotFoundError(f"{referred[at]} has no such sample any more: it was evicted; select from ListHistory")
         raise _refusal(keys, answer)
