@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
 
-SERVICE = "baton.api.trainer.v1.TrainerService"
+SERVICES = ["baton.api.trainer.v1.TrainerService", "baton.api.trainer.v1.ScoringService"]
 
 
 def start(options: Namespace) -> None:
@@ -53,12 +53,15 @@ def start(options: Namespace) -> None:
 
 async def serve(options: Namespace, trainer: object, ranks: object, model: str) -> None:
     """Rank 0: answers until SIGTERM, then lets the other ranks go."""
+    from baton.api.trainer.v1.scoring_pb2_grpc import add_ScoringServiceServicer_to_server
     from baton.api.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
+    from services.trainer.scoring_servicer import ScoringServicer
     from services.trainer.servicer import TrainerServicer
 
-    server = Server([SERVICE], options.listen)
+    server = Server(SERVICES, options.listen)
     servicer = TrainerServicer(trainer, ranks, model, trainer.engine.parameter_count())
     add_TrainerServiceServicer_to_server(servicer, server.grpc)
+    add_ScoringServiceServicer_to_server(ScoringServicer(ranks), server.grpc)
     heartbeat = asyncio.create_task(ranks.heartbeat())
     try:
         await server.run(options.ready_file)

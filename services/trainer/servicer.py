@@ -1,18 +1,16 @@
 """The trainer service's RPCs, on rank 0: decode, run the command on every rank, encode."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
-import numpy as np
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.errors import BatonError, NotFoundError
 from services.trainer.megatron.checkpoint import size_of
 from services.trainer.ranks import Ranks
-from services.trainer.trainer import Trainer, combine_groups, combine_logprobs, combine_publications, combine_steps
+from services.trainer.trainer import Trainer, combine_groups, combine_publications, combine_steps
 
 Context = grpc.aio.ServicerContext
 
@@ -32,14 +30,6 @@ class TrainerServicer(TrainerServiceServicer):
         async with self._step:
             await self._ranks.execute("LeaseStep", raw)
             return combine_steps(await self._ranks.execute("TrainStep", raw))
-
-    async def ComputeLogprobs(
-        self, request_iterator: AsyncIterator[pb.ComputeLogprobsRequest], context: Context
-    ) -> AsyncIterator[pb.ComputeLogprobsResponse]:
-        async for request in request_iterator:
-            parts = await self._ranks.execute("ComputeLogprobs", request.samples.SerializeToString())
-            lengths = np.frombuffer(request.samples.response_ids.lengths, "<u4")
-            yield pb.ComputeLogprobsResponse(logprobs=combine_logprobs(parts, lengths))
 
     async def OpenWeightGroup(self, request: pb.OpenWeightGroupRequest, context: Context) -> pb.OpenWeightGroupResponse:
         group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from baton.config.generator_rules import generator_problems
+from baton.config.groups import group_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
 from baton.config.unbuilt import unbuilt_problems
@@ -49,7 +50,7 @@ def broken_rules(run: RunConfig) -> list[str]:
     ]
     if "algorithm" in run.model_fields_set:  # a file without it may leave the choice to its engine
         problems += _groups(run)
-    return [*problems, *placement_problems(run), *service_problems(run)]
+    return [*problems, *placement_problems(run), *group_problems(run), *service_problems(run)]
 
 
 def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
@@ -147,13 +148,6 @@ def _models(run: RunConfig) -> Iterator[str]:
         )
     if models.reward is not None and models.reward.model is None:
         yield "models.reward.model: is missing; a reward model must be named; add its directory or hub id"
-    if models.ppo_value and models.ppo_value.data_parallel_size != models.ppo_policy.data_parallel_size:
-        yield problem(
-            "models.ppo_value.data_parallel_size",
-            models.ppo_value.data_parallel_size,
-            f"must be that of models.ppo_policy ({models.ppo_policy.data_parallel_size})",
-            "make both the same: they train on the same batches",
-        )
     for name, role in models.roles().items():
         if role.lora.enable_lora and not name.startswith("ppo_"):
             yield problem(

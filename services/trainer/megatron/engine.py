@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from baton.config.trainable import TrainableConfig
 from baton.errors import InvalidRequestError
 from services.trainer.megatron.family import ModelShape
+from services.trainer.megatron.fusion import can_fuse
 from services.trainer.megatron.hf import load_hf
 from services.trainer.megatron.model import PolicyModel, TokenScores, transformer_config
 from services.trainer.megatron.parallel import Layout
@@ -48,6 +49,7 @@ class Engine:
         core = transformer_config(
             self.shape, tensor=layout.tensor_size, pipeline=layout.pipeline_size, dtype=dtype,
             sequence_parallel=config.sequence_parallel, finalize_model_grads_func=finalize_model_grads,
+            **_recompute(config), fuse=layout.device.type == "cuda" and can_fuse(),
         )  # fmt: skip
         self.policy = PolicyModel(core, self.shape).to(layout.device, dtype)
         self.policy.inverse_frequencies = self.policy.inverse_frequencies.float()  # positions beyond 256 need more than bf16
@@ -57,6 +59,8 @@ class Engine:
         )
         self.model = DistributedDataParallel(core, ddp, self.policy)
         self.optimizer = get_megatron_optimizer(_optimizer_config(config, dtype), [self.model])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # one pass over memory instead of one for every operation
         core.grad_scale_func = self.optimizer.scale_loss
         self._max_skipped, self._skipped = config.max_skipped_steps, 0
         decay = config.lr_decay_iters or total_steps
@@ -142,6 +146,12 @@ class Engine:
             log.warning("the gradient norm of this step is %s: it is skipped, and the weights are unchanged", norm)
         self._skipped = 0 if finite else self._skipped + 1
         return Update(norm, self.optimizer.param_groups[0]["lr"], not finite)
+
+
+def _recompute(config: TrainableConfig) -> dict[str, Any]:
+    if config.recompute_granularity == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {}
 
 
 def _optimizer_config(config: TrainableConfig, dtype: torch.dtype) -> OptimizerConfig:
