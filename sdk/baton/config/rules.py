@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from baton.config.algorithm_rules import algorithm_problems, group_size_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
 from baton.config.placement_rules import placement_problems, service_problems
@@ -47,15 +48,16 @@ def broken_rules(run: RunConfig) -> list[str]:
         *_optimizers(run),
         *_sampling(run),
         *_data(run),
+        *algorithm_problems(run),
     ]
     if "algorithm" in run.model_fields_set:  # a file without it may leave the choice to its engine
-        problems += _groups(run)
+        problems += group_size_problems(run)
     return [*problems, *placement_problems(run), *group_problems(run), *service_problems(run)]
 
 
 def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
-    problems = [*_groups(run), *_fixed_totals(run), *unbuilt_problems(run), *generator_problems(run)]
+    problems = [*group_size_problems(run), *_fixed_totals(run), *unbuilt_problems(run), *generator_problems(run)]
     runtime = run.runtime
     if runtime.relay_enabled and runtime.relay_sample_fn is None and not has_relay_sample_fn:
         problems.append(
@@ -217,16 +219,6 @@ def _data(run: RunConfig) -> Iterator[str]:
             runtime.load_data_checkpoint_iteration,
             "needs runtime.data_checkpoint_path",
             "add data_checkpoint_path",
-        )
-
-
-def _groups(run: RunConfig) -> Iterator[str]:
-    if run.group_size < 2:
-        yield problem(
-            "runtime.num_inference_per_prompt",
-            run.runtime.num_inference_per_prompt,
-            f"times models.policy.n must be at least 2: {run.algorithm.name} compares the responses to one prompt",
-            "set num_inference_per_prompt to 8, for example",
         )
 
 
