@@ -16,16 +16,22 @@ at a time, named in `RunState.waiting_for`, never longer than the run file's dea
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 
 from baton.config import RunConfig
-from baton.engine import Engine, PromptItem
+from baton.config.trainable import MAIN_GROUP
+from baton.engine import Engine
+from baton.flow import Group, PromptItem
 from baton.weights import Publication
 from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, until_ready
+from services.coordinator.evaluation import Evaluation
 from services.coordinator.events import EventLog
 from services.coordinator.fleet import Fleet
 from services.coordinator.flows import EpisodeContext, default_flow
+from services.coordinator.given_answers import GivenAnswers
+from services.coordinator.groups import named_apart
 from services.coordinator.intake import Intake
 from services.coordinator.prompts import Prompts, build_prompts
 from services.coordinator.publishing import Publishing
@@ -34,6 +40,7 @@ from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport, 
 from services.coordinator.rewards import RewardPool, reward_functions
 from services.coordinator.rollouts import Rollouts
 from services.coordinator.saving import Saving
+from services.coordinator.scorers import Scorers
 from services.coordinator.state import Life, RunState, StateStore
 from services.coordinator.steps import Steps
 
@@ -67,26 +74,33 @@ class Driver:
             timeout_s=config.deadlines.generate_s,
             max_attempts=config.store.max_attempts,
         )
+        self._scorers = Scorers(config, services)
+        self._answers = GivenAnswers(config, services)
+        self._evaluation = Evaluation(
+            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts
+        )
         self._prompts: Prompts
 
     async def episodes(self) -> None:
-        """Version 1 of the weights, then all episodes."""
+        """Version 1 of the weights, then all episodes. Where answers are given, no weights are published."""
         await self._publish_if_due(0)
         self.state.life = Life.RUNNING
+        await self._evaluation.if_due(0, self._prompts.held_out())
         self.clock.lap()  # episode 0 begins now
         for episode in range(self._config.runtime.num_episode):
-            tally = EpisodeTally()
+            tally = EpisodeTally(rolled_out=not self._config.is_offline)
             sampled_from = (self.state.policy_version, self.state.weights_digest)
             prompts = self._next_prompts(episode)
             if self._config.runtime.relays(episode):
-                await self._roll_out(episode, prompts, tally)
+                await self._fill(episode, prompts, tally)
                 await self._train_chosen(episode, tally)
             else:
-                await self._roll_out_and_train(episode, prompts, tally)
+                await self._fill_and_train(episode, prompts, tally)
             await self.save()
             publication = await self._publish_if_due(episode + 1)
             await self._commit(episode)
             await self.saving.checkpoint_if_due(episode + 1)
+            tally.add_metrics(await self._evaluation.if_due(episode + 1, self._prompts.held_out()))
             self._report(EpisodeReport(episode, *sampled_from, tally.metrics(self.clock.lap(), publication)))
 
     async def prepare(self) -> None:
@@ -104,9 +118,11 @@ class Driver:
         for replica in services.rollouts:
             self.clock.begin("start", f"rollout at {replica.address}")
             await until_ready(f"rollout at {replica.address}", replica.get_status, startup_s)
-        self.clock.begin("start", services.trainer_name)
-        status = await until_ready(services.trainer_name, services.trainer.get_status, startup_s)
-        self.state.global_step = status.global_step
+        for group, trainer in services.trainers.items():
+            self.clock.begin("start", services.group_name(group))
+            status = await until_ready(services.group_name(group), trainer.get_status, startup_s)
+            if group == MAIN_GROUP:
+                self.state.global_step = status.global_step
         self.state.prompts_consumed = self._config.runtime.consumed_samples // self._config.runtime.num_inference_per_prompt
 
     async def finish(self) -> str:
@@ -129,11 +145,16 @@ class Driver:
         self.state.prompts_consumed += count
         return self._prompts.take(position, count, episode)
 
-    async def _roll_out_and_train(self, episode: int, prompts: list[PromptItem], tally: EpisodeTally) -> None:
-        """Trains each step of the first pass as soon as its samples are stored, then the other passes."""
+    async def _fill_and_train(self, episode: int, prompts: list[PromptItem], tally: EpisodeTally) -> None:
+        """Trains each step of the first pass as soon as its samples are stored, then the other passes.
+
+        With a critic, training begins when all samples are stored: their values are by its weights at the episode's start.
+        """
         arrivals, first = Arrivals(self._intake.expected), self.state.policy_version
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._roll_out(episode, prompts, tally, arrivals))
+            filling = tasks.create_task(self._fill(episode, prompts, tally, arrivals))
+            if self._scorers.has_values:
+                await filling
             steps = await self._steps.as_they_arrive(episode, arrivals, first, tally)
         tally.add_metrics(tally.ages(self.state.policy_version))
         await self._steps.passes(1, episode, steps, self._steps.versions_since(first), tally)
@@ -146,21 +167,29 @@ class Driver:
         tally.add_metrics(relayed.metrics)
         await self._steps.passes(0, episode, relayed.steps, relayed.policy_versions, tally)
 
-    async def _roll_out(
+    async def _fill(
         self, episode: int, prompts: list[PromptItem], tally: EpisodeTally, arrivals: Arrivals | None = None
     ) -> None:  # fmt: skip
-        """Puts every group as soon as the flow yields it, then closes the episode."""
-        self.clock.begin("generate", self._services.rollout_names)
+        """Puts every group as soon as it is made and has what the run's models say of it, then closes the episode."""
+        if self._config.is_offline:
+            self.clock.begin("read", self._services.trainer_name)
+            groups = self._answers.groups(prompts, episode)
+        else:
+            self.clock.begin("generate", self._services.rollout_names)
+            groups = self._flow(episode, prompts)
         await self._intake.open(episode, [prompt.group_id for prompt in prompts])
+        await self._intake.put_all(episode, self._scorers.complete(named_apart(groups)), tally, arrivals)
+
+    def _flow(self, episode: int, prompts: list[PromptItem]) -> AsyncIterator[Group]:
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
-        context = EpisodeContext(episode, self.state.digests, self._rollouts, self._rewards, self.clock)
+        context = EpisodeContext(episode, self.state.digests, self._rollouts, self._rewards, self._scorers, self.clock)
         flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))
-        await self._intake.put_all(episode, flow(context, prompts), tally, arrivals)
+        return flow(context, prompts)
 
     async def _publish_if_due(self, finished_episodes: int) -> Publication | None:
         """Makes the trainer's weights the next version on all replicas."""
         frequency = self._config.models.policy.sync_frequency
-        if not frequency or finished_episodes % frequency:
+        if self._config.is_offline or not frequency or finished_episodes % frequency:
             return None
         self.clock.begin("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
         publication = await self.publishing.next_version()

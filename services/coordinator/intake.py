@@ -6,12 +6,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from baton.config import RunConfig
-from baton.engine import Group
+from baton.flow import Group
 from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
 from services.coordinator.flows import wrong_total
-from services.coordinator.groups import named_apart, with_group_statistics
+from services.coordinator.groups import with_group_statistics
 from services.coordinator.report import EpisodeTally
 
 
@@ -20,6 +20,7 @@ class Intake:
 
     def __init__(self, config: RunConfig, services: Connections, run_id: str, clock: PhaseClock) -> None:
         self._runtime = config.runtime
+        self._unit = config.samples_per_unit
         self._issue_s = config.deadlines.generate_s
         self._services = services
         self._run_id = run_id
@@ -36,6 +37,7 @@ class Intake:
             await services.buffer.open_episode(
                 self._run_id, episode, expected_samples=self.expected, relayed=runtime.relays(episode),
                 global_batch_size=runtime.global_batch_size, micro_batch_size=runtime.train_micro_batch_size,
+                samples_per_unit=self._unit,
             )  # fmt: skip
             await services.ledger.issue_groups(
                 self._run_id, episode, group_ids, producer=self._name, timeout_s=self._issue_s
@@ -44,12 +46,12 @@ class Intake:
     async def put_all(
         self, episode: int, groups: AsyncIterator[Group], tally: EpisodeTally, arrivals: Arrivals | None = None
     ) -> None:  # fmt: skip
-        """Puts every group as soon as it comes, then closes the episode, which tells `arrivals` each time.
+        """Puts every group, each of a name of its own, as soon as it comes, then closes the episode; tells `arrivals`.
 
         Raises InvalidRequestError if they are not as many samples as the episode takes.
         """
-        async with aclosing(named_apart(groups)) as named:
-            async for group in named:
+        async with aclosing(groups):
+            async for group in groups:
                 await self._put(episode, group, tally)
                 if arrivals is not None:
                     arrivals.stored(tally.samples)

@@ -36,6 +36,7 @@ class Run:
         """Starts at once; needs a running event loop."""
         self.driver = driver
         self._watched = {"trainer": addresses.trainer}
+        self._watched |= {f"trainer group {name}": address for name, address in addresses.groups.items()}
         self._save_on_stop = False
         self._export = ""
         self._ending = False

@@ -1,6 +1,6 @@
 """Where metrics go as the run makes them: JSON lines always, TensorBoard and Weights & Biases as the run file asks.
 
-Two kinds of rows: an episode's, by its number, and an optimizer step's, by the global step.
+Three kinds of rows: an episode's, by its number; an optimizer step's and an evaluation's, by the global step.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from baton.config.logging import LoggingConfig
 from baton.errors import ConfigError
 
-EPISODES_FILE, STEPS_FILE = "metrics.jsonl", "steps.jsonl"
+EPISODES_FILE, STEPS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "steps.jsonl", "evaluations.jsonl"
 
 
 class Sink(Protocol):
@@ -25,6 +25,10 @@ class Sink(Protocol):
 
     def step(self, global_step: int, names: Mapping[str, int], metrics: Mapping[str, float]) -> None:
         """One optimizer step; `names` say of which episode, pass and step in it."""
+        ...
+
+    def evaluation(self, global_step: int, finished_episodes: int, metrics: Mapping[str, float]) -> None:
+        """One evaluation of the weights after so many steps and episodes."""
         ...
 
     def close(self) -> None:
@@ -52,7 +56,7 @@ def open_sinks(config: LoggingConfig, folder: Path, run_id: str) -> list[Sink]:
 
 
 class JsonLines:
-    """One object a line: `metrics.jsonl` of episodes, `steps.jsonl` of optimizer steps."""
+    """One object a line: `metrics.jsonl` of episodes, `steps.jsonl` of optimizer steps, `evaluations.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -65,6 +69,10 @@ class JsonLines:
         """See Sink."""
         self._append(STEPS_FILE, {"global_step": global_step, **names, **metrics})
 
+    def evaluation(self, global_step: int, finished_episodes: int, metrics: Mapping[str, float]) -> None:
+        """See Sink."""
+        self._append(EVALUATIONS_FILE, {"global_step": global_step, "finished_episodes": finished_episodes, **metrics})
+
     def close(self) -> None:
         """Nothing is kept open."""
 
@@ -74,7 +82,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """An event file: tags `episode/NAME` by episode and `step/NAME` by global step."""
+    """An event file: tags `episode/NAME` by episode, `step/NAME` and `eval/NAME` by global step."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -88,6 +96,10 @@ class TensorBoard:
     def step(self, global_step: int, names: Mapping[str, int], metrics: Mapping[str, float]) -> None:
         """See Sink."""
         self._write("step", global_step, metrics)
+
+    def evaluation(self, global_step: int, finished_episodes: int, metrics: Mapping[str, float]) -> None:
+        """See Sink."""
+        self._write("eval", global_step, metrics)
 
     def close(self) -> None:
         """Flushes what is left."""
@@ -104,7 +116,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the same name in a project: `episode/NAME` over `episode`, `step/NAME` over `global_step`."""
+    """A run of the same name in a project: `episode/NAME` over `episode`, `step/NAME` and `eval/NAME` over
+    `global_step`."""
 
     def __init__(self, project: str, run_id: str, folder: Path) -> None:
         import wandb
@@ -117,7 +130,8 @@ class WeightsAndBiases:
                 "WANDB_MODE=offline"
             ) from error
         self._run.define_metric("episode/*", step_metric="episode")
-        self._run.define_metric("step/*", step_metric="global_step")
+        for kind in ("step", "eval"):
+            self._run.define_metric(f"{kind}/*", step_metric="global_step")
 
     def episode(self, episode_id: int, names: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """See Sink."""
@@ -126,6 +140,10 @@ class WeightsAndBiases:
     def step(self, global_step: int, names: Mapping[str, int], metrics: Mapping[str, float]) -> None:
         """See Sink."""
         self._run.log({"global_step": global_step} | {f"step/{name}": value for name, value in metrics.items()})
+
+    def evaluation(self, global_step: int, finished_episodes: int, metrics: Mapping[str, float]) -> None:
+        """See Sink."""
+        self._run.log({"global_step": global_step} | {f"eval/{name}": value for name, value in metrics.items()})
 
     def close(self) -> None:
         """Sends what is left."""
