@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.clients import CoordinatorClient
 from baton.errors import BatonError, ServiceFaultError
-from baton.local import commands
+from baton.local import commands, devices
 from baton.local.health import wait_serving
 from baton.local.plan import Plan
 from baton.local.process_tree import start_time
@@ -45,6 +45,7 @@ class Deployment:
         self.record = DeploymentRecord(plan.run_id, os.getpid(), start_time(os.getpid()))
         self._children: list[Child] = []
         self._restarted: dict[str, Restarted] = {}
+        self._gpus = devices.place(plan.config, devices.machine_gpus())
         self._note = note
 
     async def start(self) -> None:
@@ -180,7 +181,8 @@ class Deployment:
         return await self._ready(child, ready_file_probe(self.plan.directory.ready_file(name)))
 
     def _launch(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
-        child = Child(name, command, self.plan.directory.log(name), env=env)
+        placed = {devices.VARIABLE: self._gpus[name]} if name in self._gpus else {}
+        child = Child(name, command, self.plan.directory.log(name), env={**(env or {}), **placed})
         self._children = [*(other for other in self._children if other.name != name), child]
         return child
 

@@ -74,5 +74,6 @@ class PackedAttention(torch.nn.Module):
         far -> [L, B, heads * D]. L is S at the initiation and 1 in an increment."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         whole = query.shape[0] == key.shape[0]
-        output = scaled_dot_product_attention(q, k, v, is_causal=whole, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1])
+        grouped = q.shape[1] != k.shape[1]
+        output = scaled_dot_product_attention(q, k, v, is_causal=whole, scale=self.scale, enable_gqa=grouped)
         return output.permute(2, 0, 1, 3).flatten(2)

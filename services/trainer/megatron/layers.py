@@ -68,8 +68,9 @@ class PackedSelfAttention(SelfAttention):
     """Megatron's self-attention, with everything between the two projections in two steps for a packed row."""
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: None, *, packed_seq_params: PackedLayout | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
+        self, hidden_states: torch.Tensor, attention_mask: None, *, packed_seq_params: PackedLayout | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:  # fmt: skip
         """[T, 1, H] -> ([T, 1, H], no bias). A static batch, which has no layout, takes Megatron's own way."""
         layout = packed_seq_params
         if layout is None:
