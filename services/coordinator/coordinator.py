@@ -14,7 +14,6 @@ from services.coordinator.relay import relay_function
 from services.coordinator.report import RunReport
 from services.coordinator.rewards import reward_functions
 from services.coordinator.run import Run
-from services.coordinator.sinks import require_installed
 from services.coordinator.state import Life, RunState
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -37,7 +36,7 @@ class Coordinator:
         config.require_startable(has_relay_sample_fn=engine.relay_sample_fn is not None)
         reward_functions(config, engine)
         relay_function(config, engine)
-        require_installed(config.logging)
+        config.logging.require_installed()
         self._config = config
         self._engine = engine
         self._addresses = addresses

@@ -172,6 +172,11 @@ def reward_functions(config: RunConfig, engine: Engine) -> list[RewardFunctionCo
             "rewards.functions: is empty; add one, as {function: verifier}, or models.reward, or an app with rewards or a "
             "flow"
         )
+    if config.runtime.eval_episode_interval and not (functions or config.models.reward or config.is_offline):
+        raise ConfigError(
+            f"runtime.eval_episode_interval: got {config.runtime.eval_episode_interval}; an evaluation takes the run's rewards, "
+            "and the engine's flow alone gives them; add a reward function, or leave this out"
+        )
     return [_resolved(function) for function in functions]
 
 

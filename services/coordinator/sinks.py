@@ -3,7 +3,6 @@
 Three kinds of rows: an episode's, by its number; an optimizer step's and an evaluation's, by the global step.
 """
 
-import importlib.util
 import json
 import time
 from collections.abc import Mapping
@@ -34,15 +33,6 @@ class Sink(Protocol):
     def close(self) -> None:
         """The run has ended."""
         ...
-
-
-def require_installed(config: LoggingConfig) -> None:
-    """Raises ConfigError if the run file asks for a package that is not there."""
-    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-        raise ConfigError(
-            f"logging.wandb_project: got {config.wandb_project!r}; the package wandb is not installed where the coordinator "
-            "runs; run `pip install wandb` there, or leave the option out"
-        )
 
 
 def open_sinks(config: LoggingConfig, folder: Path, run_id: str) -> list[Sink]:

@@ -100,6 +100,11 @@ class RunConfig(Section):
         return isinstance(self.algorithm, Offline)
 
     @property
+    def rollout_replicas(self) -> int:
+        """Rollout engines of the run: none if the answers are given."""
+        return 0 if self.is_offline else self.models.policy.replicas
+
+    @property
     def prompts_per_episode(self) -> int:
         """Different prompts in one episode, each with several answers if repeated or paired."""
         return self.runtime.sample_per_episode // (self.group_size // self.models.policy.n)

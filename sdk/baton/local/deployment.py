@@ -120,7 +120,7 @@ class Deployment:
         if services.coordinator_address:
             self.coordinator = await self._external("coordinator", services.coordinator_address)
             return
-        replicas = services.rollout_addresses or [None] * config.models.policy.replicas
+        replicas = (services.rollout_addresses or [None] * config.rollout_replicas)[: config.rollout_replicas]
         buffer, trainer, *rollouts = await _together(
             self._buffer(), self._trainer(), *(self._rollout(index, address) for index, address in enumerate(replicas))
         )

@@ -44,5 +44,5 @@ def _demands(config: RunConfig) -> dict[str, int]:
         demands["trainer"] = 0 if trainer.device == "cpu" else trainer.world_size
     if not services.rollout_addresses:
         each = 0 if policy.device == "cpu" else policy.gpus_per_replica
-        demands |= {f"rollout-{replica}": each for replica in range(policy.replicas)}
+        demands |= {f"rollout-{replica}": each for replica in range(config.rollout_replicas)}
     return demands
