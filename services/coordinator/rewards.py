@@ -174,8 +174,8 @@ def reward_functions(config: RunConfig, engine: Engine) -> list[RewardFunctionCo
         )
     if config.runtime.eval_episode_interval and not (functions or config.models.reward or config.is_offline):
         raise ConfigError(
-            f"runtime.eval_episode_interval: got {config.runtime.eval_episode_interval}; an evaluation takes the run's rewards, "
-            "and the engine's flow alone gives them; add a reward function, or leave this out"
+            f"runtime.eval_episode_interval: got {config.runtime.eval_episode_interval}; an evaluation takes the run's "
+            "rewards, and the engine's flow alone gives them; add a reward function, or leave this out"
         )
     return [_resolved(function) for function in functions]
 
