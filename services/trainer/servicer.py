@@ -7,6 +7,7 @@ import grpc
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
+from baton.config import RunConfig
 from baton.errors import BatonError, NotFoundError
 from services.trainer.megatron.checkpoint import size_of
 from services.trainer.ranks import Ranks
@@ -18,11 +19,10 @@ Context = grpc.aio.ServicerContext
 class TrainerServicer(TrainerServiceServicer):
     """See trainer.proto. Method names are gRPC's."""
 
-    def __init__(self, trainer: Trainer, ranks: Ranks, model: str, parameters: int) -> None:
+    def __init__(self, run: RunConfig, trainer: Trainer, ranks: Ranks) -> None:
+        self._run = run
         self._trainer = trainer
         self._ranks = ranks
-        self._model = model
-        self._parameters = parameters
         self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:
@@ -62,13 +62,25 @@ class TrainerServicer(TrainerServiceServicer):
         return pb.ExportModelResponse(bytes=sum(int(part) for part in parts))
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
-        layout = self._trainer.engine.layout
+        models = self._trainer.models
+        roles = [self._role(role) for role in models.group.roles]
+        layout = models.layout
         return pb.GetStatusResponse(
-            model=self._model,
+            model=roles[0].model,
             global_step=self._trainer.global_step,
-            parameters=self._parameters,
+            parameters=roles[0].parameters,
             tensor_parallel_size=layout.tensor_size,
             pipeline_parallel_size=layout.pipeline_size,
             data_parallel_size=layout.data_size,
-            max_sequence_tokens=self._trainer.engine.shape.max_positions,
+            max_sequence_tokens=roles[0].max_sequence_tokens,
+            group=models.group.name,
+            roles=roles,
         )
+
+    def _role(self, role: str) -> pb.RoleStatus:
+        model = self._trainer.models.by_role[role]
+        return pb.RoleStatus(
+            role=role, model=self._run.model_name(role), parameters=model.parameter_count(),
+            trained=role in self._trainer.models.trained, head=model.head,
+            max_sequence_tokens=model.shape.max_positions,
+        )  # fmt: skip

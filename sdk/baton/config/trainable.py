@@ -102,6 +102,9 @@ class ForwardConfig(RoleConfig):
     what one leaves out is as for the group's first role, `ppo_policy` before the others. A group of another name than
     `trainer` is started for it, or found at its address in `services.group_addresses`."""
 
+    share_prefix: bool = True
+    """Compute the prompt that a group's samples have in common once."""
+
     @property
     def world_size(self) -> int:
         """Processes of the model over all its replicas."""
