@@ -1,12 +1,13 @@
 """The run: the one place that decides what happens when.
 
-    prompts --> rollouts --> rewards --> group statistics --> buffer <--> relay function
-                   ^                                             |
-                   |  weights, version v + 1                     |  leased by the ranks
-                   +----------- publish <--- trainer <-----------+
+    prompts --> rollouts --> rewards --> models that score --> buffer <--> relay function
+       |           ^                          ^                  |
+       |           |  weights, version v + 1  |                  |  leased by the ranks
+       |           +-------- publish <--- trainer <--------------+
+       +--> given answers, tokenized --------^
 
     one episode:  generate, score, put, and train each step whose samples are there | close | choose, if it is relayed |
-                  train what is left | publish | commit | report | checkpoint
+                  train what is left | publish | commit | checkpoint | evaluate | report
 
 Samples pass through here once, as columns; weights never do. Every sample carries the policy version and the digest that
 were committed for it. Consumes: prompts and services' answers. Produces: RunState, events, reports. Waits for: one service
