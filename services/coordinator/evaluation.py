@@ -122,6 +122,8 @@ class HeldOutAnswers:
             logprobs = await client.compute_logprobs(samples, timeout_s=self._timeout_s)
         if isinstance(self._algorithm, DpoConfig):
             return preference_metrics(logprobs, samples.reference_logprobs, self._algorithm)
+        if self._algorithm.loss_normalization == "sequence":
+            return {"loss": -mean_of_finite([row.mean() for row in logprobs.rows() if len(row)])}
         return {"loss": -float(logprobs.values.mean(dtype=np.float64))}
 
 
