@@ -21,7 +21,7 @@ def main() -> None:
     """Writes the picture."""
     parser = argparse.ArgumentParser(description="Draws metrics of finished runs, one panel each.")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("curves", nargs="+", metavar="FILE:METRIC", help="a .jsonl file of a run's folder, and a metric in it")
+    parser.add_argument("curves", nargs="+", metavar="FILE:METRIC", help="a file of a run, and a metric in it")
     arguments = parser.parse_args()
     figure = Figure(figsize=(3.6 * len(arguments.curves), 3), layout="constrained")
     FigureCanvasAgg(figure)
