@@ -22,7 +22,8 @@ def test_every_trainer_group_but_the_one_that_trains_has_an_address_of_its_own()
 
 
 def test_all_that_is_missing_is_named_with_the_option_that_gives_it():
-    with pytest.raises(ConfigError, match=r"--trainer HOST:PORT, --rollout HOST:PORT, --trainer-group judges=HOST:PORT: give"):
+    missing = "--trainer HOST:PORT, --rollout HOST:PORT, --trainer-group judges=HOST:PORT"
+    with pytest.raises(ConfigError, match=f"no address for {missing}: give it"):
         addresses(run(), "b:1", None, None, None)
 
 
