@@ -43,8 +43,13 @@ async def test_with_a_critic_no_step_begins_before_all_values_are_there(buffer, 
         valued.append(sum(len(samples) for method, _, samples in trainer.scored if method == "ComputeValues"))
         return {"loss": 0.0}
 
-    trainer = TrainerGroup(measure)
-    async with place(buffer.address, tmp_path, trainer=trainer, run=config(**PPO)) as there:
+    async def slowly(context, prompts):
+        async for group in digits_count(context, prompts):
+            yield group
+            await asyncio.sleep(0.2)  # time enough for a step on the group
+
+    trainer, engine = TrainerGroup(measure), Engine(prompts=questions, flow=slowly)
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=engine, run=config(**PPO)) as there:
         assert (await there.run(run_id)).life is Life.SUCCEEDED
     assert valued == [8, 8, 16, 16, 24, 24]
 
