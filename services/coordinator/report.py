@@ -170,8 +170,18 @@ class RunReport:
         return [(r.episode_id, r.metrics[metric]) for r in self.episodes if metric in r.metrics]
 
     def finish(self, state: RunState, seconds: Mapping[str, float], export: str) -> None:
-        """Writes summary.json and, if there is anything to see, a plot of rewards or else of losses, and closes what takes
-        the metrics."""
+        """Writes summary.json and, if there is anything to see, a plot of rewards or else of losses. Nothing takes metrics
+        afterwards."""
+        try:
+            self._write_summary(state, seconds, export)
+            drawn = next((metric for metric in PLOTS if self._curve(metric)), None)
+            if drawn:
+                _plot(self._curve(drawn), self.folder / PLOTS[drawn], f"{state.run_id}: {drawn} by episode")
+        finally:
+            for sink in self._sinks:
+                sink.close()
+
+    def _write_summary(self, state: RunState, seconds: Mapping[str, float], export: str) -> None:
         means = [reward for _, reward in self.rewards()]
         first, last = mean_of_finite(means[:SUMMARY_EPISODES]), mean_of_finite(means[-SUMMARY_EPISODES:])
         summary = {
@@ -191,12 +201,6 @@ class RunReport:
             "export": export,
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        for metric in ("reward_mean", "loss"):
-            if points := self._curve(metric):
-                _plot(points, self.folder / PLOTS[metric], f"{state.run_id}: {metric} by episode")
-                break
-        for sink in self._sinks:
-            sink.close()
 
 
 def _or_none(value: float) -> float | None:
