@@ -40,6 +40,11 @@ class TrainerGroup:
         return self.leader.tensor_model_parallel_size * self.leader.pipeline_model_parallel_size * self.data_parallel_size
 
 
+def service_name(group: str) -> str:
+    """What a group's process is called in records and logs."""
+    return group if group == MAIN_GROUP else f"{MAIN_GROUP}-{group}"
+
+
 def trainer_groups(run: RunConfig) -> dict[str, TrainerGroup]:
     """The run's groups by name, that of ppo_policy first."""
     members: dict[str, dict[str, Hosted]] = {}

@@ -15,6 +15,8 @@ from services.trainer.megatron.engine import Engine
 
 write_without_forking()
 
+_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""Has a distributed optimizer write its state so that it can be read under any layout."""
 MARKER = "baton.json"
 """Written last, before the directory gets its final name."""
 
@@ -24,7 +26,8 @@ def _state(engines: Mapping[str, Engine], *, loading: bool) -> dict:
     state = {}
     for role, engine in engines.items():
         weights = engine.policy.sharded_state_dict()
-        state[role] = {"model": weights, "optimizer": engine.optimizer.sharded_state_dict(weights, is_loading=loading)}
+        optimizer = engine.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_RESHARDABLE)
+        state[role] = {"model": weights, "optimizer": optimizer}
         if len(state) > 1:
             add_prefix_for_sharding(state[role], f"{role}.")
     return state
