@@ -88,7 +88,7 @@ def test_sft_learns_given_answers_without_any_rollout(place: Place) -> None:
     before, after = files["evaluations.jsonl"]
     assert after["global_step"] == 6 and after["loss"] < before["loss"] - 0.5
     assert {path.stem for path in (place.runs / "a" / "logs").iterdir()} == {"store", "buffer", "trainer", "coordinator"}
-    assert (place.runs / "a" / "export" / "model.safetensors").exists()
+    assert list((place.runs / "a" / "export").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])
@@ -98,7 +98,7 @@ def test_given_pairs_are_learned_and_told_apart_where_they_were_held_out(place: 
     (place.directory / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     data = (f"algorithm.name={algorithm}", "prompts.source=jsonl", "prompts.path=pairs.jsonl", "prompts.holdout=16")
     roles = ('models.reference={"dtype": "float32"}',) if algorithm == "dpo" else ()
-    files = run(place, *data, *roles, "runtime.eval_episode_interval=3", "runtime.num_training_epoch=2")
+    files = run(place, *data, *roles, "runtime.eval_episode_interval=3", "runtime.num_training_epoch=4")
     before, after = files["evaluations.jsonl"]
     assert after["loss"] < before["loss"] and after["margin"] > before["margin"] + 0.1
     assert after["accuracy"] > 0.9
