@@ -1,4 +1,5 @@
-"""The rules that tie the options of `algorithm` together, and the size of groups that an algorithm needs."""
+"""The rules that tie the options of `algorithm` together, and what it needs of the rollout: groups, and a distribution that
+the trainer can compute too."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 GROUPED = ("grpo", "gspo", "online_dpo")
 """Algorithms that compare the responses to one prompt."""
+_WHOLE = {
+    "top_p": (1.0,), "top_k": (-1, 0), "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "repetition_penalty": (1.0,),
+}  # fmt: skip
+"""Option of the policy's sampling -> the values that leave its distribution whole."""
 
 
 def algorithm_problems(run: RunConfig) -> Iterator[str]:
@@ -34,6 +39,8 @@ def algorithm_problems(run: RunConfig) -> Iterator[str]:
                 "algorithm.normalization_length", length, f"has no effect with loss_normalization: {kind}",
                 "leave it out, or write loss_normalization: constant",
             )  # fmt: skip
+        if algorithm.kl_weighting and not algorithm.kl_coef:
+            yield problem("algorithm.kl_weighting", True, "has no effect without kl_coef", "leave it out, or set kl_coef")
     if isinstance(algorithm, DpoConfig) and algorithm.loss == "ipo" and algorithm.label_smoothing:
         yield problem(
             "algorithm.label_smoothing", algorithm.label_smoothing, "has no effect with loss: ipo",
@@ -50,3 +57,19 @@ def group_size_problems(run: RunConfig) -> Iterator[str]:
             f"times models.policy.n must be at least 2: {run.algorithm.name} compares the responses to one prompt",
             "set num_inference_per_prompt to 8, for example",
         )
+
+
+def distribution_problems(run: RunConfig) -> Iterator[str]:
+    """A line for each option that cuts the sampled distribution where the samples do not say what it was cut from: at
+    temperature 1 that is the raw model's, which they carry."""
+    policy = run.models.policy
+    if policy.temperature in (0, 1):
+        return
+    for option, whole in _WHOLE.items():
+        if (value := getattr(policy, option)) not in whole:
+            yield problem(
+                f"models.policy.{option}", value,
+                f"needs models.policy.temperature 1 ({policy.temperature} is set): at others the samples do not say yet how "
+                "likely a token was before the distribution was cut",
+                "set temperature to 1, or leave it out",
+            )  # fmt: skip

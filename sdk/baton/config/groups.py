@@ -63,6 +63,12 @@ def group_problems(run: RunConfig) -> Iterator[str]:
             f"must be {MAIN_GROUP}: value is models.ppo_value's own model, evaluated where that is trained",
             "leave it out",
         )  # fmt: skip
+    if models.value and models.ppo_value and models.value.model not in (None, models.ppo_value.model or models.value.model):
+        yield problem(
+            "models.value.model", models.value.model,
+            f"must be the model of models.ppo_value ({models.ppo_value.model}), whose weights value has",
+            "leave it out",
+        )  # fmt: skip
     for group in groups.values():
         yield from _layouts(group)
     for name in run.services.group_addresses:

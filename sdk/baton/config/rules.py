@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baton.config.algorithm_rules import algorithm_problems, group_size_problems
+from baton.config.algorithm_rules import algorithm_problems, distribution_problems, group_size_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
 from baton.config.needs import need_problems
@@ -60,6 +60,7 @@ def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
     problems = [
         *group_size_problems(run),
+        *distribution_problems(run),
         *_fixed_totals(run),
         *need_problems(run),
         *unbuilt_problems(run),

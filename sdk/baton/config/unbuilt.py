@@ -21,10 +21,7 @@ UNBUILT_OPTIONS = {
     "models.*": (
         "load", "lora", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),
-    "models.policy": (
-        # the trainer does not mirror these yet: its log-probabilities would be of another distribution
-        "use_beam_search", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    ),
+    "models.policy": ("use_beam_search",),
     "models.ppo_policy": ("batch_generation", "recompute_granularity", "sequence_parallel", "trust_remote_code"),
     "models.reference": ("batch_generation",),
     "models.value": ("batch_generation",),

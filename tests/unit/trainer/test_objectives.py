@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from objective_samples import LENGTHS, losses_of, micro_batches, on_ranks, plan_of, samples_of
+from objective_samples import LENGTHS, losses_of, micro_batches, on_ranks, plan_of, samples_of, token_scores
 from pydantic import TypeAdapter
 
 from baton.clients.buffer import MicroBatch
@@ -34,8 +34,12 @@ POLICY_GRADIENTS = [name for name in ALGORITHMS if name.startswith(("g", "p"))]
 SMALLEST = {"sample": 1, "pair": 2, "group": 4}
 
 
+def made(section: dict[str, Any]) -> Objective:
+    return objective_for(TypeAdapter(AlgorithmConfig).validate_python(section))
+
+
 def objective(name: str) -> Objective:
-    return objective_for(TypeAdapter(AlgorithmConfig).validate_python(ALGORITHMS[name]))
+    return made(ALGORITHMS[name])
 
 
 def whole(name: str, samples: Samples, **options: Any) -> dict[str, float]:
@@ -74,12 +78,43 @@ def test_a_step_of_empty_responses_has_a_finite_loss_and_no_token(name: str) -> 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_repeats_that_fill_the_last_step_stay_out_if_the_run_file_says_so(name: str) -> None:
-    first = samples_of(lengths=LENGTHS[:4])
-    filled = first.take([0, 1, 2, 3, 0, 1, 2, 3])
-    wrapped = np.array([False] * 4 + [True] * 4)
-    batches = [MicroBatch("lease", filled, wrapped)]
+    samples = samples_of()
+    filled = samples.take([*range(8), 0, 1, 2, 3])
+    batches = [MicroBatch("lease", filled, np.array([False] * 8 + [True] * 4))]
     masked = losses_of(plan_of(objective(name), batches, tail="mask"), batches)
-    assert masked == pytest.approx(whole(name, first), rel=1e-4, abs=1e-6)
+    assert masked == pytest.approx(whole(name, samples), rel=1e-4, abs=1e-6)
+    counted = losses_of(plan_of(objective(name), batches, tail="wrap"), batches)
+    assert abs(counted["loss"] - masked["loss"]) > 1e-5
+
+
+def test_a_constant_length_divides_the_sum_over_tokens() -> None:
+    samples, config = samples_of(), {"name": "grpo"}
+    constant = config | {"loss_normalization": "constant", "normalization_length": 7}
+    batches = micro_batches(samples, 4)
+    mean, scaled = (losses_of(plan_of(made(section), batches), batches) for section in (config, constant))
+    sized = sum(length > 0 for length in LENGTHS)
+    assert scaled["loss"] == pytest.approx(mean["loss"] * sum(LENGTHS) / (sized * 7), rel=1e-5)
+    assert scaled["entropy"] == pytest.approx(mean["entropy"], rel=1e-5), "what is reported stays a mean"
+
+
+@pytest.mark.parametrize("normalization", ["token", "sequence"])
+def test_the_sft_loss_is_the_cross_entropy_of_the_tokens_that_the_mask_keeps(normalization: str) -> None:
+    samples = samples_of()
+    mask = np.random.default_rng(2).integers(0, 2, sum(LENGTHS)).astype(np.uint8)
+    samples = replace(samples, loss_mask=Ragged(mask, samples.response_ids.lengths))
+    logprobs = np.split(token_scores(samples).logprobs_N.double().numpy(), samples.response_ids.offsets[1:-1])
+    rows = [-row[keep > 0] for row, keep in zip(logprobs, samples.loss_mask.rows(), strict=True) if keep.any()]
+    expected = np.concatenate(rows).mean() if normalization == "token" else np.mean([row.mean() for row in rows])
+    batches = micro_batches(samples, 3)
+    plan = plan_of(made({"name": "sft", "loss_normalization": normalization}), batches)
+    assert losses_of(plan, batches)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_group_that_a_step_has_twice_counts_as_two() -> None:
+    samples = samples_of()
+    first, second = (whole("online dpo", samples.take(range(start, start + 4)))["loss"] for start in (0, 4))
+    filled = whole("online dpo", samples.take([*range(4), *range(8)]))
+    assert filled["loss"] == pytest.approx((2 * first + second) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [*POLICY_GRADIENTS, "online dpo"])
@@ -129,7 +164,7 @@ def test_a_group_that_is_not_whole_is_refused_by_online_dpo() -> None:
 
 
 def test_the_reward_model_leaves_a_masked_pair_out() -> None:
-    model = objective_for(TypeAdapter(AlgorithmConfig).validate_python({"name": "reward_model"}))
+    model = made({"name": "reward_model"})
     batches = [MicroBatch("lease", samples_of(lengths=LENGTHS[:4]), np.array([False, False, True, True]))]
     plan = plan_of(model, batches, tail="mask")
     output = plan.loss(0, torch.tensor([2.0, 1.0, 0.0, 9.0]))
