@@ -56,7 +56,8 @@ class Evaluation:
         """`eval/NAME` -> value; empty between evaluations."""
         if not self._interval or finished_episodes % self._interval:
             return {}
-        self._clock.begin("evaluate", self._services.rollout_names if self._services.rollouts else self._services.trainer_name)
+        services = self._services
+        self._clock.begin("evaluate", services.rollout_names if services.rollouts else services.trainer_name)
         metrics = await self._measure(finished_episodes, prompts)
         self._report.add_evaluation(self._state.global_step, finished_episodes, metrics)
         log.info("after %d episodes: %s", finished_episodes, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
