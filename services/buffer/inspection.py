@@ -140,8 +140,8 @@ class Inspection:
             places = await self._places(state, reference)
             for step, record in sorted(state.steps.items(), key=lambda item: parse_step(item[0])):
                 pass_index, step_index = parse_step(step)
-                share = Share(pass_index, step_index, 0, 1, state.seed)
-                planned = plan(share, keys.episode_id, state.episode.total, state.episode.global_batch_size)
+                share, episode = Share(pass_index, step_index, 0, 1, state.seed), state.episode
+                planned = plan(share, keys.episode_id, episode.total, episode.global_batch_size, episode.unit)
                 if planned is not None and np.isin(planned.positions, places).any():
                     found.append(f"episode {keys.episode_id}, pass {pass_index}, step {step_index}: {record}")
         return found

@@ -24,9 +24,11 @@ class Ledger:
         self._limits = limits
 
     async def open(
-        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool, passes: int
+        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool, unit: int = 1,
+        passes: int = 0,
     ) -> int:  # fmt: skip
-        """Declares an episode (`expected` 0: dynamic, `passes` 0: at least one); returns how many samples it holds.
+        """Declares an episode (`expected` 0: dynamic, `passes` 0: at least one) that keeps every `unit` samples together;
+        returns how many samples it holds.
 
         Raises ConflictError if it was declared otherwise before, InvalidRequestError if it could never be stored.
         """
@@ -35,12 +37,17 @@ class Ledger:
                 f"global_batch_size is {global_batch_size} and micro_batch_size {micro_batch_size}; the first must be a "
                 "multiple of the second: see runtime.train_global_batch_size and runtime.train_micro_batch_size"
             )
+        if micro_batch_size % unit or expected % unit:
+            raise InvalidRequestError(
+                f"samples_per_unit is {unit}, of which micro_batch_size {micro_batch_size} and expected_samples {expected} "
+                "must be multiples: see runtime.train_micro_batch_size and runtime.sample_per_episode"
+            )
         if 0 < self._limits.max_samples < expected:
             raise InvalidRequestError(
                 f"{keys} is to have {expected} samples, more than store.max_samples ({self._limits.max_samples}) ever "
                 "allows; raise that, or lower runtime.sample_per_episode"
             )
-        wanted = [expected, global_batch_size, micro_batch_size, int(relayed), passes]
+        wanted = [expected, global_batch_size, micro_batch_size, int(relayed), unit, passes]
         answer = await self._store.run(
             "open", [keys.episode, keys.run.episodes, keys.run.ended], keys.episode_id, *wanted
         )  # fmt: skip
@@ -52,8 +59,9 @@ class Ledger:
         stored, *declared = map(int, answer)
         if declared != wanted:
             raise ConflictError(
-                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed, passes = "
-                f"{declared}, and now with {wanted}; set the run file's sizes as they were, or start a run of another name"
+                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed, "
+                f"samples_per_unit, passes = {declared}, and now with {wanted}; set the run file's sizes as they were, or "
+                "start a run of another name"
             )
         return stored
 
@@ -151,6 +159,11 @@ class Ledger:
                     f"{keys.run} has {samples} samples, {size} bytes, in the store, and {count} more exceed "
                     f"store.max_samples ({self._limits.max_samples}) or store.max_bytes ({self._limits.max_bytes}); the "
                     "put waits until episodes are trained; raise the limit if none will be"
+                )
+            case [b"ragged", unit]:
+                return InvalidRequestError(
+                    f"{count} samples are put, but {keys} keeps every {unit} together; put all samples of a pair, or of a "
+                    "group, at once"
                 )
             case [b"expired"]:
                 return expired()

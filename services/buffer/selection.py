@@ -58,6 +58,11 @@ class Selections:
                     f"store.max_bytes ({self._limits.max_bytes}); raise the limit, lower "
                     "runtime.max_relay_episode, or change fewer samples"
                 )
+            case [b"ragged", unit]:
+                raise InvalidRequestError(
+                    f"{len(chosen)} samples are selected, but {keys} keeps every {unit} together; select whole pairs, or "
+                    "groups"
+                )
             case [b"gone", at]:
                 raise NotFoundError(f"{referred[at]} has no such sample any more: it was evicted; select from ListHistory")
         raise _refusal(keys, answer)

@@ -57,6 +57,7 @@ class BufferServicer(BufferServiceServicer):
             request.global_batch_size,
             request.micro_batch_size,
             request.relayed,
+            request.samples_per_unit or 1,
             request.passes,
         )
         return pb.OpenEpisodeResponse(stored_samples=stored)

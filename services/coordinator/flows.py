@@ -3,14 +3,16 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from baton.clients.rollout import SamplingParams
-from baton.engine import Flow, FlowContext, Group, PromptItem
 from baton.errors import InvalidRequestError
+from baton.flow import Flow, FlowContext, Group, PromptItem
 from services.coordinator.clock import PhaseClock
 from services.coordinator.issues import Issues
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
+from services.coordinator.scorers import Scorers
 from services.coordinator.streams import in_order, map_as_completed
 
 
@@ -44,6 +46,7 @@ class EpisodeContext:
     rollouts: Rollouts
     issues: Issues
     rewards: RewardPool
+    scorers: Scorers
     clock: PhaseClock
     _generating: int = field(default=0, init=False)
 
@@ -63,11 +66,30 @@ class EpisodeContext:
         finally:
             self._generating -= 1
         if not self._generating:
-            self.clock.enter("reward", "the reward workers")
+            self.clock.enter("reward", "the reward workers and the models that score")
 
     def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
         """See FlowContext."""
-        return map_as_completed(self.rewards.score, groups)
+        return map_as_completed(partial(rewarded, self.rewards, self.scorers), groups)
+
+    def model_scores(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.scorers.model_scores, groups)
+
+    def reference_logprobs(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.scorers.reference_logprobs, groups)
+
+    def values(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.scorers.values, groups)
+
+
+async def rewarded(rewards: RewardPool, scorers: Scorers, group: Group) -> Group:
+    """The group with the rewards that the run file says: of functions, of the reward model, or of both."""
+    if rewards.functions or not scorers.has_reward:
+        group = await rewards.score(group)
+    return await scorers.with_model_reward(group) if scorers.has_reward else group
 
 
 def wrong_total(episode: int, produced: str, expected: int | None) -> InvalidRequestError:

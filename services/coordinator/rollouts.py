@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from baton.clients.rollout import Generation, Prompt, SamplingParams
-from baton.engine import Group, PromptItem
 from baton.errors import NotReadyError, ServiceFaultError, ServiceUnavailableError
+from baton.flow import Group, PromptItem
 from baton.samples import FinishReason
 from services.coordinator.connections import blame
 from services.coordinator.digests import check_digests

@@ -119,7 +119,10 @@ class DeadlinesConfig(Section):
     """One generation request."""
 
     reward_s: Seconds = 120.0
-    """Scoring of one batch of samples, by functions or by a model."""
+    """How long the reward functions' workers may be silent while calls wait."""
+
+    score_s: Seconds = 1800.0
+    """One evaluation of samples by a model of a trainer group, which may have to wait for an optimizer step."""
 
     relay_s: Seconds = 120.0
     """One call of the relay function."""

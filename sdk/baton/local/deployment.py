@@ -121,7 +121,7 @@ class Deployment:
         if services.coordinator_address:
             self.coordinator = await self._external("coordinator", services.coordinator_address)
             return
-        replicas = services.rollout_addresses or [None] * config.models.policy.replicas
+        replicas = (services.rollout_addresses or [None] * config.rollout_replicas)[: config.rollout_replicas]
         groups = config.trainer_groups()
         buffer, *others = await _together(
             self._buffer(), *(self._trainer(group) for group in groups.values()),

@@ -46,5 +46,5 @@ def _demands(config: RunConfig) -> dict[str, int]:
             demands[service_name(name)] = 0 if group.leader.device == "cpu" else group.world_size
     if not services.rollout_addresses:
         each = 0 if policy.device == "cpu" else policy.gpus_per_replica
-        demands |= {f"rollout-{replica}": each for replica in range(policy.replicas)}
+        demands |= {f"rollout-{replica}": each for replica in range(config.rollout_replicas)}
     return demands

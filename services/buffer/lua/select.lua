@@ -5,7 +5,7 @@
 --       number of chunks, ids of the episodes that it refers to (in one string),
 --       most samples and most bytes that the run may have (0: any), then for each such episode one more than the largest position
 -- Returns 'selected', selected samples, global batch size; or 'missing'; or 'open'; or 'plain'; or 'other'; or 'expired';
---         or 'budget', samples and bytes in use;
+--         or 'ragged', the episode's unit, of which they are not a multiple; or 'budget', samples and bytes in use;
 --         or 'gone', the place among the episodes of one that has no such sample.
 local FIRST_CHUNK, FIRST_LIMIT = 6, 11
 local episode, selection, made, relaying, usage = unpack(KEYS, 1, FIRST_CHUNK - 1)
@@ -19,9 +19,11 @@ local function drop(answer) -- chunks that are not taken up; those of an earlier
 end
 local closed, relayed, selected, global_batch_size, ended =
   unpack(redis.call('HMGET', episode, 'closed', 'relayed', 'selected', 'global_batch_size', 'ended'))
+local unit = redis.call('HGET', episode, 'unit')
 if not closed then return drop({'missing'}) end
 if relayed ~= '1' then return drop({'plain'}) end
 if closed ~= '1' then return drop({'open'}) end
+if tonumber(ARGV[2]) % tonumber(unit) ~= 0 then return drop({'ragged', tonumber(unit)}) end
 if selected ~= '-1' then
   local same = selected == ARGV[2] and (ended == '1' or redis.call('GET', selection) == ARGV[3])
   if not same then return drop({'other'}) end

@@ -1,4 +1,4 @@
-"""The options of `algorithm`: what belongs together, and what no service carries out yet."""
+"""The options of `algorithm`: what belongs together."""
 
 import pytest
 
@@ -53,15 +53,6 @@ def test_ppo_has_the_defaults_of_chatlearn(run_of):
     assert (ppo.gamma, ppo.lam, ppo.clip_ratio_low, ppo.clip_ratio_high, ppo.cliprange_value) == (1.0, 0.95, 0.2, 0.2, 0.1)
     assert (ppo.cliprange_reward, ppo.raw_reward_coeff, ppo.reward_bias) == (100.0, 1.0, 0.0)
     assert (ppo.ngram_coef, ppo.lm_coef, ppo.clipped_value_only, ppo.divide_by_length) == (1.0, 0.0, True, True)
-
-
-UNBUILT = [("algorithm.name", {"name": name}) for name in ("ppo", "dpo", "online_dpo", "sft", "reward_model")]
-
-
-@pytest.mark.parametrize(("path", "algorithm"), [*UNBUILT, ("algorithm.kl_coef", {"kl_coef": 0.1})])
-def test_what_no_flow_makes_samples_for_loads_but_does_not_start(run_of, path, algorithm):
-    with pytest.raises(ConfigError, match=f"{path}: .* yet"):
-        run_of(algorithm=algorithm, runtime=PAIRS).require_startable()
 
 
 CUTS = [{"top_p": 0.9}, {"top_k": 40}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.1}]
