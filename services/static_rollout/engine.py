@@ -50,6 +50,7 @@ class StaticEngine:
         self.max_model_len = config.seq_length
         self.vocabulary = vocabulary
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self.cache_blocks = self.cache_block_tokens = 0
         self._config = config
         self._evaluation = config.for_evaluation()
         self._ranks = ranks
