@@ -60,7 +60,7 @@ class Driver:
         self.publishing = Publishing(services, self.fleet, state, config.deadlines.publish_s)
         self.rollouts = Rollouts(
             self.fleet,
-            batch_size=config.generation_batch_size("policy"),
+            batch_size=config.prompts_per_request,
             group_size=config.group_size,
             timeout_s=config.deadlines.generate_s,
             max_attempts=config.store.max_attempts,

@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from baton.clients.rollout import SamplingParams
+from baton.config.unbuilt import unbuilt_sampling
 from baton.engine import Flow, FlowContext, Group, PromptItem
 from baton.errors import InvalidRequestError
 from services.coordinator.clock import PhaseClock
@@ -47,9 +48,13 @@ class EpisodeContext:
 
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
-        stream = self.rollouts.generate(
-            prompts, sampling or SamplingParams(), episode_id=self.episode_id, published=self.published
-        )
+        sampling = sampling or SamplingParams()
+        if odd := unbuilt_sampling(asdict(sampling)):
+            raise InvalidRequestError(
+                f"the flow's context.generate got {odd} {getattr(sampling, odd)}, for which the trainer does not correct "
+                "yet: it would train another distribution than was sampled from; leave it out"
+            )
+        stream = self.rollouts.generate(prompts, sampling, episode_id=self.episode_id, published=self.published)
         self._generating += 1
         self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
         try:

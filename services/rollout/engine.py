@@ -23,7 +23,8 @@ from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
-from services.rollout.sampling import GroupSampling, group_sampling, special_tokens
+from services.rollout.sampling import GroupSampling, group_sampling
+from services.rollout.stop_texts import StopTexts
 
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 """vLLM's finish reasons."""
@@ -36,11 +37,11 @@ class VllmEngine:
 
     def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
         """Loads the model; takes tens of seconds. Raises ConfigError for options that vLLM cannot have."""
-        if config.tokenizer:
-            _check_tokenizer(config)
+        if config.tokenizer or config.stop_tokens:
+            _check_tokenizer(config, config.tokenizer or str(model))
         self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
         self.tokenizer = self.llm.get_tokenizer()
-        self._special = special_tokens(self.tokenizer)
+        self.stops = StopTexts(self.tokenizer)
         self.max_model_len: int = self.llm.model_config.max_model_len
         self.vocabulary: int = self.llm.model_config.get_vocab_size()
         self.cache_blocks: int = self.llm.vllm_config.cache_config.num_gpu_blocks
@@ -63,7 +64,7 @@ class VllmEngine:
     ) -> GroupSampling:  # fmt: skip
         """The run file's sampling options, overridden."""
         config = self._evaluation if evaluation else self._config
-        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self._special)
+        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self.stops)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
@@ -176,14 +177,16 @@ class VllmEngine:
         self.llm.shutdown()
 
 
-def _check_tokenizer(config: PolicyConfig) -> None:
+def _check_tokenizer(config: PolicyConfig, name: str) -> None:
+    """Before processes start that would have to be ended. Raises ConfigError."""
     try:
-        get_tokenizer(
-            config.tokenizer, tokenizer_mode=config.tokenizer_mode, trust_remote_code=config.trust_remote_code,
+        tokenizer = get_tokenizer(
+            name, tokenizer_mode=config.tokenizer_mode, trust_remote_code=config.trust_remote_code,
             revision=config.tokenizer_revision,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise no_tokenizer(config.tokenizer, error) from error
+        raise no_tokenizer(name, error) from error
+    StopTexts(tokenizer).option_ids(config.stop_tokens)
 
 
 def _searched(completion: CompletionOutput, load: int) -> Completion:

@@ -16,6 +16,7 @@ def start(options: Namespace) -> None:
     from baton.config import load_run
     from baton.errors import ConfigError
     from services.common.model_store import resolve_model
+    from services.rollout.stop_texts import StopTexts
     from services.static_rollout.tokens import end_tokens, load_tokenizer
     from services.trainer.megatron.parallel import Layout
 
@@ -30,8 +31,9 @@ def start(options: Namespace) -> None:
         raise ConfigError(
             f"torchrun started {world} processes, but models.policy asks for TP x PP = {size}; pass --nproc-per-node {size}"
         )
-    directory = resolve_model(name)
+    directory = resolve_model(name, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(config.tokenizer or directory, trust_remote_code=config.trust_remote_code)
+    stop_ids = StopTexts(tokenizer).option_ids(config.stop_tokens)
     longest = max(run.deadlines.generate_s, run.deadlines.publish_s)
     layout = Layout.start(
         tensor=config.tensor_model_parallel_size, pipeline=config.pipeline_model_parallel_size,
@@ -62,7 +64,9 @@ def start(options: Namespace) -> None:
             from services.rollout.service import Replica
             from services.static_rollout.engine import StaticEngine
 
-            engine = StaticEngine(config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica))
+            engine = StaticEngine(
+                config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica), stop_ids
+            )
             asyncio.run(serve(options, engine, ranks, Replica(engine, name, config.max_outstanding_responses)))
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when the group ends

@@ -148,6 +148,18 @@ async def test_an_evaluation_alone_has_the_top_k_of_evaluations(rollout, logits)
     assert len(set(drawn.samples.response_ids.values.tolist())) > 2
 
 
+async def test_with_new_token_limit_a_response_has_at_most_max_new_tokens(rollout):
+    """Without it see test_engine_options."""
+    short, long = await answers(rollout, PROMPT, [5] * (CONTEXT - LIMIT + 3), ignore_eos=True)
+    assert short.samples.response_ids.lengths.tolist() == [LIMIT]
+    assert long.samples.response_ids.lengths.tolist() == [LIMIT - 3], "no more than the context has room for"
+
+
+async def test_a_stop_text_that_no_response_can_have_is_refused(rollout):
+    with pytest.raises(InvalidRequestError, match="group 0: stop text 'nothing': the tokenizer has no tokens for it"):
+        await answers(rollout, PROMPT, stop=["w7", "nothing"])
+
+
 async def test_a_stop_text_ends_a_response(rollout):
     [free] = await answers(rollout, PROMPT, temperature=0.0, ignore_eos=True)
     words = free.texts[0].split()

@@ -5,10 +5,11 @@ Each goes from here when the part that carries it out arrives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from baton.config.problems import problem
+from baton.config.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from baton.config.run import RunConfig
@@ -46,6 +47,15 @@ def unbuilt_problems(run: RunConfig) -> Iterator[str]:
     for role in UNBUILT_ROLES:
         if role in run.models.roles():
             yield problem(f"models.{role}", "a section", "no service plays this role yet", "leave the section out")
+
+
+def unbuilt_sampling(given: Mapping[str, object]) -> str | None:
+    """The first option that a request sets by which the trainer would see another distribution than was sampled from."""
+    for name in UNBUILT_OPTIONS["models.policy"]:
+        neutral = SamplingConfig.model_fields[name].default
+        if (given.get(name) or neutral) != neutral:
+            return name
+    return None
 
 
 def _is_off(value: object) -> bool:
