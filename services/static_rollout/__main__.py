@@ -7,8 +7,12 @@ import asyncio
 import os
 import signal
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
+
+if TYPE_CHECKING:
+    from baton.config.policy import PolicyConfig
 
 
 def start(options: Namespace) -> None:
@@ -22,15 +26,7 @@ def start(options: Namespace) -> None:
 
     run = load_run(options.run_file, options.set)
     config, name = run.models.policy, run.model_name("policy")
-    if config.generator != "megatron":
-        raise ConfigError(
-            f"models.policy.generator is {config.generator!r}: start `python -m services.rollout`, or write megatron"
-        )
-    size = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
-    if (world := int(os.environ.get("WORLD_SIZE", "1"))) != size:
-        raise ConfigError(
-            f"torchrun started {world} processes, but models.policy asks for TP x PP = {size}; pass --nproc-per-node {size}"
-        )
+    _check_start(config)
     directory = resolve_model(name, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(config.tokenizer or directory, trust_remote_code=config.trust_remote_code)
     stop_ids = StopTexts(tokenizer).option_ids(config.stop_tokens)
@@ -73,6 +69,21 @@ def start(options: Namespace) -> None:
             ranks.follow()
     finally:
         dist.destroy_process_group()
+
+
+def _check_start(config: "PolicyConfig") -> None:
+    """Raises ConfigError for another generator's section, and for another number of processes than it asks for."""
+    from baton.errors import ConfigError
+
+    if config.generator != "megatron":
+        raise ConfigError(
+            f"models.policy.generator is {config.generator!r}: start `python -m services.rollout`, or write megatron"
+        )
+    size = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) != size:
+        raise ConfigError(
+            f"torchrun started {world} processes, but models.policy asks for TP x PP = {size}; pass --nproc-per-node {size}"
+        )
 
 
 async def serve(options: Namespace, engine: object, ranks: object, replica: object) -> None:
