@@ -64,7 +64,7 @@ def group_sampling(
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-    except (ValueError, VLLMValidationError, InvalidRequestError) as error:
+    except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error
     return GroupSampling(params, is_beam, copies)
 
