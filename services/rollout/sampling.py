@@ -12,6 +12,7 @@ from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
 from services.rollout.generation import room_for_response
 from services.rollout.stop_texts import StopTexts
+from services.rollout.vllm_logprobs import PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def group_sampling(
             logprobs=1,  # the sampled token's own, and in place of the likeliest's the raw model's: see vllm_sampler
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=PLAIN,
         )
     except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error

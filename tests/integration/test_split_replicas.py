@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from rollout_side import collect, vllm_service
@@ -13,6 +14,7 @@ from updates import changed, difference, next_version
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import NotReadyError, ServiceFaultError
+from baton.local.process_tree import descendants
 from models import make_model
 from processes import ServiceProcess
 
@@ -82,3 +84,11 @@ async def test_after_an_update_that_one_worker_could_not_take_the_next_one_is_ta
         await collect(rollout.generate([Prompt("g", token_ids=[5])]))
     await rollout.commit_weights(version, await SentModel(whole, workers=2).update(rollout, version))
     assert await difference(rollout, whole, version) < 1e-3
+
+
+def test_nothing_is_left_of_a_replica_that_is_killed(process: ServiceProcess) -> None:
+    """The last test of this file: it leaves no replica to the others."""
+    below = [psutil.Process(pid) for pid in descendants(process.popen.pid)]
+    assert len(below) >= 3, "the engine and two workers"
+    process.kill()
+    assert psutil.wait_procs(below, timeout=20)[1] == []
