@@ -14,14 +14,25 @@ from baton.samples import RewardStatus, Samples
 class PromptItem:
     """One prompt of an episode, ready to be sent.
 
-    `messages` are the chat turns that the model sees; `text` is the prompt as the source gave it (of a chat, the last
-    turn), which reward functions get; `metadata` is the rest of the source's record and travels with every sample.
+    `messages` are the chat turns that the model sees, unless there are `token_ids`, which it sees as they are; `text` is the
+    prompt as the source gave it (of a chat, the last turn), which reward functions get; `metadata` is the rest of the
+    source's record and travels with every sample.
     """
 
     group_id: str
     messages: list[dict[str, str]]
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    token_ids: Sequence[int] | None = None
+    continues: Sequence[int] = ()
+    """Tokens that `token_ids` must begin with, or the replica refuses them: see `after`."""
+
+    def after(self, samples: Samples, row: int, further: Sequence[int] = ()) -> Self:
+        """The prompt that goes on where response `row` of `samples` ended, token by token, with `further` ones: the next
+        turn of a conversation, or none for the rest of a response that was cut off, which `baton.partial.joined` puts
+        together. It is named by that response's id."""
+        tokens = [*samples.prompt_ids.rows()[row].tolist(), *samples.response_ids.rows()[row].tolist()]
+        return replace(self, group_id=samples.sample_ids[row], token_ids=[*tokens, *further], continues=tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,10 @@ class FlowContext(Protocol):
     """0-based."""
 
     def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
-        """Yields each prompt's responses when they are complete. `sampling` overrides the run file's options."""
+        """Yields each prompt's responses when they are complete. `sampling` overrides the run file's options.
+
+        Raises InvalidRequestError for an override by which the samples would not say of which distribution they are.
+        """
         ...
 
     def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:

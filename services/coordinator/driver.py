@@ -70,7 +70,7 @@ class Driver:
         self._rewards = RewardPool(reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s)
         self._rollouts = Rollouts(
             self.fleet,
-            batch_size=config.generation_batch_size("policy"),
+            batch_size=config.prompts_per_request,
             group_size=config.group_size,
             timeout_s=config.deadlines.generate_s,
             max_attempts=config.store.max_attempts,
@@ -184,8 +184,9 @@ class Driver:
     def _flow(self, episode: int, prompts: list[PromptItem]) -> AsyncIterator[Group]:
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
         context = EpisodeContext(
-            episode, self.state.digests, self._rollouts, self._intake.issues, self._rewards, self._scorers, self.clock
-        )
+            episode, self._config.models.policy, self.state.digests, self._rollouts, self._intake.issues, self._rewards,
+            self._scorers, self.clock,
+        )  # fmt: skip
         flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))
         return flow(context, prompts)
 

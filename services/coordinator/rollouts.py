@@ -15,7 +15,7 @@ from baton.samples import FinishReason
 from services.coordinator.connections import blame
 from services.coordinator.digests import check_digests
 from services.coordinator.fleet import Fleet
-from services.coordinator.replicas import Replica
+from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.streams import merge
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ class Rollouts:
         async def answer(batch: Sequence[PromptItem]) -> AsyncIterator[Group]:
             waiting, attempts = {item.group_id: item for item in batch}, 0
             while waiting:
-                attempts += 1
                 replica = await self._fleet.take(len(waiting), self._homes.get(batch[0].group_id))
                 deaths = replica.deaths
                 self._homes |= dict.fromkeys(waiting, replica.address)
@@ -77,9 +76,7 @@ class Rollouts:
                         async for group in groups:
                             yield group
                 except LOST as error:
-                    if waiting and lost:
-                        await lost(waiting, str(error), again=attempts < self._max_attempts)
-                    await self._give_up(replica, deaths, waiting, attempts, error)
+                    attempts = await self._give_up(replica, deaths, waiting, attempts, error, lost)
                 finally:
                     replica.outstanding -= len(waiting)
 
@@ -90,7 +87,7 @@ class Rollouts:
         published: Mapping[int, str],
     ) -> AsyncIterator[Group]:  # fmt: skip
         """One request; takes out of `waiting` what is answered. The replica was taken with all of `waiting`."""
-        messages = [Prompt(item.group_id, chat=item.messages) for item in waiting.values()]
+        messages = [_message(item) for item in waiting.values()]
         with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
             async with self._fleet.while_alive(replica):
                 async for generation in self._fleet.client(replica).generate(
@@ -107,16 +104,21 @@ class Rollouts:
                 raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
 
     async def _give_up(
-        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception
-    ) -> None:  # fmt: skip
-        """After a request was lost to a replica that had died `deaths` times. Raises the error of the last attempt."""
+        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception,
+        lost: Lost | None,
+    ) -> int:  # fmt: skip
+        """After a request was lost to a replica that had died `deaths` times, which `lost` is told. Returns the attempts so
+        far, of which one that a pause ended is none; raises the error of the last one."""
         if isinstance(error, ServiceUnavailableError):
             replica.broke(str(error))
         await self._fleet.look(replica)
         for group_id in waiting:
             self._homes.pop(group_id, None)
-        if not waiting:
-            return
+        if not waiting or replica.health is ReplicaHealth.PAUSED:
+            return attempts
+        attempts += 1
+        if lost:
+            await lost(waiting, str(error), again=attempts < self._max_attempts)
         if attempts == self._max_attempts:
             raise type(error)(
                 f"the groups {', '.join(waiting)} were lost with their replica {attempts} times, which is "
@@ -124,6 +126,7 @@ class Rollouts:
             ) from error
         if replica.deaths == deaths:  # else it was told with the death
             log.warning("rollout at %s: %d unanswered groups go elsewhere: %s", replica.address, len(waiting), error)
+        return attempts
 
     def _batches(self, prompts: Sequence[PromptItem]) -> list[Sequence[PromptItem]]:
         """Cut so small that all replicas have work; prompts with different homes are not put together."""
@@ -132,6 +135,12 @@ class Rollouts:
         for item in prompts:
             by_home.setdefault(self._homes.get(item.group_id), []).append(item)
         return [items[start : start + size] for items in by_home.values() for start in range(0, len(items), size)]
+
+
+def _message(item: PromptItem) -> Prompt:
+    if item.token_ids is None:
+        return Prompt(item.group_id, chat=item.messages)
+    return Prompt(item.group_id, token_ids=item.token_ids, continues=item.continues)
 
 
 def _groups(generation: Generation, waiting: dict[str, PromptItem]) -> list[Group]:

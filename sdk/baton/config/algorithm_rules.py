@@ -3,7 +3,7 @@ the trainer can compute too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from baton.config.algorithm import DpoConfig, GrpoConfig
@@ -11,6 +11,7 @@ from baton.config.policy_gradient import PolicyGradientConfig
 from baton.config.problems import problem
 
 if TYPE_CHECKING:
+    from baton.config.policy import PolicyConfig
     from baton.config.run import RunConfig
 
 GROUPED = ("grpo", "gspo", "online_dpo")
@@ -59,17 +60,25 @@ def group_size_problems(run: RunConfig) -> Iterator[str]:
         )
 
 
+def undescribed(policy: PolicyConfig, overrides: Mapping[str, object]) -> str | None:
+    """The option, of the run file or of a request that overrides it, by which samples would not say of which distribution
+    they are: one that cuts it, at a temperature at which they do not carry what it was cut from; or a beam search."""
+    options = {name: getattr(policy, name) for name in ("use_beam_search", "temperature", *_WHOLE)}
+    options |= {name: value for name, value in overrides.items() if name in options and value is not None}
+    if options["use_beam_search"]:
+        return "use_beam_search"
+    if options["temperature"] in (0, 1):  # at 1 that is the raw model's, which they carry
+        return None
+    return next((name for name, whole in _WHOLE.items() if options[name] not in whole), None)
+
+
 def distribution_problems(run: RunConfig) -> Iterator[str]:
-    """A line for each option that cuts the sampled distribution where the samples do not say what it was cut from: at
-    temperature 1 that is the raw model's, which they carry."""
+    """A line for an option by which samples would not say of which distribution they are; beam search has another rule."""
     policy = run.models.policy
-    if policy.temperature in (0, 1):
-        return
-    for option, whole in _WHOLE.items():
-        if (value := getattr(policy, option)) not in whole:
-            yield problem(
-                f"models.policy.{option}", value,
-                f"needs models.policy.temperature 1 ({policy.temperature} is set): at others the samples do not say yet how "
-                "likely a token was before the distribution was cut",
-                "set temperature to 1, or leave it out",
-            )  # fmt: skip
+    if option := undescribed(policy, {"use_beam_search": False}):
+        yield problem(
+            f"models.policy.{option}", getattr(policy, option),
+            f"needs models.policy.temperature 1 ({policy.temperature} is set): at others the samples do not say yet how "
+            "likely a token was before the distribution was cut",
+            "set temperature to 1, or leave it out",
+        )  # fmt: skip

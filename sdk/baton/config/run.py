@@ -151,6 +151,13 @@ class RunConfig(Section):
         size = model.generation_batch_size if model.generation_batch_size > 0 else self.runtime.generation_batch_size
         return max(1, min(size, self.runtime.sample_per_episode // model.num_replica))
 
+    @property
+    def prompts_per_request(self) -> int:
+        """Prompts in one request to a rollout replica at most. With `ranking`, all that an episode gives it: what comes in
+        one request is ranked as one window."""
+        ranking = self.models.policy.batch_generation.ranking
+        return self.prompts_per_episode if ranking else self.generation_batch_size("policy")
+
     def engine_seed(self, replica: int) -> int:
         """Seed of rollout replica `replica`."""
         policy = self.models.policy
