@@ -78,7 +78,7 @@ class Driver:
         self._scorers = Scorers(config, services)
         self._answers = GivenAnswers(config, services)
         self._evaluation = Evaluation(
-            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts
+            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts, self._intake.issues
         )
         self._prompts: Prompts
 
@@ -183,7 +183,9 @@ class Driver:
 
     def _flow(self, episode: int, prompts: list[PromptItem]) -> AsyncIterator[Group]:
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
-        context = EpisodeContext(episode, self.state.digests, self._rollouts, self._rewards, self._scorers, self.clock)
+        context = EpisodeContext(
+            episode, self.state.digests, self._rollouts, self._intake.issues, self._rewards, self._scorers, self.clock
+        )
         flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))
         return flow(context, prompts)
 

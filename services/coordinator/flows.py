@@ -9,6 +9,7 @@ from baton.clients.rollout import SamplingParams
 from baton.errors import InvalidRequestError
 from baton.flow import Flow, FlowContext, Group, PromptItem
 from services.coordinator.clock import PhaseClock
+from services.coordinator.issues import Issues
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
 from services.coordinator.scorers import Scorers
@@ -43,6 +44,7 @@ class EpisodeContext:
     episode_id: int
     published: Mapping[int, str]
     rollouts: Rollouts
+    issues: Issues
     rewards: RewardPool
     scorers: Scorers
     clock: PhaseClock
@@ -51,13 +53,15 @@ class EpisodeContext:
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
         stream = self.rollouts.generate(
-            prompts, sampling or SamplingParams(), episode_id=self.episode_id, published=self.published
-        )
+            prompts, sampling or SamplingParams(), episode_id=self.episode_id, published=self.published,
+            lost=self.issues.lost,
+        )  # fmt: skip
         self._generating += 1
         self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
         try:
             async with aclosing(stream):
                 async for group in stream:
+                    await self.issues.generated(group.prompt.group_id)
                     yield group
         finally:
             self._generating -= 1

@@ -1,6 +1,5 @@
 """An episode's samples into the buffer: opened, put group by group as they are made, closed."""
 
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,6 +11,7 @@ from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
 from services.coordinator.flows import wrong_total
 from services.coordinator.groups import with_group_statistics
+from services.coordinator.issues import Issues
 from services.coordinator.report import EpisodeTally
 
 
@@ -21,11 +21,10 @@ class Intake:
     def __init__(self, config: RunConfig, services: Connections, run_id: str, clock: PhaseClock) -> None:
         self._runtime = config.runtime
         self._unit = config.samples_per_unit
-        self._issue_s = config.deadlines.generate_s
         self._services = services
         self._run_id = run_id
         self._clock = clock
-        self._name = f"coordinator-{uuid.uuid4().hex[:8]}"
+        self.issues = Issues(services, run_id, timeout_s=config.deadlines.generate_s)
         dynamic = config.runtime.stream_data_loader_type == "dynamic" or config.models.policy.n > 1
         self.expected = None if dynamic else config.runtime.sample_per_episode
         """Samples that every episode has; None if only its end tells."""
@@ -37,11 +36,9 @@ class Intake:
             await services.buffer.open_episode(
                 self._run_id, episode, expected_samples=self.expected, relayed=runtime.relays(episode),
                 global_batch_size=runtime.global_batch_size, micro_batch_size=runtime.train_micro_batch_size,
-                samples_per_unit=self._unit,
+                passes=runtime.num_training_epoch, samples_per_unit=self._unit,
             )  # fmt: skip
-            await services.ledger.issue_groups(
-                self._run_id, episode, group_ids, producer=self._name, timeout_s=self._issue_s
-            )  # fmt: skip
+        await self.issues.begin(episode, group_ids)
 
     async def put_all(
         self, episode: int, groups: AsyncIterator[Group], tally: EpisodeTally, arrivals: Arrivals | None = None
@@ -58,6 +55,7 @@ class Intake:
         if tally.samples < (self.expected or 1):
             raise wrong_total(episode, f"only {tally.samples}", self.expected)
         self._clock.enter("put", self._services.buffer_name)
+        await self.issues.end()
         with self._services.at_buffer():
             await self._services.buffer.close_episode(self._run_id, episode)
         self._clock.enter("")
@@ -71,3 +69,4 @@ class Intake:
             raise wrong_total(episode, f"more than {self.expected}", self.expected)
         with self._services.at_buffer():
             await self._services.buffer.put(self._run_id, episode, group.samples, request_id=group.prompt.group_id)
+        self.issues.put(group.prompt.group_id)

@@ -14,7 +14,7 @@ from models import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-ITERATIONS = 8
+ITERATIONS = 12
 
 
 def test_the_reward_rises_and_the_model_is_exported(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_the_reward_rises_and_the_model_is_exported(tmp_path: Path) -> None:
     (tmp_path / "loop.yaml").write_text(yaml.safe_dump(run))
     command = [sys.executable, str(EXAMPLES / "grpo_loop.py"), "--rollout", rollout.address]
     command += ["--export", str(tmp_path / "out"), "--iterations", str(ITERATIONS)]
-    command += ["--tokens", "8", "--learning-rate", "3e-3"]
+    command += ["--tokens", "8", "--learning-rate", "6e-3"]
     try:
         rollout.start(240)
         with trainer(tmp_path / "loop.yaml", tmp_path) as process:

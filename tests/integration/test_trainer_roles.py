@@ -194,7 +194,7 @@ async def test_a_checkpoint_holds_both_models_and_the_kl_coefficient_and_an_expo
     assert not any(map(np.array_equal, moved, at_save))
     await client.load_checkpoint(saved.path)
     assert all(map(np.array_equal, await numbers(scoring, samples), at_save))
-    again = await step_on(client, buffer.address, run_id, samples, episode_id=2)
+    again = await step_on(client, buffer.address, f"{run_id}-again", samples)
     assert again.global_step == first.global_step
     for name in ("kl_coef", "loss", "value_loss", "grad_norm", "value_grad_norm"):
         assert again.metrics[name] == pytest.approx(first.metrics[name], rel=1e-6), name

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from baton.config.algorithm_rules import algorithm_problems, distribution_problems, group_size_problems
+from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
 from baton.config.needs import need_problems
@@ -65,6 +66,7 @@ def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
         *need_problems(run),
         *unbuilt_problems(run),
         *generator_problems(run),
+        *budget_problems(run),
     ]
     runtime = run.runtime
     if runtime.relay_enabled and runtime.relay_sample_fn is None and not has_relay_sample_fn:

@@ -10,12 +10,12 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
 from baton.errors import InvalidRequestError, NotFoundError
 from services.trainer import whole_directory
-from services.trainer.megatron.adam_steps import leave_step_counts
+from services.trainer.megatron.adam_steps import give_each_parameter_its_count
 from services.trainer.megatron.checkpoint_writer import write_without_forking
 from services.trainer.megatron.engine import Engine
 
 write_without_forking()
-leave_step_counts()
+give_each_parameter_its_count()
 
 _RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Has a distributed optimizer write its state so that it can be read under any layout."""
