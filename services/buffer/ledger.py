@@ -24,11 +24,11 @@ class Ledger:
         self._limits = limits
 
     async def open(
-        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool, unit: int = 1,
-        passes: int = 0,
+        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool, passes: int,
+        unit: int,
     ) -> int:  # fmt: skip
-        """Declares an episode (`expected` 0: dynamic, `passes` 0: at least one) that keeps every `unit` samples together;
-        returns how many samples it holds.
+        """Declares an episode (`expected` 0: dynamic, `passes` 0: at least one), of which every `unit` samples stay
+        together; returns how many samples it holds.
 
         Raises ConflictError if it was declared otherwise before, InvalidRequestError if it could never be stored.
         """
@@ -47,7 +47,7 @@ class Ledger:
                 f"{keys} is to have {expected} samples, more than store.max_samples ({self._limits.max_samples}) ever "
                 "allows; raise that, or lower runtime.sample_per_episode"
             )
-        wanted = [expected, global_batch_size, micro_batch_size, int(relayed), unit, passes]
+        wanted = [expected, global_batch_size, micro_batch_size, int(relayed), passes, unit]
         answer = await self._store.run(
             "open", [keys.episode, keys.run.episodes, keys.run.ended], keys.episode_id, *wanted
         )  # fmt: skip
@@ -59,9 +59,9 @@ class Ledger:
         stored, *declared = map(int, answer)
         if declared != wanted:
             raise ConflictError(
-                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed, "
-                f"samples_per_unit, passes = {declared}, and now with {wanted}; set the run file's sizes as they were, or "
-                "start a run of another name"
+                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed, passes, "
+                f"samples_per_unit = {declared}, and now with {wanted}; set the run file's sizes as they were, or start a "
+                "run of another name"
             )
         return stored
 

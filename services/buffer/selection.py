@@ -51,17 +51,17 @@ class Selections:
         match answer:
             case [b"selected", total, global_batch_size]:
                 return total, steps_per_pass(total, global_batch_size)
+            case [b"ragged", unit]:
+                raise InvalidRequestError(
+                    f"{len(chosen)} samples are selected, but {keys} keeps every {unit} together; select whole pairs, or "
+                    "groups"
+                )
             case [b"budget", samples, size]:
                 raise BackpressureError(
                     f"{run} has {samples} samples, {size} bytes, in the store, and what the relay function made, "
                     f"{made.count} samples, {made.bytes} bytes, exceeds store.max_samples ({self._limits.max_samples}) or "
                     f"store.max_bytes ({self._limits.max_bytes}); raise the limit, lower "
                     "runtime.max_relay_episode, or change fewer samples"
-                )
-            case [b"ragged", unit]:
-                raise InvalidRequestError(
-                    f"{len(chosen)} samples are selected, but {keys} keeps every {unit} together; select whole pairs, or "
-                    "groups"
                 )
             case [b"gone", at]:
                 raise NotFoundError(f"{referred[at]} has no such sample any more: it was evicted; select from ListHistory")

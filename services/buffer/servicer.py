@@ -57,8 +57,8 @@ class BufferServicer(BufferServiceServicer):
             request.global_batch_size,
             request.micro_batch_size,
             request.relayed,
-            request.samples_per_unit or 1,
             request.passes,
+            request.samples_per_unit or 1,
         )
         return pb.OpenEpisodeResponse(stored_samples=stored)
 

@@ -78,7 +78,7 @@ class Driver:
         self._scorers = Scorers(config, services)
         self._answers = GivenAnswers(config, services)
         self._evaluation = Evaluation(
-            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts
+            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts, self._intake.issues
         )
         self._prompts: Prompts
 

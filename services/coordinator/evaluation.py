@@ -22,6 +22,7 @@ from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
 from services.coordinator.flows import rewarded
 from services.coordinator.given_answers import GivenAnswers
+from services.coordinator.issues import Issues
 from services.coordinator.report import RunReport, mean_of_finite
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
@@ -40,7 +41,7 @@ class Evaluation:
 
     def __init__(
         self, config: RunConfig, services: Connections, state: RunState, clock: PhaseClock, report: RunReport,
-        scorers: Scorers, rewards: RewardPool, rollouts: Rollouts,
+        scorers: Scorers, rewards: RewardPool, rollouts: Rollouts, issues: Issues,
     ) -> None:  # fmt: skip
         self._interval = config.runtime.eval_episode_interval
         self._services = services
@@ -49,7 +50,7 @@ class Evaluation:
         self._report = report
         self._measure = (
             HeldOutAnswers(config, services, scorers) if config.is_offline
-            else HeldOutPrompts(config, state, scorers, rewards, rollouts)
+            else HeldOutPrompts(config, state, scorers, rewards, rollouts, issues)
         )  # fmt: skip
 
     async def if_due(self, finished_episodes: int, prompts: Sequence[PromptItem]) -> dict[str, float]:
@@ -68,7 +69,7 @@ class HeldOutPrompts:
     """Answers to held-out prompts, one each, and their rewards."""
 
     def __init__(
-        self, config: RunConfig, state: RunState, scorers: Scorers, rewards: RewardPool, rollouts: Rollouts
+        self, config: RunConfig, state: RunState, scorers: Scorers, rewards: RewardPool, rollouts: Rollouts, issues: Issues
     ) -> None:
         policy, twin = config.models.policy, config.models.policy.for_evaluation()
         options = {name: getattr(twin, name) for name in EVALUATION_TWINS}
@@ -78,12 +79,13 @@ class HeldOutPrompts:
         self._scorers = scorers
         self._rewards = rewards
         self._rollouts = rollouts
+        self._issues = issues
 
     async def __call__(self, finished_episodes: int, prompts: Sequence[PromptItem]) -> dict[str, float]:
         """Reward in all and by function, and length."""
         self._rewards.begin_episode(len(prompts))
         answers = self._rollouts.generate(
-            prompts, self._sampling, episode_id=finished_episodes, published=self._state.digests
+            prompts, self._sampling, episode_id=finished_episodes, published=self._state.digests, lost=self._issues.lost
         )
         scored = map_as_completed(partial(rewarded, self._rewards, self._scorers), answers)
         async with aclosing(scored) as stream:

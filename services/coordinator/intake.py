@@ -36,7 +36,7 @@ class Intake:
             await services.buffer.open_episode(
                 self._run_id, episode, expected_samples=self.expected, relayed=runtime.relays(episode),
                 global_batch_size=runtime.global_batch_size, micro_batch_size=runtime.train_micro_batch_size,
-                samples_per_unit=self._unit, passes=runtime.num_training_epoch,
+                passes=runtime.num_training_epoch, samples_per_unit=self._unit,
             )  # fmt: skip
         await self.issues.begin(episode, group_ids)
 

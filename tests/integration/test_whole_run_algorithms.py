@@ -102,4 +102,4 @@ def test_given_pairs_are_learned_and_told_apart_where_they_were_held_out(place: 
     files = run(place, *data, *roles, *steps)
     before, after = files["evaluations.jsonl"]
     assert after["loss"] < before["loss"] and after["margin"] > before["margin"] + 0.1
-    assert after["accuracy"] > 0.9
+    assert after["accuracy"] > 0.8  # chance reaches this with one set of 16 pairs in a hundred

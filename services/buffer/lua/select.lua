@@ -5,7 +5,8 @@
 --       number of chunks, ids of the episodes that it refers to (in one string),
 --       most samples and most bytes that the run may have (0: any), then for each such episode one more than the largest position
 -- Returns 'selected', selected samples, global batch size; or 'missing'; or 'open'; or 'plain'; or 'other'; or 'expired';
---         or 'ragged', the episode's unit, of which they are not a multiple; or 'budget', samples and bytes in use;
+--         or 'ragged', the episode's unit, of which they are not a multiple;
+--         or 'budget', samples and bytes in use;
 --         or 'gone', the place among the episodes of one that has no such sample.
 local FIRST_CHUNK, FIRST_LIMIT = 6, 11
 local episode, selection, made, relaying, usage = unpack(KEYS, 1, FIRST_CHUNK - 1)
