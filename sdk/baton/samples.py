@@ -19,7 +19,7 @@ MESSAGE_BYTES = 3 * 1024 * 1024
 Buffer = bytes | memoryview
 _FRAMING_BYTES = 512  # tags and lengths of all columns
 _TEXT_FRAMING_BYTES = 7  # tag and length of one string
-_PER_TOKEN = ("rollout_logprobs", "model_logprobs", "reference_logprobs", "loss_mask")
+_PER_TOKEN = ("rollout_logprobs", "model_logprobs", "reference_logprobs", "values", "token_rewards", "loss_mask")
 """Columns with one element for each response token."""
 
 
@@ -115,6 +115,8 @@ class Samples:
     rollout_logprobs: Ragged | None = _ragged(np.float32)
     model_logprobs: Ragged | None = _ragged(np.float32)
     reference_logprobs: Ragged | None = _ragged(np.float32)
+    values: Ragged | None = _ragged(np.float32)
+    token_rewards: Ragged | None = _ragged(np.float32)
     loss_mask: Ragged | None = _ragged(np.uint8)
     rewards: np.ndarray | None = _scalar(np.float32)
     reward_status: np.ndarray | None = _scalar(np.uint8)
@@ -286,6 +288,8 @@ _COLUMNS = [
     if f.metadata
 ]
 
+COLUMN_NAMES = ("sample_ids", *(name for name, _, _ in _COLUMNS))
+"""All columns."""
 RAGGED_COLUMNS: Mapping[str, np.dtype] = {name: dtype for name, kind, dtype in _COLUMNS if kind == "ragged"}
 """Columns of arrays, and the type of their elements."""
 COLUMN_TYPES: Mapping[str, np.dtype] = {name: dtype for name, kind, dtype in _COLUMNS if kind == "scalar"}

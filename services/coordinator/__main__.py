@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from baton.errors import ConfigError
+from baton.memory import keep_freed_memory
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments, write_ready_file
 
 SERVICE = "baton.api.coordinator.v1.CoordinatorService"
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, help="the run's own folder; default runtime.output_dir/RUN_ID")
     arguments = parser.parse_args()
     configure_logging("coordinator")
+    keep_freed_memory()
     end_with_parent()
     try:
         asyncio.run(_serve(arguments))

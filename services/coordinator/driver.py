@@ -16,7 +16,6 @@ at a time, named in `RunState.waiting_for`, never longer than the run file's dea
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Collection
 from contextlib import aclosing
 from dataclasses import replace
@@ -32,6 +31,7 @@ from services.coordinator.events import EventLog
 from services.coordinator.fleet import Fleet
 from services.coordinator.flows import EpisodeContext, default_flow, wrong_total
 from services.coordinator.groups import named_apart, with_group_statistics
+from services.coordinator.issues import Issues
 from services.coordinator.prompts import Prompts, build_prompts
 from services.coordinator.publishing import Publishing
 from services.coordinator.relay import Relay
@@ -59,12 +59,9 @@ class Driver:
         self.fleet = Fleet(services.rollouts, return_s=config.deadlines.restart_s)
         self.publishing = Publishing(services, self.fleet, state, config.deadlines.publish_s)
         self.rollouts = Rollouts(
-            self.fleet,
-            batch_size=config.prompts_per_request,
-            group_size=config.group_size,
-            timeout_s=config.deadlines.generate_s,
-            max_attempts=config.store.max_attempts,
-        )
+            self.fleet, batch_size=config.prompts_per_request, group_size=config.group_size,
+            timeout_s=config.deadlines.generate_s, max_attempts=config.store.max_attempts,
+        )  # fmt: skip
         self.stop_asked = False
         """Set to have the run end with StopAsked before the next call that must not be cut off."""
         self._config = config
@@ -72,7 +69,7 @@ class Driver:
         self._services = services
         self._store = StateStore(services.ledger, state.run_id)
         self._relay = Relay(config, engine, services.relay, state.run_id)
-        self._name = f"coordinator-{uuid.uuid4().hex[:8]}"
+        self._issues = Issues(services, state.run_id, timeout_s=config.deadlines.generate_s)
         self._rewards = RewardPool(reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s)
         self._prompts: Prompts
         self._saved_step = -1
@@ -191,17 +188,16 @@ class Driver:
         """Puts every group as soon as the flow yields it, then closes the episode."""
         runtime, services = self._config.runtime, self._services
         self._enter("generate", services.rollout_names)
-        group_ids = [prompt.group_id for prompt in prompts]
         with services.at_buffer():
             await services.buffer.open_episode(
                 self.state.run_id, episode, expected_samples=self._expected, relayed=runtime.relays(episode),
                 global_batch_size=runtime.global_batch_size, micro_batch_size=runtime.train_micro_batch_size,
+                passes=runtime.num_training_epoch,
             )  # fmt: skip
-            await services.ledger.issue_groups(
-                self.state.run_id, episode, group_ids, producer=self._name, timeout_s=self._config.deadlines.generate_s
-            )
+        await self._issues.begin(episode, [prompt.group_id for prompt in prompts])
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
-        context = EpisodeContext(episode, self.state.digests, self.rollouts, self._rewards, self.clock)
+        policy = self._config.models.policy
+        context = EpisodeContext(episode, policy, self.state.digests, self.rollouts, self._issues, self._rewards, self.clock)
         flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))
         async with aclosing(named_apart(flow(context, prompts))) as groups:
             async for group in groups:
@@ -211,6 +207,7 @@ class Driver:
         if tally.samples < (self._expected or 1):
             raise wrong_total(episode, f"only {tally.samples}", self._expected)
         self.clock.enter("put", services.buffer_name)
+        await self._issues.end()
         with services.at_buffer():
             await services.buffer.close_episode(self.state.run_id, episode)
         self.clock.enter("")
@@ -224,6 +221,7 @@ class Driver:
             raise wrong_total(episode, f"more than {self._expected}", self._expected)
         with self._services.at_buffer():
             await self._services.buffer.put(self.state.run_id, episode, group.samples, request_id=group.prompt.group_id)
+        self._issues.put(group.prompt.group_id)
 
     async def _train_passes(
         self, first: int, episode: int, steps: int, versions: Collection[int], tally: EpisodeTally

@@ -5,10 +5,13 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 
 from baton.clients.rollout import SamplingParams
+from baton.config.algorithm_rules import distribution_problems
+from baton.config.sampling import SamplingConfig
 from baton.config.unbuilt import unbuilt_sampling
 from baton.engine import Flow, FlowContext, Group, PromptItem
 from baton.errors import InvalidRequestError
 from services.coordinator.clock import PhaseClock
+from services.coordinator.issues import Issues
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
 from services.coordinator.streams import in_order, map_as_completed
@@ -40,8 +43,10 @@ class EpisodeContext:
     """The FlowContext that the coordinator gives to a flow: one episode."""
 
     episode_id: int
+    policy: SamplingConfig
     published: Mapping[int, str]
     rollouts: Rollouts
+    issues: Issues
     rewards: RewardPool
     clock: PhaseClock
     _generating: int = field(default=0, init=False)
@@ -49,17 +54,16 @@ class EpisodeContext:
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
         sampling = sampling or SamplingParams()
-        if odd := unbuilt_sampling(asdict(sampling)):
-            raise InvalidRequestError(
-                f"the flow's context.generate got {odd} {getattr(sampling, odd)}, for which the trainer does not correct "
-                "yet: it would train another distribution than was sampled from; leave it out"
-            )
-        stream = self.rollouts.generate(prompts, sampling, episode_id=self.episode_id, published=self.published)
+        _check_trainable(sampling, self.policy)
+        stream = self.rollouts.generate(
+            prompts, sampling, episode_id=self.episode_id, published=self.published, lost=self.issues.lost
+        )
         self._generating += 1
         self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
         try:
             async with aclosing(stream):
                 async for group in stream:
+                    await self.issues.generated(group.prompt.group_id)
                     yield group
         finally:
             self._generating -= 1
@@ -69,6 +73,18 @@ class EpisodeContext:
     def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
         """See FlowContext."""
         return map_as_completed(self.rewards.score, groups)
+
+
+def _check_trainable(sampling: SamplingParams, policy: SamplingConfig) -> None:
+    """A flow may override the run file's options by what the run file might have said. Raises InvalidRequestError."""
+    given = {name: value for name, value in asdict(sampling).items() if value is not None}
+    if odd := unbuilt_sampling(given):
+        raise InvalidRequestError(
+            f"the flow's context.generate got {odd} {given[odd]}, for which the trainer does not correct yet: it would "
+            "train another distribution than was sampled from; leave it out"
+        )
+    for problem in distribution_problems(policy.model_copy(update=given)):
+        raise InvalidRequestError(f"the flow's context.generate makes this of the run file: {problem}")
 
 
 def wrong_total(episode: int, produced: str, expected: int | None) -> InvalidRequestError:

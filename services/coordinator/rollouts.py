@@ -3,9 +3,10 @@ another one if that replica dies."""
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 
 from baton.clients.rollout import Generation, Prompt, SamplingParams
 from baton.engine import Group, PromptItem
@@ -21,6 +22,13 @@ log = logging.getLogger(__name__)
 
 LOST = ServiceUnavailableError, NotReadyError
 """What a request raises whose replica died, was paused, or is another process now, of another version or none yet."""
+
+
+class Lost(Protocol):
+    """Is told which groups were lost with their replica, why, and whether they are asked for again."""
+
+    async def __call__(self, group_ids: Collection[str], reason: str, *, again: bool) -> None: ...
+
 
 
 class Rollouts:
@@ -43,14 +51,15 @@ class Rollouts:
         return {replica.address: replica.outstanding for replica in self._fleet.replicas}
 
     def generate(
-        self, prompts: Sequence[PromptItem], sampling: SamplingParams, *, episode_id: int, published: Mapping[int, str]
-    ) -> AsyncIterator[Group]:
+        self, prompts: Sequence[PromptItem], sampling: SamplingParams, *, episode_id: int, published: Mapping[int, str],
+        lost: Lost | None = None,
+    ) -> AsyncIterator[Group]:  # fmt: skip
         """Yields the groups as they complete, each once, all sampled from exactly the version that the fleet serves.
 
         A group stays with its replica for the whole episode, while that is healthy. What a replica has not answered when
-        it dies goes to another one. Raises DigestMismatchError if a sample's weights are not those in `published`
-        (version -> digest), ServiceUnavailableError if no replica is left, and whatever else a replica raises, with its
-        address.
+        it dies goes to another one, once `lost` knows. Raises DigestMismatchError if a sample's weights are not those in
+        `published` (version -> digest), ServiceUnavailableError if no replica is left, and whatever else a replica raises,
+        with its address.
         """
         if episode_id != self._episode:
             self._episode, self._homes = episode_id, {}
@@ -67,7 +76,7 @@ class Rollouts:
                         async for group in groups:
                             yield group
                 except LOST as error:
-                    attempts = await self._give_up(replica, deaths, waiting, attempts, error)
+                    attempts = await self._give_up(replica, deaths, waiting, attempts, error, lost)
                 finally:
                     replica.outstanding -= len(waiting)
 
@@ -95,7 +104,8 @@ class Rollouts:
                 raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
 
     async def _give_up(
-        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception
+        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception,
+        lost: Lost | None,
     ) -> int:  # fmt: skip
         """After a request was lost to a replica that had died `deaths` times. Returns the attempts so far, of which one that
         a pause ended is none; raises the error of the last one."""
@@ -107,6 +117,8 @@ class Rollouts:
         if not waiting or replica.health is ReplicaHealth.PAUSED:
             return attempts
         attempts += 1
+        if lost:
+            await lost(waiting, str(error), again=attempts < self._max_attempts)
         if attempts == self._max_attempts:
             raise type(error)(
                 f"the groups {', '.join(waiting)} were lost with their replica {attempts} times, which is "

@@ -1,49 +1,53 @@
-"""One rank of the trainer: `torchrun --nproc-per-node N -m services.trainer --run-file RUN.yaml`. Rank 0 serves gRPC."""
+"""One rank of a trainer group: `torchrun --nproc-per-node N -m services.trainer --run-file RUN.yaml [--group NAME]`.
+
+Rank 0 serves gRPC.
+"""
 
 import asyncio
 import os
 import signal
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
+from baton.memory import keep_freed_memory
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
 
-SERVICE = "baton.api.trainer.v1.TrainerService"
+if TYPE_CHECKING:
+    from baton.config import RunConfig
+    from baton.config.groups import TrainerGroup
+    from services.trainer.ranks import Ranks
+    from services.trainer.trainer import Trainer
+
+SERVICES = [f"baton.api.trainer.v1.{name}" for name in ("TrainerService", "ScoringService", "LoopService")]
 
 
 def start(options: Namespace) -> None:
-    """Builds this rank's part of the model, then serves (rank 0) or follows (others)."""
+    """Builds this rank's part of the group's models, then serves (rank 0) or follows (others)."""
     from baton.config import load_run
-    from baton.errors import ConfigError
-    from services.common.model_store import resolve_model
     from services.trainer.megatron.parallel import Layout
 
     run = load_run(options.run_file, options.set)
-    config, model = run.models.ppo_policy, run.model_name("ppo_policy")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != config.world_size:
-        raise ConfigError(
-            f"torchrun started {world} processes, but models.ppo_policy asks for TP x PP x DP = {config.world_size}; "
-            f"pass --nproc-per-node {config.world_size}"
-        )
-    directory = resolve_model(model)
+    group = chosen_group(run, options.group)
     longest = max(run.deadlines.train_step_s, run.deadlines.checkpoint_s, run.deadlines.generate_s)
     layout = Layout.start(
-        tensor=config.tensor_model_parallel_size, pipeline=config.pipeline_model_parallel_size,
-        device=config.device, timeout_s=longest, seed=run.runtime.seed,
+        tensor=group.leader.tensor_model_parallel_size, pipeline=group.leader.pipeline_model_parallel_size,
+        device=group.leader.device, timeout_s=longest, seed=run.runtime.seed,
     )  # fmt: skip
 
     import torch.distributed as dist
 
-    from services.trainer.megatron.engine import Engine
+    from services.trainer.loop import Loop
+    from services.trainer.models import Models
     from services.trainer.ranks import Ranks
+    from services.trainer.scoring import Scoring
     from services.trainer.trainer import Trainer
 
-    engine = Engine(config, layout, directory, run.optimizer_steps)
-    trainer = Trainer(run, engine, directory)
-    ranks = Ranks(trainer.handlers(), longest)
+    models = Models(run, group, layout)
+    trainer = Trainer(run, models)
+    ranks = Ranks(trainer.handlers() | Scoring(models).handlers() | Loop(run, trainer).handlers(), longest)
     try:
         if layout.world_rank == 0:
-            asyncio.run(serve(options, trainer, ranks, model))
+            asyncio.run(serve(options, run, trainer, ranks))
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when the group ends
             ranks.follow()
@@ -51,14 +55,40 @@ def start(options: Namespace) -> None:
         dist.destroy_process_group()
 
 
-async def serve(options: Namespace, trainer: object, ranks: object, model: str) -> None:
-    """Rank 0: answers until SIGTERM, then lets the other ranks go."""
-    from baton.api.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
-    from services.trainer.servicer import TrainerServicer
+def chosen_group(run: "RunConfig", name: str) -> "TrainerGroup":
+    """The group to be. Raises ConfigError for one that the run does not have, or has with another number of processes."""
+    from baton.errors import ConfigError
 
-    server = Server([SERVICE], options.listen)
-    servicer = TrainerServicer(trainer, ranks, model, trainer.engine.parameter_count())
-    add_TrainerServiceServicer_to_server(servicer, server.grpc)
+    groups = run.trainer_groups()
+    if name not in groups:
+        raise ConfigError(f"--group {name}: the run file has no such group; its roles are in {', '.join(groups)}")
+    group, world = groups[name], int(os.environ.get("WORLD_SIZE", "1"))
+    if world != group.world_size:
+        leading = next(iter(group.roles))
+        raise ConfigError(
+            f"torchrun started {world} processes, but models.{leading} asks for TP x PP x DP = {group.world_size}; "
+            f"pass --nproc-per-node {group.world_size}"
+        )
+    return group
+
+
+async def serve(options: Namespace, run: "RunConfig", trainer: "Trainer", ranks: "Ranks") -> None:
+    """Rank 0: answers until SIGTERM, then lets the other ranks go."""
+    from baton.api.trainer.v1.loop_pb2_grpc import add_LoopServiceServicer_to_server
+    from baton.api.trainer.v1.scoring_pb2_grpc import add_ScoringServiceServicer_to_server
+    from baton.api.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
+    from services.trainer.loop_servicer import LoopServicer
+    from services.trainer.scoring_servicer import ScoringServicer
+    from services.trainer.servicer import TrainerServicer
+    from services.trainer.texts import Texts
+
+    server = Server(SERVICES, options.listen)
+    sources = {
+        role: config.tokenizer or trainer.models.by_role[role].source for role, config in trainer.models.group.roles.items()
+    }
+    add_TrainerServiceServicer_to_server(TrainerServicer(run, trainer, ranks), server.grpc)
+    add_ScoringServiceServicer_to_server(ScoringServicer(ranks, Texts(sources)), server.grpc)
+    add_LoopServiceServicer_to_server(LoopServicer(trainer.models, ranks), server.grpc)
     heartbeat = asyncio.create_task(ranks.heartbeat())
     try:
         await server.run(options.ready_file)
@@ -69,8 +99,11 @@ async def serve(options: Namespace, trainer: object, ranks: object, model: str) 
 
 def main() -> None:
     """Command line."""
-    options = service_arguments("One rank of the trainer: Megatron-Core behind gRPC.").parse_args()
-    configure_logging(f"trainer-{os.environ.get('RANK', '0')}")
+    parser = service_arguments("One rank of a trainer group: Megatron-Core behind gRPC.")
+    parser.add_argument("--group", metavar="NAME", default="trainer", help="which group of the run file; default trainer")
+    options = parser.parse_args()
+    configure_logging(f"{options.group}-{os.environ.get('RANK', '0')}")
+    keep_freed_memory()
     end_with_parent()  # torchrun gives its workers sessions of their own; they must not outlive it
     from baton.errors import ConfigError
 

@@ -6,8 +6,7 @@ from baton.errors import DigestMismatchError, InvalidRequestError
 from baton.samples import Samples
 
 SCORED = ("prompt_ids", "response_ids")
-TRAINED = (*SCORED, "rewards", "reward_status", "group_reward_mean", "group_reward_std", "rollout_logprobs")
-"""The columns that scoring, and training, read."""
+"""The columns that a forward pass reads; what training needs besides is the objective's to say."""
 
 
 def require(samples: Samples, columns: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ Shape suffixes: T packed tokens, N response tokens (the ones with a log-probabil
 
 A segment is one prompt and the responses to it, laid out [prompt, response 0, response 1, ...]. Every response attends to
 the prompt and to itself, and its positions continue the prompt's, so that each sample sees exactly what it would see
-alone. A response's last token is not fed: nothing is predicted from it.
+alone. A response's last token is fed only where it is wanted: nothing is predicted from it, but it ends what is scored.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ class PackedBatch:
     target_ids_N: torch.Tensor
     sample_of_N: torch.Tensor
     """Index of the sample that each response token belongs to."""
+    last_rows_S: torch.Tensor
+    """The last packed token of each sample: its response's last but one, or with `feed_last` its last."""
     temperatures_N: torch.Tensor
     """What to divide the logits by; greedy samples are scored at temperature 1."""
 
@@ -63,10 +65,13 @@ def _groups(samples: Samples, share_prefix: bool) -> list[list[int]]:
     return groups
 
 
-def pack(samples: Samples, *, share_prefix: bool = True) -> PackedBatch:
-    """Packs samples in their order. Raises InvalidRequestError for an empty prompt: nothing predicts its first token."""
+def pack(samples: Samples, *, share_prefix: bool = True, feed_last: bool = False) -> PackedBatch:
+    """Packs samples in their order; `feed_last` feeds the responses' last tokens too.
+
+    Raises InvalidRequestError for an empty prompt: nothing predicts its first token.
+    """
     prompts, responses = samples.prompt_ids.rows(), samples.response_ids.rows()
-    tokens, positions, segments, rows = [], [], [], []
+    tokens, positions, segments, rows, last_rows = [], [], [], [], []
     start = 0
     for group in _groups(samples, share_prefix):
         prompt = prompts[group[0]]
@@ -78,11 +83,12 @@ def pack(samples: Samples, *, share_prefix: bool = True) -> PackedBatch:
         positions.append(np.arange(len(prompt)))
         branches, branch_start = [], start + len(prompt)
         for i in group:
-            fed = max(len(responses[i]) - 1, 0)
+            fed = max(len(responses[i]) - (0 if feed_last else 1), 0)
             tokens.append(responses[i][:fed])
             positions.append(np.arange(len(prompt), len(prompt) + fed))
             first = start + len(prompt) - 1
             rows.append(np.concatenate([[first], np.arange(branch_start, branch_start + fed)])[: len(responses[i])])
+            last_rows.append(branch_start + fed - 1 if fed else first)
             branches.append(fed)
             branch_start += fed
         segments.append(Segment(start, len(prompt), tuple(branches)))
@@ -97,6 +103,7 @@ def pack(samples: Samples, *, share_prefix: bool = True) -> PackedBatch:
         target_rows_N=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
         target_ids_N=torch.from_numpy(samples.response_ids.values.astype(np.int64)),
         sample_of_N=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)),
+        last_rows_S=torch.tensor(last_rows, dtype=torch.int64),
         temperatures_N=torch.from_numpy(np.repeat(temperatures, lengths)),
     )
 

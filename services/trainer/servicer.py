@@ -1,18 +1,17 @@
 """The trainer service's RPCs, on rank 0: decode, run the command on every rank, encode."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
-import numpy as np
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
+from baton.config import RunConfig
 from baton.errors import BatonError, NotFoundError
 from services.trainer.megatron.checkpoint import size_of
 from services.trainer.ranks import Ranks
-from services.trainer.trainer import Trainer, combine_groups, combine_logprobs, combine_publications, combine_steps
+from services.trainer.trainer import Trainer, combine_groups, combine_publications, combine_steps
 
 Context = grpc.aio.ServicerContext
 
@@ -20,11 +19,10 @@ Context = grpc.aio.ServicerContext
 class TrainerServicer(TrainerServiceServicer):
     """See trainer.proto. Method names are gRPC's."""
 
-    def __init__(self, trainer: Trainer, ranks: Ranks, model: str, parameters: int) -> None:
+    def __init__(self, run: RunConfig, trainer: Trainer, ranks: Ranks) -> None:
+        self._run = run
         self._trainer = trainer
         self._ranks = ranks
-        self._model = model
-        self._parameters = parameters
         self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:
@@ -32,14 +30,6 @@ class TrainerServicer(TrainerServiceServicer):
         async with self._step:
             await self._ranks.execute("LeaseStep", raw)
             return combine_steps(await self._ranks.execute("TrainStep", raw))
-
-    async def ComputeLogprobs(
-        self, request_iterator: AsyncIterator[pb.ComputeLogprobsRequest], context: Context
-    ) -> AsyncIterator[pb.ComputeLogprobsResponse]:
-        async for request in request_iterator:
-            parts = await self._ranks.execute("ComputeLogprobs", request.samples.SerializeToString())
-            lengths = np.frombuffer(request.samples.response_ids.lengths, "<u4")
-            yield pb.ComputeLogprobsResponse(logprobs=combine_logprobs(parts, lengths))
 
     async def OpenWeightGroup(self, request: pb.OpenWeightGroupRequest, context: Context) -> pb.OpenWeightGroupResponse:
         group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))
@@ -72,13 +62,25 @@ class TrainerServicer(TrainerServiceServicer):
         return pb.ExportModelResponse(bytes=sum(int(part) for part in parts))
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
-        layout = self._trainer.engine.layout
+        models = self._trainer.models
+        roles = [self._role(role) for role in models.group.roles]
+        layout = models.layout
         return pb.GetStatusResponse(
-            model=self._model,
+            model=roles[0].model,
             global_step=self._trainer.global_step,
-            parameters=self._parameters,
+            parameters=roles[0].parameters,
             tensor_parallel_size=layout.tensor_size,
             pipeline_parallel_size=layout.pipeline_size,
             data_parallel_size=layout.data_size,
-            max_sequence_tokens=self._trainer.engine.shape.max_positions,
+            max_sequence_tokens=roles[0].max_sequence_tokens,
+            group=models.group.name,
+            roles=roles,
         )
+
+    def _role(self, role: str) -> pb.RoleStatus:
+        model = self._trainer.models.by_role[role]
+        return pb.RoleStatus(
+            role=role, model=self._run.model_name(role), parameters=model.parameter_count(),
+            trained=role in self._trainer.models.trained, head=model.head,
+            max_sequence_tokens=model.shape.max_positions,
+        )  # fmt: skip

@@ -7,35 +7,33 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from baton.api.common.v1 import samples_pb2, weights_pb2
+from baton.api.common.v1 import weights_pb2
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.clients import BufferClient
 from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
-from baton.errors import LeaseLostError, NotReadyError
-from baton.samples import Samples
+from baton.errors import BatonError, InvalidRequestError, LeaseLostError, NotReadyError
 from services.common.weight_sync.digest import WeightsDigest
 from services.trainer import whole_directory
-from services.trainer.checks import SCORED, TRAINED, check_digests, check_lengths, require
+from services.trainer.checks import check_digests, check_lengths
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
-from services.trainer.packing import pack
+from services.trainer.models import Models
+from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
 from services.trainer.sender import WeightSender
 from services.trainer.step import train_step
 
-SCORE_TOKENS = 4096
-"""Samples are scored in rows of about this many tokens."""
-
-
+_KNOWN = ("grad_norm", "lr", "skipped")
+"""Metrics of an update, which all ranks know."""
 StepKey = tuple[str, int, int, int]
 """(run, episode, pass, step)"""
 
@@ -64,28 +62,29 @@ class _Taken:
 
 
 class Trainer:
-    """One rank's state: the engine, the sender, and which step is leased or was taken last."""
+    """One rank's state: the models, the sender, and which step is leased or was taken last."""
 
-    def __init__(self, run: RunConfig, engine: Engine, source: Path) -> None:
+    def __init__(self, run: RunConfig, models: Models) -> None:
         self._run = run
-        self._config = run.models.ppo_policy
-        self.engine = engine
-        self._source = source
+        self.models = models
+        self.objective = objective_for(run.algorithm)
         self.global_step = 0
         self._leased: _Leased | None = None
         self._taken: _Taken | None = None
-        self._lessee = f"trainer-{_shared_random(engine.layout.device):016x}"
+        self._lessee = f"trainer-{_shared_random(models.layout.device):016x}"
         policy_dtype = getattr(torch, run.models.policy.dtype)
-        self._sender = WeightSender(engine, run.services.host, policy_dtype, run.runtime.coalesced_buffer_mb << 20)
+        bucket_bytes = run.runtime.coalesced_buffer_mb << 20
+        self._sender: WeightSender | None = None
+        if "ppo_policy" in models.trained:
+            self._sender = WeightSender(models.trained["ppo_policy"], run.services.host, policy_dtype, bucket_bytes)
 
     def handlers(self) -> dict[str, Handler]:
         """The commands, for `Ranks`."""
         return {
             "LeaseStep": lambda raw: self.lease_step(pb.TrainStepRequest.FromString(raw)),
             "TrainStep": lambda raw: self.train_step(pb.TrainStepRequest.FromString(raw)).SerializeToString(),
-            "ComputeLogprobs": lambda raw: self.compute_logprobs(samples_pb2.SampleBatch.FromString(raw)),
             "OpenWeightGroup": lambda raw: self.open_group(pb.OpenWeightGroupRequest.FromString(raw)).SerializeToString(),
-            "AdoptWeightGroup": lambda raw: self._sender.adopt(raw.decode()) or b"",
+            "AdoptWeightGroup": lambda raw: self._policy_sender().adopt(raw.decode()) or b"",
             "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)).SerializeToString(),
             "SaveCheckpoint": lambda raw: self.save(Path(raw.decode())).encode(),
             "LoadCheckpoint": lambda raw: self.load(Path(raw.decode())),
@@ -97,21 +96,37 @@ class Trainer:
         before any of them computes and waits for the others."""
         key = _key(request)
         if self._taken is None or self._taken.key != key:
+            context = self._trained_together()
             started = time.perf_counter()
             batches = asyncio.run(self._lease(request))
-            for batch in batches:
-                require(batch.samples, TRAINED)
-                check_lengths(batch.samples, self.engine.shape.max_positions)
-                check_digests(batch.samples, request.expected_digests)
+            try:
+                for batch in batches:
+                    self.objective.check(batch.samples)
+                    check_lengths(batch.samples, context)
+                    check_digests(batch.samples, request.expected_digests)
+            except BatonError as error:
+                asyncio.run(self._release(request, batches[0].lease_id, str(error)))
+                raise
             self._leased = _Leased(key, batches, time.perf_counter() - started)
         return b""
+
+    def _trained_together(self) -> int:
+        """The longest sample that all trained models take. Raises InvalidRequestError if the algorithm trains others."""
+        self.models.engine("ppo_policy")
+        name, has_critic = self._run.algorithm.name, "ppo_value" in self.models.trained
+        if has_critic != (name == "ppo"):
+            raise InvalidRequestError(
+                f"algorithm {name} trains no critic, but the run file has models.ppo_value; leave that out, or write ppo"
+                if has_critic else "algorithm ppo trains a critic, which the run file lacks; add models.ppo_value"
+            )  # fmt: skip
+        return min(engine.shape.max_positions for engine in self.models.trained.values())
 
     def train_step(self, request: pb.TrainStepRequest) -> pb.TrainStepResponse:
         """Takes the leased step, unless it was taken before; (rank 0) acknowledges the lease, until that has succeeded."""
         key = _key(request)
         if self._taken is None or self._taken.key != key:
             self._taken = self._take(key)
-        if self.engine.layout.world_rank == 0 and not self._taken.acknowledged:
+        if self.models.layout.world_rank == 0 and not self._taken.acknowledged:
             asyncio.run(self._acknowledge(request, self._taken))
         return self._taken.response
 
@@ -120,24 +135,24 @@ class Trainer:
         if leased is None or leased.key != key:
             raise NotReadyError(f"step {key} is not leased here; lease it first")
         started = time.perf_counter()
-        report = train_step(
-            self.engine, leased.batches, self._run.algorithm,
-            tail=self._run.runtime.tail, share_prefix=self._config.share_prefix,
-        )  # fmt: skip
+        report = train_step(self.objective, self.models.trained, leased.batches, tail=self._run.runtime.tail)
         self.global_step += 1
         metrics = report.sums | {
-            "grad_norm": report.update.grad_norm, "lr": report.update.learning_rate,
-            "skipped": float(report.update.skipped),
             "seconds/lease": leased.seconds, "seconds/compute": time.perf_counter() - started,
         }  # fmt: skip
+        for role, update in report.updates.items():
+            prefix = "" if role == "ppo_policy" else "value_"
+            known = update.grad_norm, update.learning_rate, float(update.skipped)
+            metrics |= {prefix + name: value for name, value in zip(_KNOWN, known, strict=True)}
+        counted = report.counted
         response = pb.TrainStepResponse(
-            global_step=self.global_step, metrics=metrics, samples=report.samples,
-            response_tokens=report.response_tokens, computed_tokens=report.computed_tokens,
+            global_step=self.global_step, metrics=metrics, samples=counted.samples,
+            response_tokens=counted.response_tokens, computed_tokens=counted.computed_tokens,
         )  # fmt: skip
         return _Taken(key, leased.batches[0].lease_id, response)
 
     async def _lease(self, request: pb.TrainStepRequest) -> list[MicroBatch]:
-        layout = self.engine.layout
+        layout = self.models.layout
         async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
             stream = buffer.lease(
                 request.run_id, request.episode_id, pass_index=request.pass_index, step_index=request.step_index,
@@ -146,6 +161,12 @@ class Trainer:
                 micro_batch_tokens=self._run.runtime.train_micro_batch_tokens,
             )  # fmt: skip
             return [batch async for batch in stream]
+
+    async def _release(self, request: pb.TrainStepRequest, lease_id: str, reason: str) -> None:
+        """Gives the step back, so that the ledger knows why it was not trained; whatever comes of that."""
+        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
+            with suppress(BatonError):  # another rank was quicker, or the buffer is away
+                await buffer.release_lease(request.run_id, request.episode_id, lease_id, reason=reason)
 
     async def _acknowledge(self, request: pb.TrainStepRequest, taken: _Taken) -> None:
         where = request.run_id, request.episode_id
@@ -157,58 +178,63 @@ class Trainer:
                 await buffer.ack(*where, taken.lease_id, global_step=self.global_step)
         taken.acknowledged = True
 
-    def compute_logprobs(self, message: samples_pb2.SampleBatch) -> bytes:
-        """float32 per response token, on the last pipeline stage; nothing elsewhere. Every data-parallel rank does all."""
-        samples = Samples.from_proto(message)
-        require(samples, SCORED)
-        check_lengths(samples, self.engine.shape.max_positions)
-        rows, start, tokens = [], 0, 0
-        for i, count in enumerate(samples.token_counts()):
-            if i > start and tokens + count > SCORE_TOKENS:
-                rows.append(samples.take(range(start, i)))
-                start, tokens = i, 0
-            tokens += int(count)
-        rows.append(samples.take(range(start, len(samples))))
-        scores = self.engine.score([pack(row, share_prefix=self._config.share_prefix) for row in rows])
-        return torch.cat(scores).cpu().numpy().astype("<f4").tobytes() if scores else b""
+    def _policy_sender(self) -> WeightSender:
+        self.models.engine("ppo_policy")
+        return self._sender
 
     def open_group(self, request: pb.OpenWeightGroupRequest) -> weights_pb2.WeightGroup:
         """Starts this rank's rendezvous, if it is a sender."""
-        return self._sender.open(request.receivers)
+        return self._policy_sender().open(request.receivers)
 
     def give_up_publishing(self) -> None:
         """From any thread: nobody waits any more for the publication that may be waiting for its receivers."""
-        self._sender.give_up()
+        if self._sender:
+            self._sender.give_up()
 
     def publish(self, request: pb.PublishWeightsRequest) -> pb.PublishWeightsResponse:
         """Sends this rank's weights, if it is a sender."""
-        transfer = self._sender.publish(request.group_id, request.timeout_s)
+        transfer = self._policy_sender().publish(request.group_id, request.timeout_s)
         if transfer is None:
             return pb.PublishWeightsResponse()
         phases = weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in transfer.seconds.items()})
         return pb.PublishWeightsResponse(weights_digest=transfer.digest.hexdigest(), bytes=transfer.bytes, phases=phases)
 
     def save(self, directory: Path) -> str:
-        """Writes a checkpoint; returns its path."""
-        return str(checkpoint.save(self.engine, directory, {"global_step": self.global_step}))
+        """Writes a checkpoint of what is trained; returns its path."""
+        self.models.engine("ppo_policy")
+        facts = {"global_step": self.global_step, "objective": self.objective.state()}
+        return str(checkpoint.save(self.models.trained, directory, facts))
 
     def load(self, path: Path) -> bytes:
         """Restores a checkpoint."""
-        self.global_step = int(checkpoint.load(self.engine, path)["global_step"])
+        self.models.engine("ppo_policy")
+        facts = checkpoint.load(self.models.trained, path)
+        self.global_step = int(facts["global_step"])
+        self.objective.restore(facts["objective"])
         self._taken = None
         return b""
 
     def export(self, directory: Path) -> bytes:
-        """Writes a Hugging Face directory; returns this rank's bytes as decimal text."""
-        layout = self.engine.layout
-        partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
-        dist.barrier()
-        written = export_hf(self.engine.policy, layout, partial) if layout.data_rank == 0 else 0
-        dist.barrier()
-        if layout.world_rank == 0:
-            finish_export(self._source, partial, next(self.engine.policy.parameters()).dtype)
-            whole_directory.finish(directory)
+        """Writes one Hugging Face directory for each trained model; returns this rank's bytes as decimal text."""
+        self.models.engine("ppo_policy")
+        written = 0
+        for role, engine in self.models.trained.items():
+            target = directory if role == "ppo_policy" else directory.with_name(f"{directory.name}-value")
+            written += _export(engine, target)
         return str(written).encode()
+
+
+def _export(engine: Engine, directory: Path) -> int:
+    """Writes the model; returns this rank's bytes. A collective."""
+    layout = engine.layout
+    partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
+    dist.barrier()
+    written = export_hf(engine.policy, layout, partial) if layout.data_rank == 0 else 0
+    dist.barrier()
+    if layout.world_rank == 0:
+        finish_export(engine.source, partial, next(engine.policy.parameters()).dtype, engine.policy.shape)
+        whole_directory.finish(directory)
+    return written
 
 
 def _shared_random(device: torch.device) -> int:
@@ -221,7 +247,7 @@ def _shared_random(device: torch.device) -> int:
 def combine_steps(parts: Sequence[bytes]) -> pb.TrainStepResponse:
     """Adds up what the ranks counted; what all of them know is taken from rank 0."""
     reports = [pb.TrainStepResponse.FromString(part) for part in parts]
-    known = ("grad_norm", "lr", "skipped")
+    known = (*_KNOWN, *(f"value_{name}" for name in _KNOWN))
     shared = {name: value for name, value in reports[0].metrics.items() if name in known or "/" in name}
     sums: dict[str, float] = {}
     for report in reports:
@@ -259,8 +285,3 @@ def combine_publications(parts: Sequence[bytes]) -> pb.PublishWeightsResponse:
         bytes=sum(report.bytes for report in sent),
         phases=weights_pb2.PhaseSeconds(**slowest),
     )
-
-
-def combine_logprobs(parts: Sequence[bytes], lengths: np.ndarray) -> samples_pb2.Ragged:
-    """The first non-empty part: ranks of the last stage hold the same numbers."""
-    return samples_pb2.Ragged(values=next(part for part in parts if part), lengths=lengths.astype("<u4").tobytes())

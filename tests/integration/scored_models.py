@@ -39,3 +39,11 @@ def samples() -> Samples:
         response_ids=Ragged.of([rng.integers(3, 100, length) for length in lengths], np.int32),
         temperatures=np.array(temperatures, np.float32),
     )
+
+
+CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {"vocab_size": 101}),
+    "qwen3": ("qwen3", {"head_dim": 24}),
+}
+"""Sequence classifiers with one label, likewise."""

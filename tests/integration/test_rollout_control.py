@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rollout_side import collect, vllm_service
-from training import train, trainer, write_run_file
+from training import logprobs_of, train, trainer, write_run_file
 
 from baton.api.common.v1 import weights_pb2
 from baton.clients import RolloutClient, RolloutControlClient, TrainerClient
@@ -197,7 +197,7 @@ async def test_responses_kept_through_an_update_tell_which_tokens_are_of_which_w
             assert samples.span_versions.values.tolist() == [old, old + 1] * 4
             assert set(zip(samples.policy_version_min, samples.policy_version_max, strict=True)) == {(old, old + 1)}
             assert samples.weights_digests == [published.weights_digest] * 4
-            scored = await weights.compute_logprobs(samples)
+            scored = await logprobs_of(weights, samples)
     difference = np.abs(scored.values - samples.model_logprobs.values).reshape(4, LONG)
     for row, first in zip(difference, samples.span_tokens.values[::2], strict=True):
         assert 0 < first < LONG

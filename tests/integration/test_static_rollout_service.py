@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from rollout_side import check_each_group_is_whole, collect
-from training import training_samples
+from training import logprobs_of, training_samples
 
 from baton.api.common.v1 import weights_pb2
 from baton.clients import BufferClient, RolloutClient, RolloutControlClient, TrainerClient
@@ -126,7 +126,7 @@ async def greedy_difference(rollout: RolloutClient, trainer: TrainerClient, vers
     greedy = SamplingParams(temperature=0.0, max_new_tokens=12, ignore_eos=True)
     stream = rollout.generate(prompts, sampling=greedy, exact_version=version)
     samples = Samples.concat([group.samples async for group in stream])
-    scored = await trainer.compute_logprobs(samples)
+    scored = await logprobs_of(trainer, samples)
     return float(np.abs(scored.values - samples.model_logprobs.values).mean())
 
 

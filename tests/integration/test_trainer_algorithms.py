@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import SIZE, step, trainer, training_samples, write_run_file
+from training import SIZE, logprobs_of, step, trainer, training_samples, write_run_file
 
 from baton.clients import TrainerClient
 from baton.samples import Ragged, Samples
@@ -37,7 +37,7 @@ async def test_a_gspo_step_has_the_loss_of_its_definition_in_every_layout(
     for number, layout in enumerate(LAYOUTS.values()):
         with trainer(run_file, tmp_path, **layout) as process:
             async with TrainerClient(process.address, timeout_s=30) as client:
-                logprobs = await client.compute_logprobs(samples)
+                logprobs = await logprobs_of(client, samples)
                 answer = await step(client, buffer.address, f"{run_id}-{number}", samples)
         assert answer.samples == SIZE
         assert answer.metrics["loss"] == pytest.approx(gspo_loss(samples, logprobs), abs=1e-5)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from training import logprobs_of
 
 from baton.clients import BufferClient, RolloutClient, TrainerClient
 from baton.clients.rollout import Prompt, SamplingParams
@@ -73,7 +74,7 @@ async def greedy_difference(rollout: RolloutClient, trainer: TrainerClient) -> f
     greedy = SamplingParams(temperature=0.0, max_new_tokens=12, ignore_eos=True)
     groups = [group.samples async for group in rollout.generate(prompts, sampling=greedy)]
     samples = Samples.concat(groups)
-    scored = await trainer.compute_logprobs(samples)
+    scored = await logprobs_of(trainer, samples)
     return float(np.abs(scored.values - samples.model_logprobs.values).mean())
 
 

@@ -5,6 +5,7 @@ TP 2 x DP 2: each call here is one that only some of the ranks have a reason to 
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import SIZE, step, train, trainer, training_samples, without, write_run_file
+from training import SIZE, logprobs_of, step, train, trainer, training_samples, without, write_run_file
 
-from baton.api.trainer.v1 import trainer_pb2
-from baton.clients import TrainerClient
+from baton.api.trainer.v1 import scoring_pb2
+from baton.clients import LedgerClient, ScoringClient, TrainerClient
 from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, NotFoundError
 from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
@@ -42,7 +43,7 @@ async def client(process: TrainerProcess) -> AsyncIterator[TrainerClient]:
     async with TrainerClient(process.address, timeout_s=LONGEST_WAIT_S) as client:
         yield client
         few = training_samples().take(range(2))
-        assert len((await client.compute_logprobs(few, timeout_s=LONGEST_WAIT_S)).lengths) == 2
+        assert len((await logprobs_of(client, few, timeout_s=LONGEST_WAIT_S)).lengths) == 2
 
 
 @pytest.mark.parametrize("bad", [0, 9, 15], ids=["on data-parallel rank 0", "on rank 1", "at the end of rank 1"])
@@ -64,6 +65,9 @@ async def test_a_sample_of_a_version_that_was_never_published_is_refused(
 ) -> None:
     with pytest.raises(DigestMismatchError, match="as version 1, but the trainer published nothing as that version"):
         await step(client, buffer.address, run_id, training_samples(), {2: "good"})
+    async with LedgerClient(buffer.address) as ledger:
+        (state,) = (await ledger.find_sample(run_id, "s0")).steps
+    assert re.search(r"released \d+ sample s\d+ .* published nothing as that version", state), "given back, with the reason"
 
 
 async def test_samples_of_published_weights_are_trained(client: TrainerClient, buffer: ServiceProcess, run_id: str) -> None:
@@ -133,7 +137,7 @@ async def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted_and_to
     client: TrainerClient, buffer: ServiceProcess, run_id: str
 ) -> None:
     samples, broken = training_samples(), training_samples()
-    before, scores = (await client.get_status()).global_step, await client.compute_logprobs(samples)
+    before, scores = (await client.get_status()).global_step, await logprobs_of(client, samples)
     broken.rewards[3] = np.finfo(np.float32).max
     broken.group_reward_mean[3] = np.finfo(np.float32).min
     for number in (1, 2):
@@ -141,7 +145,7 @@ async def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted_and_to
         assert (answer.global_step, answer.metrics["skipped"]) == (before + number, 1.0)
     with pytest.raises(InvalidRequestError, match=r"as in the 2 steps before, .*max_skipped_steps is 2; the weights"):
         await step(client, buffer.address, f"{run_id}-3", broken)
-    assert (await client.compute_logprobs(samples)).values.tobytes() == scores.values.tobytes()
+    assert (await logprobs_of(client, samples)).values.tobytes() == scores.values.tobytes()
     answer = await step(client, buffer.address, f"{run_id}-4", samples)
     assert (answer.global_step, answer.metrics["skipped"]) == (before + 3, 0.0)
     assert math.isfinite(answer.metrics["grad_norm"])
@@ -181,11 +185,14 @@ async def test_log_probabilities_of_samples_without_tokens_are_refused_by_column
     samples = Samples(["a"], **{column: Ragged.of([[5, 6]], np.int32)})
     missing = {"prompt_ids": "response_ids", "response_ids": "prompt_ids"}[column]
     with pytest.raises(InvalidRequestError, match=f"lack {missing}"):
-        await anext(client._stream("ComputeLogprobs", [scoring(samples)], LONGEST_WAIT_S))
+        await raw_scoring(client.address, samples)
 
 
-def scoring(samples: Samples) -> trainer_pb2.ComputeLogprobsRequest:
-    return trainer_pb2.ComputeLogprobsRequest(samples=samples.to_proto())
+async def raw_scoring(address: str, samples: Samples) -> None:
+    """As a client that is not ours would ask."""
+    async with ScoringClient(address) as scoring:
+        request = scoring_pb2.ComputeLogprobsRequest(samples=samples.to_proto())
+        await anext(scoring._stream("ComputeLogprobs", [request], LONGEST_WAIT_S))
 
 
 @pytest.mark.parametrize(
@@ -200,11 +207,11 @@ async def test_log_probabilities_of_a_sample_that_the_model_cannot_take_are_refu
 ) -> None:
     samples = Samples(["a"], prompt_ids=Ragged.of([prompt], np.int32), response_ids=Ragged.of([response], np.int32))
     with pytest.raises(InvalidRequestError, match=reason):
-        await client.compute_logprobs(samples, timeout_s=LONGEST_WAIT_S)
+        await logprobs_of(client, samples, timeout_s=LONGEST_WAIT_S)
 
 
 async def test_log_probabilities_of_nothing_are_nothing(client: TrainerClient) -> None:
-    assert len((await client.compute_logprobs(training_samples().take([]))).lengths) == 0
+    assert len((await logprobs_of(client, training_samples().take([]))).lengths) == 0
 
 
 async def test_a_weight_group_that_is_not_open_is_not_found(client: TrainerClient) -> None:

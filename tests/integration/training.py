@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
-from baton.clients import BufferClient, TrainerClient
+from baton.channel import ServiceClient
+from baton.clients import BufferClient, ScoringClient, TrainerClient
 from baton.samples import Ragged, RewardStatus, Samples
 from processes import TrainerProcess
 
@@ -79,6 +80,12 @@ def training_samples(seed: int = 0) -> Samples:
 def without(samples: Samples, *columns: str) -> Samples:
     """The samples without some columns."""
     return replace(samples, **dict.fromkeys(columns))
+
+
+async def logprobs_of(client: ServiceClient, samples: Samples, *, role: str = "", timeout_s: float = 60.0) -> Ragged:
+    """Log-probabilities by the trainer that `client` talks to."""
+    async with ScoringClient(client.address) as scoring:
+        return await scoring.compute_logprobs(samples, role=role, timeout_s=timeout_s)
 
 
 async def put(buffer_address: str, run_id: str, episode_id: int, samples: Samples) -> None:

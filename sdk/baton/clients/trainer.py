@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from baton.api.common.v1 import weights_pb2
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from baton.channel import ServiceClient
-from baton.samples import Ragged, Samples
 
 
 class TrainerClient(ServiceClient):
-    """Steps, publishes, saves and exports the trainer's model. Errors: see `baton.errors`."""
+    """Steps, publishes, saves and exports a trainer group's models. Errors: see `baton.errors`."""
 
     SERVICE = "baton.api.trainer.v1.TrainerService"
     STUB = TrainerServiceStub
@@ -28,15 +25,6 @@ class TrainerClient(ServiceClient):
             buffer_address=buffer_address, expected_digests=dict(expected_digests or {}),
         )  # fmt: skip
         return await self._call("TrainStep", request, timeout_s)
-
-    async def compute_logprobs(self, samples: Samples, *, timeout_s: float = 600.0) -> Ragged:
-        """Log-probabilities of every response token, by the model as it is now: one row per sample."""
-        requests = [pb.ComputeLogprobsRequest(samples=part.to_proto()) for part in samples.split()]
-        values, lengths = [np.empty(0, "<f4")], [np.empty(0, "<u4")]
-        async for answer in self._stream("ComputeLogprobs", requests, timeout_s):
-            values.append(np.frombuffer(answer.logprobs.values, "<f4"))
-            lengths.append(np.frombuffer(answer.logprobs.lengths, "<u4"))
-        return Ragged(np.concatenate(values), np.concatenate(lengths))
 
     async def open_weight_group(self, receivers: int) -> weights_pb2.WeightGroup:
         """Starts rendezvous for `receivers` receiving ranks."""
@@ -57,7 +45,7 @@ class TrainerClient(ServiceClient):
         return (await self._call("LoadCheckpoint", pb.LoadCheckpointRequest(path=path), timeout_s)).global_step
 
     async def export_model(self, directory: str, *, timeout_s: float = 1800.0) -> int:
-        """Writes a Hugging Face directory. Returns its weights' size in bytes."""
+        """Writes Hugging Face directories; a value model's is `<directory>-value`. Returns the weights' size in bytes."""
         return (await self._call("ExportModel", pb.ExportModelRequest(directory=directory), timeout_s)).bytes
 
     async def get_status(self) -> pb.GetStatusResponse:

@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from baton.config.algorithm_rules import algorithm_problems, distribution_problems, group_size_problems
+from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
+from baton.config.groups import group_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
 from baton.config.unbuilt import unbuilt_problems
@@ -46,15 +49,19 @@ def broken_rules(run: RunConfig) -> list[str]:
         *_optimizers(run),
         *_sampling(run),
         *_data(run),
+        *algorithm_problems(run),
     ]
     if "algorithm" in run.model_fields_set:  # a file without it may leave the choice to its engine
-        problems += _groups(run)
-    return [*problems, *placement_problems(run), *service_problems(run)]
+        problems += group_size_problems(run)
+    return [*problems, *placement_problems(run), *group_problems(run), *service_problems(run)]
 
 
 def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
-    problems = [*_groups(run), *_fixed_totals(run), *unbuilt_problems(run), *generator_problems(run)]
+    problems = [
+        *group_size_problems(run), *distribution_problems(run.models.policy), *_fixed_totals(run), *unbuilt_problems(run),
+        *generator_problems(run), *budget_problems(run),
+    ]  # fmt: skip
     runtime = run.runtime
     if runtime.relay_enabled and runtime.relay_sample_fn is None and not has_relay_sample_fn:
         problems.append(
@@ -147,13 +154,6 @@ def _models(run: RunConfig) -> Iterator[str]:
         )
     if models.reward is not None and models.reward.model is None:
         yield "models.reward.model: is missing; a reward model must be named; add its directory or hub id"
-    if models.ppo_value and models.ppo_value.data_parallel_size != models.ppo_policy.data_parallel_size:
-        yield problem(
-            "models.ppo_value.data_parallel_size",
-            models.ppo_value.data_parallel_size,
-            f"must be that of models.ppo_policy ({models.ppo_policy.data_parallel_size})",
-            "make both the same: they train on the same batches",
-        )
     for name, role in models.roles().items():
         if role.lora.enable_lora and not name.startswith("ppo_"):
             yield problem(
@@ -223,16 +223,6 @@ def _data(run: RunConfig) -> Iterator[str]:
             runtime.load_data_checkpoint_iteration,
             "needs runtime.data_checkpoint_path",
             "add data_checkpoint_path",
-        )
-
-
-def _groups(run: RunConfig) -> Iterator[str]:
-    if run.group_size < 2:
-        yield problem(
-            "runtime.num_inference_per_prompt",
-            run.runtime.num_inference_per_prompt,
-            f"times models.policy.n must be at least 2: {run.algorithm.name} compares the responses to one prompt",
-            "set num_inference_per_prompt to 8, for example",
         )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from baton.config.algorithm import AlgorithmConfig, GrpoConfig
 from baton.config.base import Section
+from baton.config.groups import TrainerGroup, trainer_groups
 from baton.config.inert import INERT_OPTIONS
 from baton.config.models import ModelsConfig
 from baton.config.problems import BrokenRules, config_error, from_validation
@@ -97,6 +98,10 @@ class RunConfig(Section):
     def group_size(self) -> int:
         """Responses to one prompt in one episode."""
         return self.runtime.num_inference_per_prompt * self.models.policy.n
+
+    def trainer_groups(self) -> dict[str, TrainerGroup]:
+        """The torchrun groups that hold the trainer's roles, by name; the first is `trainer`."""
+        return trainer_groups(self)
 
     def in_prompt_order(self, episode_id: int) -> bool:
         """Whether the default flow puts the groups of this episode in the order of their prompts, and not as

@@ -42,7 +42,7 @@ class ServicesConfig(Section):
     """HTTP port of the coordinator's status pages. 0: any free one."""
 
     trainer_port: Port = 0
-    """Port of the trainer. 0: any free one."""
+    """Port of the trainer group `trainer`. 0: any free one. Further groups take free ones."""
 
     rollout_port: Port = 0
     """Port of rollout replica 0; replica i takes rollout_port + i. 0: any free ones."""
@@ -59,6 +59,13 @@ class ServicesConfig(Section):
 
     trainer_address: Address | None = None
     """host:port of a trainer that runs already. null: start one."""
+
+    group_addresses: dict[str, Address] = Field(default_factory=dict)
+    """host:port of each further trainer group that runs already, by its name. A group that is not here is started."""
+
+    def address_of(self, group: str) -> Address | None:
+        """Where a trainer group runs already; None if the run starts it."""
+        return self.trainer_address if group == "trainer" else self.group_addresses.get(group)
 
     rollout_addresses: list[Address] = Field(default_factory=list)
     """host:port of each rollout replica that runs already, in the order of their ids. Empty: start them."""

@@ -4,10 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from baton.config.base import Count, NonNegativeFloat, PositiveFloat, PositiveInt
+from baton.config.base import Count, NonNegativeFloat, PositiveFloat, PositiveInt, matching
 from baton.config.roles import RoleConfig
 
 AdamBeta = Annotated[float, Field(ge=0, lt=1)]
+MAIN_GROUP = "trainer"
+"""The trainer group that trains; it always exists."""
+GroupName = Annotated[
+    str, matching(r"[a-z][a-z0-9_-]*", "must be small letters, digits, '-' and '_', a letter first", "write it like scorers")
+]
 
 
 def _data_parallel(data: dict[str, Any]) -> int:
@@ -22,6 +27,10 @@ class TrainableConfig(RoleConfig):
 
     trainable: Literal[True] = True
     """Always true for this role."""
+
+    group: Literal["trainer"] = MAIN_GROUP
+    """The torchrun group whose processes hold the model. What is trained is in the group `trainer`: one step trains all
+    of it on the same samples."""
 
     num_replica: Literal[1] = 1
     """Always 1: `data_parallel_size` says how many copies share a batch."""
@@ -87,6 +96,14 @@ class ForwardConfig(RoleConfig):
 
     trainable: Literal[False] = False
     """Always false for this role."""
+
+    group: GroupName = MAIN_GROUP
+    """The torchrun group whose processes hold the model. Roles of one group share its processes, parallel sizes and device:
+    what one leaves out is as for the group's first role, `ppo_policy` before the others. A group of another name than
+    `trainer` is started for it, or found at its address in `services.group_addresses`."""
+
+    share_prefix: bool = True
+    """Compute the prompt that a group's samples have in common once."""
 
     @property
     def world_size(self) -> int:

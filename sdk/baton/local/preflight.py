@@ -9,6 +9,7 @@ from pathlib import Path
 
 from baton.config import ConfigError, RunConfig
 from baton.engine import load_engine
+from baton.local import devices
 from baton.local.store import LOOPBACK, find_server
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -29,6 +30,7 @@ def check(config: RunConfig, *, app: str | None) -> None:
     problems = [*_missing_directories(config), *_taken_ports(config)]
     if problems:
         raise ConfigError("\n".join(problems))
+    devices.place(config, devices.machine_gpus())
     services = config.services
     if services.coordinator_address is None and services.buffer_address is None and config.store.url is None:
         find_server()

@@ -74,7 +74,7 @@ def _checked(sample: Mapping[str, Any], at: int) -> dict[str, Any]:
             fields[key] = _value(FIELDS[key], fields[key])
         except ValueError as error:
             raise InvalidRequestError(f"{where} has the {key} {reprlib.repr(fields[key])}; {error}") from error
-    for key in ("rollout_logprobs", "model_logprobs", "reference_logprobs", "loss_mask"):
+    for key in ("rollout_logprobs", "model_logprobs", "reference_logprobs", "values", "token_rewards", "loss_mask"):
         if key in fields and len(fields[key]) != len(fields["response_ids"]):
             raise InvalidRequestError(
                 f"{where} has {len(fields[key])} {key}, but {len(fields['response_ids'])} response_ids; one for each token"

@@ -8,7 +8,8 @@ the other, and leases that are acknowledged. The buffer and the coordinator need
 """
 
 from baton.testing.rollout import FakeRollout
+from baton.testing.scoring import FakeScoring
 from baton.testing.serve import Served, serve
 from baton.testing.trainer import FakeTrainer
 
-__all__ = ["FakeRollout", "FakeTrainer", "Served", "serve"]
+__all__ = ["FakeRollout", "FakeScoring", "FakeTrainer", "Served", "serve"]

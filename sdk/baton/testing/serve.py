@@ -14,6 +14,7 @@ from baton.api.rollout.v1.control_pb2_grpc import (
     add_RolloutControlServiceServicer_to_server,
 )
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
+from baton.api.trainer.v1.scoring_pb2_grpc import ScoringServiceServicer, add_ScoringServiceServicer_to_server
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer, add_TrainerServiceServicer_to_server
 from baton.errors import ERROR_KEY, BatonError, to_status
 
@@ -21,6 +22,7 @@ _REGISTER: dict[type, Callable[[Any, grpc.aio.Server], None]] = {
     RolloutServiceServicer: add_RolloutServiceServicer_to_server,
     RolloutControlServiceServicer: add_RolloutControlServiceServicer_to_server,
     TrainerServiceServicer: add_TrainerServiceServicer_to_server,
+    ScoringServiceServicer: add_ScoringServiceServicer_to_server,
 }
 
 
@@ -40,7 +42,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(servicer: RolloutServiceServicer | TrainerServiceServicer, port: int = 0) -> AsyncIterator[Served]:
+async def serve(
+    servicer: RolloutServiceServicer | TrainerServiceServicer | ScoringServiceServicer, port: int = 0
+) -> AsyncIterator[Served]:
     """Serves the fake on 127.0.0.1; port 0 takes a free one."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     for kind, register in _REGISTER.items():

@@ -3,17 +3,16 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-import numpy as np
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.clients.buffer import BufferClient
 from baton.errors import DigestMismatchError, NotFoundError
-from baton.samples import Ragged, RewardStatus, Samples
+from baton.samples import RewardStatus, Samples
 from baton.testing import weights
 
 Measure = Callable[[int, Samples], dict[str, float]]
@@ -68,16 +67,6 @@ class FakeTrainer(TrainerServiceServicer):
             global_step=self.global_step, metrics=self.measure(self.global_step, samples), samples=len(samples),
             response_tokens=int(samples.response_ids.lengths.sum()), computed_tokens=int(samples.token_counts().sum()),
         )  # fmt: skip
-
-    async def ComputeLogprobs(
-        self, requests: AsyncIterator[pb.ComputeLogprobsRequest], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.ComputeLogprobsResponse]:
-        async for request in requests:
-            lengths = Samples.from_proto(request.samples).response_ids.lengths
-            column = Ragged(np.full(int(lengths.sum()), -1.0, np.float32), lengths)
-            answer = pb.ComputeLogprobsResponse()
-            answer.logprobs.values, answer.logprobs.lengths = column.values.tobytes(), lengths.astype("<u4").tobytes()
-            yield answer
 
     async def OpenWeightGroup(
         self, request: pb.OpenWeightGroupRequest, context: grpc.aio.ServicerContext

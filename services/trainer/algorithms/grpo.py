@@ -1,16 +1,21 @@
 """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): PPO's clipped loss, group-relative advantages.
 
-The clipped ratio is taken against the policy that sampled the token, by the log-probability it reported. A sample that is
-several updates old, or whose engine rounds differently, is so corrected by the same ratio that clips it.
+With it come the variants that are in use: no division by the deviation and a constant length (Dr. GRPO, Liu et al. 2025,
+arXiv:2503.20783), a higher upper clip and the mean over tokens (DAPO, Yu et al. 2025, arXiv:2503.14476), and the divergence
+from a reference in the loss.
 """
 
 import torch
 
-from baton.config.algorithm import GrpoConfig, GspoConfig
-from services.trainer.algorithms.losses import LossOutput, TokenBatch, health, log_ratios
+from baton.config.policy_gradient import GrpoConfig, GspoConfig
+from services.trainer.algorithms.clipped import clipped_loss
+from services.trainer.algorithms.divergence import divergences, reference_kl
+from services.trainer.algorithms.losses import LossOutput, TokenBatch
+from services.trainer.algorithms.off_policy import ratios
 
 STD_EPSILON = 1e-6
 """Keeps a group whose rewards are all equal from dividing by zero; its advantages are zero anyway."""
+
 
 def group_advantages(
     rewards_S: torch.Tensor, group_mean_S: torch.Tensor, group_std_S: torch.Tensor, config: GrpoConfig | GspoConfig
@@ -21,15 +26,12 @@ def group_advantages(
 
 
 def grpo_loss(logprobs_N: torch.Tensor, entropies_N: torch.Tensor, batch: TokenBatch, config: GrpoConfig) -> LossOutput:
-    """Clipped policy-gradient loss; `logprobs_N` carries the gradient."""
-    log_ratio_N = log_ratios(logprobs_N, batch)
-    ratio_N = log_ratio_N.exp()
-    clipped_N = ratio_N.clamp(1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
-    plain_N = -batch.advantages_N * ratio_N
-    loss_N = torch.maximum(plain_N, -batch.advantages_N * clipped_N)
-    if config.dual_clip is not None:
-        bounded_N = torch.minimum(loss_N, -batch.advantages_N * config.dual_clip)
-        loss_N = torch.where(batch.advantages_N < 0, bounded_N, loss_N)
-    loss = (loss_N * batch.weights_N).sum()
-    sums = health(log_ratio_N, loss_N != plain_N, entropies_N, batch.weights_N)
-    return LossOutput(loss, sums | {"loss": loss.detach()})
+    """Clipped policy-gradient loss, plus `kl_coef` x the divergence; `logprobs_N` carries the gradient."""
+    output = clipped_loss(logprobs_N, entropies_N, batch, config, dual_clip=config.dual_clip)
+    loss = output.loss
+    if config.kl_coef:
+        kl_N = divergences(logprobs_N, batch, config.kl_estimator)
+        if config.kl_weighting:  # DeepSeek-V3.2, arXiv:2512.02556
+            kl_N = kl_N * ratios(logprobs_N, batch, config.off_policy).log_ratio_N.exp()
+        loss = loss + config.kl_coef * (kl_N * batch.weights_N).sum()
+    return LossOutput(loss, output.sums | reference_kl(logprobs_N, batch) | {"loss": loss.detach()})

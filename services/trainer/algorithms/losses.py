@@ -1,6 +1,6 @@
 """What every token-level loss takes and returns.
 
-Shape suffixes: N response tokens of a micro-batch, S its samples.
+Shape suffixes: N response tokens of a micro-batch, S its samples, P its pairs.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,27 @@ class TokenBatch:
 
     rollout_logprobs_N: torch.Tensor
     """Of the distribution that was sampled from."""
+    old_logprobs_N: torch.Tensor
+    """Of the weights that sampled, over the whole vocabulary at the sample's temperature, as the rollout engine computed
+    them: the rollout's, unless top-p, top-k or penalties cut its distribution."""
     advantages_N: torch.Tensor
     weights_N: torch.Tensor
-    """Each token's share of the loss. They sum to 1 over the global batch, whatever way it is split."""
+    """Each token's share of the loss. They sum to `weights_total` over the global batch, whatever way it is split."""
     sample_of_N: torch.Tensor
     """Index of each token's sample in the micro-batch, which holds all tokens of its samples: int64."""
+    reference_logprobs_N: torch.Tensor | None = None
+    """Of the reference model."""
+    weights_total: float = 1.0
+    """1, unless the loss is no mean."""
+
+    @property
+    def shares_N(self) -> torch.Tensor:
+        """Weights of a mean: what is reported is one."""
+        return self.weights_N / self.weights_total
 
 
 LOG_RATIO_LIMIT = 20.0
 """A larger one says that the sampled log-probability is wrong; its exponential could be infinite, and times zero NaN."""
-
-
-def log_ratios(logprobs_N: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-    """log(policy / what sampled the token) [N], with gradient; never beyond LOG_RATIO_LIMIT."""
-    return (logprobs_N - batch.rollout_logprobs_N).clamp(max=LOG_RATIO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +45,6 @@ class LossOutput:
     sums: dict[str, torch.Tensor]
 
 
-def health(
-    log_ratio_N: torch.Tensor, clipped_N: torch.Tensor, entropies_N: torch.Tensor, weights_N: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What every policy-gradient loss reports; `clipped_N` says where a clip is active."""
-    with torch.no_grad():
-        ratio_N = log_ratio_N.exp()
-        return {
-            "clip_fraction": (clipped_N * weights_N).sum(),
-            "entropy": (entropies_N * weights_N).sum(),
-            "mismatch_kl": ((ratio_N - 1 - log_ratio_N) * weights_N).sum(),
-            "ratio": (ratio_N * weights_N).sum(),
-        }
-
-
 def token_weights(
     mask_N: torch.Tensor, sample_of_N: torch.Tensor, samples: int, *, normalization: str, total: float
 ) -> torch.Tensor:
@@ -59,5 +52,20 @@ def token_weights(
     evenly over its tokens. `total` counts over the global batch; `samples` is the number in this micro-batch."""
     if normalization == "token":
         return mask_N / total
-    lengths_S = torch.zeros(samples, device=mask_N.device).index_add_(0, sample_of_N, mask_N)
+    lengths_S = sample_sums(mask_N, sample_of_N, samples)
     return mask_N / (lengths_S.clamp(min=1)[sample_of_N] * total)
+
+
+def sample_sums(values_N: torch.Tensor, sample_of_N: torch.Tensor, samples: int) -> torch.Tensor:
+    """Each sample's sum over its tokens [S]; 0 for a sample without tokens."""
+    return values_N.new_zeros(samples).index_add(0, sample_of_N, values_N)
+
+
+def sample_means(values_N: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    """For each token the mean of its sample's tokens that enter the loss [N]; 0 where none does."""
+    enters_N = batch.weights_N > 0
+    size = int(batch.sample_of_N[-1]) + 1 if len(batch.sample_of_N) else 0
+    entering_N = torch.where(enters_N, values_N, 0.0)  # what an unscored token holds may be infinite
+    sums_S = sample_sums(entering_N, batch.sample_of_N, size)
+    counts_S = sample_sums(enters_N.to(values_N.dtype), batch.sample_of_N, size)
+    return (sums_S / counts_S.clamp(min=1))[batch.sample_of_N]

@@ -1,54 +1,74 @@
 """Megatron's distributed checkpoint of weights, optimizer and schedule; a killed save never leaves a loadable half."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
-from baton.errors import NotFoundError
+from baton.errors import InvalidRequestError, NotFoundError
 from services.trainer import whole_directory
+from services.trainer.megatron.adam_steps import give_each_parameter_its_count
 from services.trainer.megatron.checkpoint_writer import write_without_forking
 from services.trainer.megatron.engine import Engine
 
 write_without_forking()
+give_each_parameter_its_count()
 
+_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""Has a distributed optimizer write its state so that it can be read under any layout."""
 MARKER = "baton.json"
 """Written last, before the directory gets its final name."""
 
 
-def _state(engine: Engine, *, loading: bool) -> dict:
-    weights = engine.policy.sharded_state_dict()
-    return {"model": weights, "optimizer": engine.optimizer.sharded_state_dict(weights, is_loading=loading)}
+def _state(engines: Mapping[str, Engine], *, loading: bool) -> dict:
+    """What is sharded, by role; the names of the first role's tensors are plain, the others' begin with their role."""
+    state = {}
+    for role, engine in engines.items():
+        weights = engine.policy.sharded_state_dict()
+        optimizer = engine.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_RESHARDABLE)
+        state[role] = {"model": weights, "optimizer": optimizer}
+        if len(state) > 1:
+            add_prefix_for_sharding(state[role], f"{role}.")
+    return state
 
 
-def save(engine: Engine, directory: Path, facts: dict[str, object]) -> Path:
-    """Writes `step-<global_step>` into `directory`; `facts` must hold `global_step`. A collective, which
-    rank 0 leaves last. Returns its path."""
+def save(engines: Mapping[str, Engine], directory: Path, facts: Mapping[str, object]) -> Path:
+    """Writes `step-<global_step>` into `directory`; `engines` are by role, `facts` must hold `global_step`. A collective,
+    which rank 0 leaves last. Returns its path."""
     target = directory / f"step-{facts['global_step']:08d}"
     partial = whole_directory.begin(target, empty=dist.get_rank() == 0)
     dist.barrier()
-    dist_checkpointing.save(_state(engine, loading=False), str(partial))
+    dist_checkpointing.save(_state(engines, loading=False), str(partial))
     dist.barrier()
     if dist.get_rank() == 0:
-        schedule = {"schedule": engine.schedule.state_dict()}
-        (partial / MARKER).write_text(json.dumps(facts | schedule, indent=1))
+        schedules = {role: engine.schedule.state_dict() for role, engine in engines.items()}
+        (partial / MARKER).write_text(json.dumps({**facts, "schedules": schedules}, indent=1))
         whole_directory.finish(target)
     return target
 
 
-def load(engine: Engine, path: Path) -> dict[str, object]:
+def load(engines: Mapping[str, Engine], path: Path) -> dict[str, object]:
     """Restores what `save` wrote, under any parallel layout. A collective. Returns the facts.
 
-    Raises NotFoundError if `path` is not a whole checkpoint.
+    Raises NotFoundError if `path` is not a whole checkpoint, and InvalidRequestError if it is of other roles.
     """
     if path.suffix == whole_directory.SUFFIX or not (path / MARKER).is_file():
         raise NotFoundError(f"{path} is not a whole checkpoint; take a directory that SaveCheckpoint returned")
     facts = json.loads((path / MARKER).read_text())
-    state = dist_checkpointing.load(_state(engine, loading=True), str(path))
-    engine.policy.load_state_dict(state["model"])
-    engine.optimizer.load_state_dict(state["optimizer"])
-    engine.schedule.load_state_dict(facts.pop("schedule"))
+    schedules = facts.pop("schedules")
+    if schedules.keys() != engines.keys():
+        raise InvalidRequestError(
+            f"{path} is a checkpoint of {', '.join(schedules)}, and this run trains {', '.join(engines)}; take a checkpoint "
+            "of a run with the same trained models"
+        )
+    state = dist_checkpointing.load(_state(engines, loading=True), str(path))
+    for role, engine in engines.items():
+        engine.policy.load_state_dict(state[role]["model"])
+        engine.optimizer.load_state_dict(state[role]["optimizer"])
+        engine.schedule.load_state_dict(schedules[role])
     return facts
 
 

@@ -1,8 +1,8 @@
-"""One rank's model, optimizer and schedule, and the forward-backward over micro-batches on Megatron's pipeline."""
+"""One rank's model in training: gradients accumulated over micro-batches, optimizer and schedule."""
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,21 +12,15 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from baton.config.trainable import TrainableConfig
 from baton.errors import InvalidRequestError
-from services.trainer.megatron.family import ModelShape
-from services.trainer.megatron.hf import load_hf
-from services.trainer.megatron.model import PolicyModel, TokenScores, transformer_config
+from services.trainer.megatron.heads import Head
+from services.trainer.megatron.hosted import HostedModel, LossFunction
 from services.trainer.megatron.parallel import Layout
 from services.trainer.packing import PackedBatch
 
 log = logging.getLogger(__name__)
-
-LossFunction = Callable[[int, TokenScores], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""(micro-batch index, its scores) -> (loss, sums to report); called on the last pipeline stage only."""
-
 
 class Update(NamedTuple):
     """What became of a step: its gradient's norm before clipping, the learning rate, and whether it was skipped."""
@@ -36,28 +30,29 @@ class Update(NamedTuple):
     skipped: bool
 
 
-class Engine:
+class Engine(HostedModel):
     """Holds what one rank trains. Every method is a collective: all ranks call it in the same order."""
 
-    def __init__(self, config: TrainableConfig, layout: Layout, directory: Path, total_steps: int) -> None:
-        """Loads a Hugging Face directory. `total_steps` is the length of a decaying learning-rate schedule."""
-        self.layout = layout
-        self.shape = ModelShape.read(directory)
-        self.shape.check_parallelism(layout.tensor_size, layout.pipeline_size)
-        dtype = getattr(torch, config.dtype)
-        core = transformer_config(
-            self.shape, tensor=layout.tensor_size, pipeline=layout.pipeline_size, dtype=dtype,
-            sequence_parallel=config.sequence_parallel, finalize_model_grads_func=finalize_model_grads,
-        )  # fmt: skip
-        self.policy = PolicyModel(core, self.shape).to(layout.device, dtype)
-        self.policy.inverse_frequencies = self.policy.inverse_frequencies.float()  # positions beyond 256 need more than bf16
-        load_hf(self.policy, directory, layout)
+    def __init__(
+        self, config: TrainableConfig, layout: Layout, directory: Path, total_steps: int, *,
+        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0,
+    ) -> None:  # fmt: skip
+        """Loads a Hugging Face directory. `total_steps` is the length of a decaying learning-rate schedule; `role` is the
+        model's name in messages. `head` and `seed` are HostedModel's."""
+        super().__init__(
+            config, layout, directory, head=head, seed=seed, sequence_parallel=config.sequence_parallel, **_recompute(config)
+        )
+        self._role = role
+        core, dtype = self.policy.config, getattr(torch, config.dtype)
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=config.use_distributed_optimizer
         )
         self.model = DistributedDataParallel(core, ddp, self.policy)
         self.optimizer = get_megatron_optimizer(_optimizer_config(config, dtype), [self.model])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # one pass over memory instead of one for every operation
         core.grad_scale_func = self.optimizer.scale_loss
+        self._accumulated = False
         self._max_skipped, self._skipped = config.max_skipped_steps, 0
         decay = config.lr_decay_iters or total_steps
         self.schedule = OptimizerParamScheduler(
@@ -66,82 +61,87 @@ class Engine:
             start_wd=config.weight_decay, end_wd=config.weight_decay, wd_incr_steps=decay, wd_incr_style="constant",
         )  # fmt: skip
 
-    def parameter_count(self) -> int:
-        """Parameters on this rank."""
-        return sum(parameter.numel() for parameter in self.policy.parameters())
-
-    def forward_backward(
-        self, batches: Sequence[PackedBatch], loss: LossFunction, *, forward_only: bool = False
-    ) -> list[Any]:
-        """Runs the pipeline over all micro-batches and accumulates gradients of the sum of their losses.
+    def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> list[Any]:
+        """Runs the pipeline over all micro-batches and adds the gradient of the sum of their losses to what there is.
 
         Returns what `loss` reported for each micro-batch on the last stage, an empty list elsewhere.
         """
-        count = len(batches)
         # Megatron averages over micro-batches and data-parallel ranks; our losses carry their own, global, normaliser.
-        undo = count * self.layout.data_size
+        undo = len(batches) * self.layout.data_size
 
-        def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[Any, Callable]:
-            index, batch = next(iterator)
+        def undone(index: int, output: Any) -> tuple[torch.Tensor, Any]:
+            value, report = loss(index, output)
+            return value * undo, report
 
-            def reduce(scores: TokenScores) -> tuple[torch.Tensor, Any]:
-                value, report = loss(index, scores)
-                return value * undo, report
+        self._accumulated = True
+        return self._run(batches, undone, forward_only=False)
 
-            return model(batch), reduce
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients were accumulated since the last update."""
+        return self._accumulated
 
-        self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        run = get_forward_backward_func()
-        return run(
-            forward_step_func=forward_step,
-            data_iterator=enumerate(batch.to(self.layout.device) for batch in batches),
-            model=[self.model],
-            num_microbatches=count,
-            seq_length=1,  # unused: the stages tell each other the length of every row
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+    def clear(self) -> None:
+        """Forgets the gradients accumulated so far."""
+        if self._accumulated:
+            self.model.zero_grad_buffer()
+            self.optimizer.zero_grad()
+        self._accumulated = False
 
-    def score(self, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
-        """Log-probabilities [N] per micro-batch on the last stage, without gradients; an empty list elsewhere."""
-        self.model.eval()
-        with torch.no_grad():
-            answer = self.forward_backward(
-                batches, lambda _, scores: (scores.logprobs_N.sum(), scores.logprobs_N), forward_only=True
-            )
-        self.model.train()
-        return answer
-
-    def sum_over_data_parallel(self, value: float) -> float:
-        """The sum of every data-parallel rank's value."""
-        total = torch.tensor([value], dtype=torch.float64, device=self.layout.device)
+    def sum_over_data_parallel(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of every data-parallel rank's tensor, on the CPU."""
+        total = values.to(self.layout.device, copy=True)
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        return float(total)
+        return total.cpu()
 
-    def step(self) -> Update:
-        """Updates the weights with the accumulated gradients, or skips a step whose gradient is not finite.
+    def step(self, learning_rate: float | None = None, weight_decay: float | None = None) -> Update:
+        """`finish`, then `apply`."""
+        return self.apply(self.finish(), learning_rate, weight_decay)
 
-        Raises InvalidRequestError, on all ranks and with the weights unchanged, if too many steps in a row had such a one.
+    def finish(self) -> float:
+        """Adds up the accumulated gradients of all ranks. Returns their norm.
+
+        Raises InvalidRequestError, on all ranks, if too many steps in a row had one that is not finite.
         """
+        finalize_model_grads([self.model])
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
-        finite = math.isfinite(norm)
-        if not finite and self._skipped >= self._max_skipped:
+        if not math.isfinite(norm) and self._skipped >= self._max_skipped:
+            self.clear()
             before = f", as in the {self._skipped} steps before" if self._skipped else ""
             raise InvalidRequestError(
-                f"the gradient norm of this step is {norm}{before}, and models.ppo_policy.max_skipped_steps is "
+                f"the gradient norm of this step is {norm}{before}, and models.{self._role}.max_skipped_steps is "
                 f"{self._max_skipped}; the weights are unchanged. Look for rewards or rollout log-probabilities that are "
-                "infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.ppo_policy.lr or "
-                "clip_grad helps against that"
+                f"infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.{self._role}.lr "
+                "or clip_grad helps against that"
             )
+        return norm
+
+    def apply(self, norm: float, learning_rate: float | None = None, weight_decay: float | None = None) -> Update:
+        """Updates the weights with the finished gradients, whose norm is `norm`, and clears them; or skips a step whose
+        gradient is not finite. None: as the run file says."""
         self.schedule.step(1)  # before the update, so that a warm-up's first step does not have a rate of zero
+        for group in self.optimizer.param_groups:
+            if learning_rate is not None:
+                group["lr"] = learning_rate
+            if weight_decay is not None:
+                group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+        finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
         else:
-            log.warning("the gradient norm of this step is %s: it is skipped, and the weights are unchanged", norm)
+            log.warning(
+                "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self._role, norm
+            )
         self._skipped = 0 if finite else self._skipped + 1
+        self.clear()
         return Update(norm, self.optimizer.param_groups[0]["lr"], not finite)
+
+
+def _recompute(config: TrainableConfig) -> dict[str, Any]:
+    if config.recompute_granularity == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {}
 
 
 def _optimizer_config(config: TrainableConfig, dtype: torch.dtype) -> OptimizerConfig:

@@ -29,6 +29,8 @@ class ModelShape:
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
+    scalar_head: bool = False
+    """Whether the model ends in one number instead of logits."""
 
     @classmethod
     def read(cls, directory: Path) -> "ModelShape":

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baton.errors import ConfigError
+from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.model import PolicyModel
 from services.trainer.megatron.names import NameMap
 from services.trainer.megatron.parallel import Layout
@@ -23,8 +25,8 @@ SHARD_BYTES = 4 * 1024**3
 class _Checkpoint:
     """Random access to the tensors of a directory of safetensors files."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, fresh: Mapping[str, torch.Tensor]) -> None:
+        self._directory, self._fresh = directory, fresh
         self._files: dict[str, Path] = {}
         for path in sorted(directory.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
@@ -33,6 +35,8 @@ class _Checkpoint:
             raise ConfigError(f"{directory} holds no .safetensors files; convert the model to safetensors first")
 
     def get(self, name: str) -> torch.Tensor:
+        if name in self._fresh and name not in self._files:
+            return self._fresh[name]
         if name not in self._files:
             raise ConfigError(f"{self._directory} lacks the tensor {name}; the model is incomplete or of another kind")
         with safe_open(self._files[name], "pt") as file:
@@ -40,9 +44,12 @@ class _Checkpoint:
 
 
 @torch.no_grad()
-def load_hf(model: PolicyModel, directory: Path, layout: Layout) -> None:
-    """Fills this rank's parameters from a Hugging Face directory; reads only the tensors of its pipeline stage."""
-    source, names = _Checkpoint(directory), NameMap(model.shape)
+def load_hf(
+    model: PolicyModel, directory: Path, layout: Layout, fresh: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> None:
+    """Fills this rank's parameters from a Hugging Face directory; reads only the tensors of its pipeline stage. `fresh`:
+    whole tensors to take where the directory lacks them."""
+    source, names = _Checkpoint(directory, fresh), NameMap(model.shape)
     for name, parameter in model.named_parameters():
         rule = names.rule(name, model.first_layer)
         hf_names = rule.hf_names if rule else ("model.embed_tokens.weight",)
@@ -105,8 +112,9 @@ def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
     return written
 
 
-def finish_export(source: Path, partial: Path, dtype: torch.dtype) -> None:
-    """Writes the index, and copies config and tokenizer beside the weights; the config says the weights' `dtype`."""
+def finish_export(source: Path, partial: Path, dtype: torch.dtype, shape: ModelShape) -> None:
+    """Writes the index, and copies config and tokenizer beside the weights; the config says the weights' `dtype`, and what
+    kind of model they are now."""
     files, total = {}, 0
     for path in sorted(partial.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -119,4 +127,7 @@ def finish_export(source: Path, partial: Path, dtype: torch.dtype) -> None:
             shutil.copyfile(path, partial / path.name)
     config = json.loads((partial / "config.json").read_text())
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    if shape.scalar_head:
+        kind = f"{shape.family.capitalize()}ForSequenceClassification"
+        config |= {"architectures": [kind], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     (partial / "config.json").write_text(json.dumps(config, indent=1))

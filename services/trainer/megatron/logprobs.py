@@ -1,56 +1,144 @@
-"""Log-probabilities of chosen tokens from vocabulary-parallel logits.
+"""Log-probabilities of chosen tokens from hidden states, without ever holding the logits of a whole vocabulary.
 
-Shape suffixes: N tokens, V this rank's part of the vocabulary.
+The vocabulary is cut into blocks. The logits of one block are computed, reduced to a few numbers per token, and let go;
+the backward pass computes them again. So the head needs BLOCK_BYTES beside its own gradient, whatever the vocabulary.
+(Blocks of tokens would need as little, but each would add to the whole head's gradient; a block of the vocabulary writes
+its rows of it once.)
+
+Shape suffixes: N tokens, H hidden, V this rank's part of the vocabulary, B one block of it.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from services.trainer.megatron.fusion import fused_on_cuda
 
-class _VocabParallelLogprobs(torch.autograd.Function):
-    """log softmax(logits)[target] and the entropy, over a vocabulary that is split over a tensor-parallel group."""
+BLOCK_BYTES = 128 << 20
+"""Size of a block's logits in float32."""
+_MULTIPLE = 128
+"""Blocks of so many columns keep matrix multiplications aligned."""
+_LOWEST = -1e30
+"""Below every logit, but finite: the difference of two of them must not be NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which part of the vocabulary a rank has."""
+
+    rows: int
+    """Rows of the rank's head that are tokens; the rest only make all ranks' heads equal in size."""
+    first_id: int = 0
+    """Token id of the first row."""
+    group: dist.ProcessGroup | None = None
+    """The ranks that share the vocabulary. None: this one has all of it."""
+
+
+def _blocks(tokens: int, vocabulary: int, block_bytes: int) -> Iterator[slice]:
+    columns = max(block_bytes // (4 * max(tokens, 1)) // _MULTIPLE, 1) * _MULTIPLE
+    return (slice(start, min(start + columns, vocabulary)) for start in range(0, vocabulary, columns))
+
+
+@fused_on_cuda
+def _absorb(
+    logits_NB: torch.Tensor, temperatures_N: torch.Tensor, local_N: torch.Tensor, sums: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Adds a block to (maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), the target's x), each [N].
+
+    `local_N` is the target's column in the block; a target of another block lies outside of it.
+    """
+    maximum_N, normalizer_N, weighted_N, chosen_N = sums
+    x_NB = logits_NB.to(maximum_N.dtype) / temperatures_N[:, None]
+    new_N = torch.maximum(maximum_N, x_NB.amax(-1))
+    shifted_NB = x_NB - new_N[:, None]
+    exp_NB = shifted_NB.exp()
+    shift_N = maximum_N - new_N
+    scale_N = shift_N.exp()
+    here_N = (local_N >= 0) & (local_N < logits_NB.shape[1])
+    target_N = x_NB.gather(1, local_N.clamp(0, logits_NB.shape[1] - 1)[:, None])[:, 0]
+    return (
+        new_N,
+        normalizer_N * scale_N + exp_NB.sum(-1),
+        (weighted_N + shift_N * normalizer_N) * scale_N + (exp_NB * shifted_NB).sum(-1),
+        torch.where(here_N, target_N, chosen_N),
+    )
+
+
+@fused_on_cuda
+def _gradient(
+    logits_NB: torch.Tensor, temperatures_N: torch.Tensor, local_N: torch.Tensor, log_normalizer_N: torch.Tensor,
+    grad_N: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """Gradient of the block's logits, in their dtype: (1 at the target - probability) * grad / temperature."""
+    scaled_N = grad_N / temperatures_N
+    x_NB = logits_NB.to(grad_N.dtype) / temperatures_N[:, None]
+    gradient_NB = (x_NB - log_normalizer_N[:, None]).exp() * -scaled_N[:, None]
+    here_N = (local_N >= 0) & (local_N < logits_NB.shape[1])
+    column_N1 = local_N.clamp(0, logits_NB.shape[1] - 1)[:, None]
+    gradient_NB = gradient_NB.scatter_add(1, column_N1, torch.where(here_N, scaled_N, 0.0)[:, None])
+    return gradient_NB.to(logits_NB.dtype)
+
+
+class _BlockedLogprobs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T / temperature)[target] and the entropy, over a vocabulary split over a group."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, first_id: int, group: dist.ProcessGroup | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        maximum_N = logits_NV.amax(-1)
-        if group is not None:
-            dist.all_reduce(maximum_N, dist.ReduceOp.MAX, group=group)
-        shifted_NV = logits_NV - maximum_N[:, None]
-        probabilities_NV = shifted_NV.exp()
-        local_N = targets_N - first_id
-        here_N = (local_N >= 0) & (local_N < logits_NV.shape[1])
-        local_N = local_N.clamp(0, logits_NV.shape[1] - 1)
-        chosen_N = shifted_NV.gather(1, local_N[:, None])[:, 0].masked_fill(~here_N, 0.0)
-        # sum of p * logit; a padding logit of -inf has p = 0 and must not make 0 * -inf
-        sums = torch.stack([
-            probabilities_NV.sum(-1), chosen_N, torch.einsum("nv,nv->n", probabilities_NV, shifted_NV.clamp(min=-1e30))
-        ])  # fmt: skip
-        if group is not None:
-            dist.all_reduce(sums, group=group)
-        normalizer_N, chosen_N, weighted_N = sums
-        ctx.save_for_backward(probabilities_NV.div_(normalizer_N[:, None]), local_N, here_N)
-        log_normalizer_N = normalizer_N.log()
-        entropy_N = log_normalizer_N - weighted_N / normalizer_N
+        ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperatures_N: torch.Tensor,
+        split: Split, block_bytes: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        local_N = targets_N - split.first_id
+        zero_N = torch.zeros_like(temperatures_N)
+        sums = (zero_N + _LOWEST, zero_N, zero_N, zero_N)
+        for block in _blocks(len(hidden_NH), split.rows, block_bytes):
+            logits_NB = hidden_NH @ weight_VH[block].t()
+            sums = _absorb(logits_NB, temperatures_N, local_N - block.start, sums)
+        maximum_N, normalizer_N, weighted_N, chosen_N = _over_group(sums, split.group)
+        log_normalizer_N = maximum_N + normalizer_N.log()
+        entropy_N = normalizer_N.log() - weighted_N / normalizer_N
+        ctx.save_for_backward(hidden_NH, weight_VH, temperatures_N, local_N, log_normalizer_N)
+        ctx.rows, ctx.block_bytes = split.rows, block_bytes
         ctx.mark_non_differentiable(entropy_N)
         return chosen_N - log_normalizer_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: torch.Tensor, _entropy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        probabilities_NV, local_N, here_N = ctx.saved_tensors
-        gradient_NV = probabilities_NV * -grad_N[:, None]
-        gradient_NV.scatter_add_(1, local_N[:, None], (grad_N * here_N)[:, None])
-        return gradient_NV, None, None, None
+    def backward(ctx: Any, grad_N: torch.Tensor, _entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_NH, weight_VH, temperatures_N, local_N, log_normalizer_N = ctx.saved_tensors
+        hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=grad_N.dtype)
+        weight_grad_VH = torch.empty_like(weight_VH)
+        weight_grad_VH[ctx.rows :] = 0
+        for block in _blocks(len(hidden_NH), ctx.rows, ctx.block_bytes):
+            weight_BH = weight_VH[block]
+            logits_NB = hidden_NH @ weight_BH.t()
+            gradient_NB = _gradient(logits_NB, temperatures_N, local_N - block.start, log_normalizer_N, grad_N)
+            torch.mm(gradient_NB.t(), hidden_NH, out=weight_grad_VH[block])
+            hidden_grad_NH += gradient_NB @ weight_BH
+        return hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, None, None, None, None
+
+
+def _over_group(sums: tuple[torch.Tensor, ...], group: dist.ProcessGroup | None) -> tuple[torch.Tensor, ...]:
+    """The sums of the whole vocabulary from those of each rank's part; the target is on one rank, zero on the others."""
+    if group is None:
+        return sums
+    maximum_N, normalizer_N, weighted_N, chosen_N = sums
+    highest_N = maximum_N.clone()
+    dist.all_reduce(highest_N, dist.ReduceOp.MAX, group=group)
+    shift_N = maximum_N - highest_N
+    scale_N = shift_N.exp()
+    added = torch.stack([normalizer_N * scale_N, (weighted_N + shift_N * normalizer_N) * scale_N, chosen_N])
+    dist.all_reduce(added, group=group)
+    return highest_N, *added
 
 
 def vocab_parallel_logprobs(
-    logits_NV: torch.Tensor, targets_N: torch.Tensor, *, first_id: int = 0, group: dist.ProcessGroup | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (log-probabilities [N], entropies [N], no gradient) in float32, for `targets_N` among `logits_NV`.
+    hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperatures_N: torch.Tensor, split: Split,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(log-probabilities [N], entropies [N] without gradient) of `targets_N`, in the dtype of `temperatures_N` (float32).
 
-    `first_id` is the token id of this rank's first column; `group` is None for an unsplit vocabulary.
+    `weight_VH` is this rank's part of the head. The gradient of `hidden_NH` is this rank's part of a sum over the group.
     """
-    return _VocabParallelLogprobs.apply(logits_NV.float(), targets_N, first_id, group)
+    return _BlockedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperatures_N, split, block_bytes)

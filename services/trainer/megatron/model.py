@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from services.trainer.megatron.attention import PackedAttention, PackedLayout
+from services.trainer.megatron.attention import PackedLayout
 from services.trainer.megatron.family import ModelShape
-from services.trainer.megatron.logprobs import vocab_parallel_logprobs
+from services.trainer.megatron.layers import layer_specs
+from services.trainer.megatron.logprobs import Split, vocab_parallel_logprobs
 from services.trainer.packing import PackedBatch
 
 
@@ -26,12 +27,10 @@ class PolicyModel(GPTModel):
     """A GPT whose forward takes a PackedBatch. Stages before the last return hidden states [T, 1, hidden]."""
 
     def __init__(self, config: TransformerConfig, shape: ModelShape) -> None:
-        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
-        spec.submodules.self_attention.submodules.core_attention = PackedAttention
         tensor = config.tensor_model_parallel_size
         super().__init__(
             config=config,
-            transformer_layer_spec=spec,
+            transformer_layer_spec=layer_specs(config),
             vocab_size=shape.padded_vocab(tensor),
             max_sequence_length=shape.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(),
@@ -48,40 +47,45 @@ class PolicyModel(GPTModel):
         """Number of this stage's first layer in the whole model."""
         return self.decoder.layers[0].layer_number - 1
 
-    def rotary(self, positions_T: torch.Tensor) -> torch.Tensor:
-        """Rotary angles [T, 1, 1, head_dim], float32."""
-        angles = positions_T[:, None].float() * self.inverse_frequencies
-        return torch.cat([angles, angles], dim=-1)[:, None, None, :]
+    def angles(self, positions_T: torch.Tensor) -> torch.Tensor:
+        """Rotary angles [T, head_dim / 2], float32."""
+        return positions_T[:, None].float() * self.inverse_frequencies
 
     def forward(self, batch: PackedBatch) -> torch.Tensor | TokenScores:
         """Hidden states, or on the last stage the scores of the batch's response tokens."""
         hidden = None
         if self.pre_process:
             hidden = self.embedding(input_ids=batch.tokens_T[None], position_ids=batch.positions_T[None])
-        hidden = self.decoder(
-            hidden_states=hidden,
-            attention_mask=None,
-            rotary_pos_emb=self.rotary(batch.positions_T),
-            packed_seq_params=PackedLayout.of(batch),
-        )
+        layout = PackedLayout(segments=batch.segments, angles_TD=self.angles(batch.positions_T))
+        hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=layout)
         return self._scores(hidden, batch) if self.post_process else hidden
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """Last stage: logits [N, this rank's part of the vocabulary] in float32; -inf for rows that pad the vocabulary."""
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits_NV = self.output_layer(hidden_NH[:, None], weight=weight)[0][:, 0].float()
-        first_id = parallel_state.get_tensor_model_parallel_rank() * logits_NV.shape[1]
-        if (real := self.shape.vocab_size - first_id) < logits_NV.shape[1]:
-            padding = logits_NV.new_full((logits_NV.shape[0], logits_NV.shape[1] - real), -torch.inf)
-            logits_NV = torch.cat([logits_NV[:, :real], padding], dim=1)
+        logits_NV = (hidden_NH @ self._head.t()).float()
+        logits_NV[:, self._split.rows :] = -torch.inf
         return logits_NV
 
-    def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
-        chosen_NH = hidden[:, 0].index_select(0, batch.target_rows_N)
-        logits_NV = self.logits(chosen_NH) / batch.temperatures_N[:, None]
-        first_id = parallel_state.get_tensor_model_parallel_rank() * logits_NV.shape[1]
+    @property
+    def _head(self) -> torch.Tensor:
+        """This rank's rows of the head."""
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+
+    @property
+    def _split(self) -> Split:
+        """Which tokens those rows are."""
+        rows, first_id = len(self._head), parallel_state.get_tensor_model_parallel_rank() * len(self._head)
         group = parallel_state.get_tensor_model_parallel_group() if self.config.tensor_model_parallel_size > 1 else None
-        return TokenScores(*vocab_parallel_logprobs(logits_NV, batch.target_ids_N, first_id=first_id, group=group))
+        return Split(min(rows, self.shape.vocab_size - first_id), first_id, group)
+
+    def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
+        hidden = copy_to_tensor_model_parallel_region(hidden)  # its gradient is the sum of the ranks' parts
+        chosen_NH = hidden[:, 0].index_select(0, batch.target_rows_N)
+        temperatures_N = batch.temperatures_N
+        return TokenScores(
+            *vocab_parallel_logprobs(chosen_NH, self._head, batch.target_ids_N, temperatures_N, self._split)
+        )
 
 
 def _inverse_frequencies(shape: ModelShape) -> torch.Tensor:
@@ -101,9 +105,9 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
 
 
 def transformer_config(
-    shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, **options: Any
+    shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, fuse: bool = False, **options: Any
 ) -> TransformerConfig:
-    """Megatron's config of a Hugging Face decoder."""
+    """Megatron's config of a Hugging Face decoder. `fuse`: compile SwiGLU."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -118,7 +122,7 @@ def transformer_config(
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
-        bias_activation_fusion=False,
+        bias_activation_fusion=fuse,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,

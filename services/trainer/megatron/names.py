@@ -81,6 +81,8 @@ class NameMap:
             "decoder.final_layernorm.weight": Rule(("model.norm.weight",), *_replicated()),
             "output_layer.weight": Rule(("lm_head.weight",), *_vocab(shape.vocab_size)),
         }
+        if shape.scalar_head:
+            self._outer["output_layer.weight"] = Rule(("score.weight",), *_replicated())
         qkv = [tuple(f"{attention}{x}_proj.{kind}" for x in "qkv") for kind in ("weight", "bias")]
         self._inner = {
             "input_layernorm.weight": Rule(("input_layernorm.weight",), *_replicated()),

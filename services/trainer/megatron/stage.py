@@ -47,7 +47,8 @@ class CachedStage:
         """Starts a batch of `rows` that will be fed `positions` tokens each; the last batch's cache is let go first."""
         self._context = None
         self._context = StaticInferenceContext(rows, positions)
-        self._rotary = self.policy.rotary(torch.arange(positions, device=self.layout.device))
+        angles = self.policy.angles(torch.arange(positions, device=self.layout.device))
+        self._rotary = torch.cat([angles, angles], dim=-1)[:, None, None]
 
     def end(self) -> None:
         """Lets the cache go."""

@@ -157,13 +157,21 @@ async def test_a_function_that_returns_no_list_fails_the_run(buffer, run_id, tmp
 async def test_the_run_stops_at_its_history_limit_or_evicts_as_it_was_told(buffer, run_id, tmp_path):
     runtime = {"max_relay_episode": -1, "relay_sample_fn": "last"}
     state, _, _ = await run(
-        buffer, run_id, tmp_path / "a", engine_with(), runtime=runtime, store={"relay_max_bytes": 1000}
+        buffer, run_id, tmp_path / "a", engine_with(), runtime=runtime, store={"relay_max_bytes": 3000}
     )  # fmt: skip
     assert state.life is Life.FAILED
-    assert "more than store.relay_max_bytes (1000)" in state.error
-    evict = {"relay_max_bytes": 1000, "relay_when_full": "evict"}
+    assert "more than store.relay_max_bytes (3000)" in state.error
+    evict = {"relay_max_bytes": 3000, "relay_when_full": "evict"}
     state, _, _ = await run(buffer, f"{run_id}-b", tmp_path / "b", engine_with(), runtime=runtime, store=evict)
     assert state.life is Life.SUCCEEDED
+
+
+async def test_an_episode_larger_than_the_history_may_be_fails_the_run_with_both_numbers(buffer, run_id, tmp_path):
+    runtime = {"max_relay_episode": -1, "relay_sample_fn": "last"}
+    store = {"relay_max_bytes": 1000, "relay_when_full": "evict"}
+    state, _, _ = await run(buffer, run_id, tmp_path, engine_with(), runtime=runtime, store=store)
+    assert state.life is Life.FAILED
+    assert "episode 0" in state.error and "alone has 20" in state.error and "store.relay_max_bytes (1000)" in state.error
 
 
 async def test_two_functions_or_none_are_refused_before_anything_starts(buffer, tmp_path):

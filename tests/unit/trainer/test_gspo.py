@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.config.algorithm import GspoConfig
+from baton.config.policy_gradient import GspoConfig, OffPolicyConfig
 from services.trainer.algorithms.gspo import gspo_loss
 from services.trainer.algorithms.losses import TokenBatch, token_weights
 
@@ -21,6 +21,7 @@ CONFIGS = st.builds(
     name=st.just("gspo"),
     clip_ratio_low=st.sampled_from([0.0, 3e-4, 0.3]),
     clip_ratio_high=st.sampled_from([0.0, 4e-4, 0.5]),
+    off_policy=st.builds(OffPolicyConfig, importance_cap=st.sampled_from([None, 1.0, 2.0])),
 )
 
 
@@ -32,7 +33,8 @@ def loss_of(rows: list, config: GspoConfig) -> tuple[float, torch.Tensor, dict[s
     total = sum(any(mask for _, _, mask in row) for _, row in rows)
     weights = token_weights(mask.float(), sample_of.long(), len(rows), normalization="sequence", total=total).double()
     logprobs.requires_grad_()
-    output = gspo_loss(logprobs, torch.ones_like(mask), TokenBatch(rollout, advantages, weights, sample_of.long()), config)
+    batch = TokenBatch(rollout, rollout, advantages, weights, sample_of.long())
+    output = gspo_loss(logprobs, torch.ones_like(mask), batch, config)
     output.loss.backward()
     return output.loss.item(), logprobs.grad, {name: value.item() for name, value in output.sums.items()}
 
@@ -49,9 +51,10 @@ def reference(rows: list, config: GspoConfig) -> tuple[float, list[float], bool]
             continue
         ratio = math.exp(sum(entering) / len(entering))
         on_edge |= min(abs(ratio - low), abs(ratio - high)) < 1e-9
+        limited = -advantage * min(ratio, config.off_policy.importance_cap or math.inf)
         plain, clipped = -advantage * ratio, -advantage * min(max(ratio, low), high)
-        loss += max(plain, clipped) / len(scored)
-        slope = plain if plain >= clipped else 0.0
+        loss += (limited if plain >= clipped else clipped) / len(scored)
+        slope = limited if plain >= clipped else 0.0
         gradients += [slope / len(entering) / len(scored) if mask else 0.0 for _, _, mask in row]
     return loss, gradients, on_edge
 

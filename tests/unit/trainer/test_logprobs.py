@@ -1,4 +1,4 @@
-"""Vocabulary-parallel log-probabilities: torch's log_softmax, whether the vocabulary is whole or split over ranks."""
+"""Log-probabilities from hidden states are torch's log_softmax, in however many blocks and ranks the vocabulary is."""
 
 from pathlib import Path
 
@@ -10,94 +10,134 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ranks import run_ranks
-from services.trainer.megatron.logprobs import _VocabParallelLogprobs, vocab_parallel_logprobs
+from services.trainer.megatron import logprobs as module
+from services.trainer.megatron.logprobs import Split, vocab_parallel_logprobs
 
-VOCABULARY = 11
-TARGETS = [0, 5, 6, 10, 3]
-"""The first and the last id, and both sides of the split."""
+VOCABULARY, HIDDEN = 300, 8
+TARGETS = [0, 127, 128, 299, 3, 255]
+"""The first and the last id, and both sides of the blocks' and the ranks' borders."""
+WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, 1.5], dtype=torch.float64)
+TEMPERATURES = torch.tensor([1.0, 0.7, 1.3, 1.0, 1.0, 2.0], dtype=torch.float64)
+ONE_BLOCK, SMALL_BLOCKS = 1 << 20, 1
+"""Bytes; the smallest block has 128 columns."""
 
 
-def logits(scale: float = 3.0) -> torch.Tensor:
-    return scale * torch.randn(len(TARGETS), VOCABULARY, generator=torch.Generator().manual_seed(0))
+def inputs(scale: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and a head, as leaves."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((len(TARGETS), HIDDEN), (VOCABULARY, HIDDEN))
+    return tuple((scale * torch.randn(*size, generator=generator, dtype=torch.float64)).to(dtype) for size in sizes)
 
 
-def reference(values_NV: torch.Tensor, weights_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(log-probabilities, entropies, gradient of the weighted log-probabilities) in float64."""
-    leaf = values_NV.double().requires_grad_()
-    all_NV = leaf.log_softmax(-1)
+def ours(
+    hidden: torch.Tensor, weight: torch.Tensor, split: Split | None = None, block_bytes: int = SMALL_BLOCKS
+) -> tuple[torch.Tensor, ...]:
+    """(log-probabilities, entropies, gradients of hidden and weight for the weighted log-probabilities)."""
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden, weight, torch.tensor(TARGETS), TEMPERATURES.to(torch.promote_types(hidden.dtype, torch.float32)),
+        split or Split(VOCABULARY), block_bytes,
+    )  # fmt: skip
+    (logprobs * WEIGHTS.to(logprobs.dtype)).sum().backward()
+    return logprobs.detach(), entropies, hidden.grad, weight.grad
+
+
+def reference(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The same in float64 from all logits at once."""
+    hidden, weight = (x.double().clone().requires_grad_() for x in (hidden, weight))
+    all_NV = (hidden @ weight.t() / TEMPERATURES[:, None]).log_softmax(-1)
     chosen_N = all_NV.gather(1, torch.tensor(TARGETS)[:, None])[:, 0]
-    (chosen_N * weights_N.double()).sum().backward()
-    entropies_N = -(all_NV.exp() * all_NV).sum(-1)
-    return chosen_N.detach(), entropies_N.detach(), leaf.grad
+    (chosen_N * WEIGHTS).sum().backward()
+    return chosen_N.detach(), -(all_NV.exp() * all_NV).sum(-1).detach(), hidden.grad, weight.grad
 
 
-WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0])
+@pytest.mark.parametrize("block_bytes", [SMALL_BLOCKS, ONE_BLOCK])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
+def test_blocks_give_log_softmax_and_its_gradients(scale: float, block_bytes: int) -> None:
+    values = inputs(scale)
+    for mine, exact in zip(ours(*values, block_bytes=block_bytes), reference(*values), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
-def test_a_whole_vocabulary_gives_log_softmax_and_its_gradient(scale: float) -> None:
-    values = logits(scale).requires_grad_()
-    logprobs, entropies = vocab_parallel_logprobs(values, torch.tensor(TARGETS))
-    (logprobs * WEIGHTS).sum().backward()
-    expected_logprobs, expected_entropies, expected_gradient = reference(values.detach(), WEIGHTS)
-    torch.testing.assert_close(logprobs.double(), expected_logprobs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(entropies.double(), expected_entropies, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(values.grad.double(), expected_gradient, rtol=1e-5, atol=1e-6)
+def test_float32_is_within_a_millionth() -> None:
+    values = inputs(dtype=torch.float32)
+    for mine, exact in zip(ours(*values), reference(*values), strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-6, atol=2e-6)
 
 
 def test_the_gradient_is_the_functions_own_by_finite_differences() -> None:
-    values, targets = logits().double().requires_grad_(), torch.tensor(TARGETS)
-    assert torch.autograd.gradcheck(lambda x: _VocabParallelLogprobs.apply(x, targets, 0, None)[0], (values,))
+    leaves = tuple(x.requires_grad_() for x in inputs())
+
+    def function(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return vocab_parallel_logprobs(hidden, weight, torch.tensor(TARGETS), TEMPERATURES, Split(VOCABULARY), 1)[0]
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 
 
 def test_the_entropy_carries_no_gradient() -> None:
-    values = logits().requires_grad_()
-    logprobs, entropies = vocab_parallel_logprobs(values, torch.tensor(TARGETS))
+    hidden, weight = (x.requires_grad_() for x in inputs())
+    logprobs, entropies = vocab_parallel_logprobs(hidden, weight, torch.tensor(TARGETS), TEMPERATURES, Split(VOCABULARY))
     assert (logprobs.requires_grad, entropies.requires_grad) == (True, False)
 
 
 @given(st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3), min_size=1, max_size=5))
 def test_large_logits_neither_overflow_nor_vanish(rows: list[list[float]]) -> None:
-    logprobs, entropies = vocab_parallel_logprobs(torch.tensor(rows), torch.zeros(len(rows), dtype=torch.int64))
+    targets, ones = torch.zeros(len(rows), dtype=torch.int64), torch.ones(len(rows))
+    logprobs, entropies = vocab_parallel_logprobs(torch.tensor(rows), torch.eye(3), targets, ones, Split(3))
     assert bool(torch.isfinite(logprobs).all())
     assert bool((logprobs <= 1e-6).all())
     assert bool((entropies > -1e-2).all())
 
 
-def test_half_precision_is_computed_in_float32() -> None:
-    values = logits().bfloat16()
-    exact, _, _ = reference(values.float(), WEIGHTS)
-    logprobs, entropies = vocab_parallel_logprobs(values, torch.tensor(TARGETS))
-    assert (logprobs.dtype, entropies.dtype) == (torch.float32, torch.float32)
+def test_half_precision_logits_are_reduced_in_float32() -> None:
+    hidden, weight = inputs(dtype=torch.bfloat16)
+    logits = (hidden @ weight.t()).double()
+    exact = (logits / TEMPERATURES[:, None]).log_softmax(-1).gather(1, torch.tensor(TARGETS)[:, None])[:, 0]
+    logprobs, entropies, *gradients = ours(hidden, weight)
+    assert (logprobs.dtype, entropies.dtype, *(g.dtype for g in gradients)) == (torch.float32,) * 2 + (torch.bfloat16,) * 2
     torch.testing.assert_close(logprobs.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_no_tokens_are_no_log_probabilities() -> None:
-    logprobs, entropies = vocab_parallel_logprobs(torch.empty(0, VOCABULARY), torch.empty(0, dtype=torch.int64))
-    assert (logprobs.shape, entropies.shape) == ((0,), (0,))
+def test_no_tokens_are_no_log_probabilities_and_no_gradient() -> None:
+    hidden, weight = torch.empty(0, HIDDEN, requires_grad=True), torch.ones(VOCABULARY, HIDDEN, requires_grad=True)
+    targets, temperatures = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    logprobs, entropies = vocab_parallel_logprobs(hidden, weight, targets, temperatures, Split(VOCABULARY))
+    logprobs.sum().backward()
+    assert (logprobs.shape, entropies.shape, weight.grad.any().item()) == ((0,), (0,), False)
 
 
-def split_over_ranks(rank: int, size: int, store_file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """This rank's (log-probabilities, entropies, gradient) of its columns; the last rank's last column is padding."""
+def test_no_block_of_logits_is_larger_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, gradient = [], module._gradient
+    absorb = module._absorb
+
+    def noting(function):
+        return lambda logits_NB, *rest: sizes.append(logits_NB.numel()) or function(logits_NB, *rest)
+
+    monkeypatch.setattr(module, "_absorb", noting(absorb))
+    monkeypatch.setattr(module, "_gradient", noting(gradient))
+    ours(*inputs(), block_bytes=4 * 128 * len(TARGETS))
+    assert sizes == [len(TARGETS) * columns for columns in (128, 128, 44)] * 2
+
+
+def split_over_ranks(rank: int, size: int, store_file: str) -> tuple[np.ndarray, ...]:
+    """`ours` on this rank's rows; the last rank's last rows are padding, with weights that must not count."""
     dist.init_process_group("gloo", init_method=f"file://{store_file}", rank=rank, world_size=size)
-    padded = torch.cat([logits(), torch.full((len(TARGETS), 1), -torch.inf)], dim=1)
-    width = padded.shape[1] // size
-    part = padded[:, rank * width : (rank + 1) * width].clone().requires_grad_()
-    logprobs, entropies = vocab_parallel_logprobs(part, torch.tensor(TARGETS), first_id=rank * width, group=dist.group.WORLD)
-    (logprobs * WEIGHTS).sum().backward()
-    return logprobs.detach().numpy(), entropies.numpy(), part.grad.numpy()
+    hidden, weight = inputs()
+    rows = -(-VOCABULARY // size) + 1
+    padded = torch.cat([weight, torch.full((rows * size - VOCABULARY, HIDDEN), 7.0, dtype=torch.float64)])
+    split = Split(min(rows, VOCABULARY - rank * rows), rank * rows, dist.group.WORLD)
+    return tuple(x.numpy() for x in ours(hidden, padded[rank * rows : (rank + 1) * rows], split))
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_split_and_padded_vocabulary_gives_what_the_whole_one_does(size: int, tmp_path: Path) -> None:
-    whole = logits().requires_grad_()
-    logprobs, entropies = vocab_parallel_logprobs(whole, torch.tensor(TARGETS))
-    (logprobs * WEIGHTS).sum().backward()
+    logprobs, entropies, hidden_grad, weight_grad = reference(*inputs())
     answers = run_ranks(split_over_ranks, size, str(tmp_path / "store"))
     parts = [tuple(torch.from_numpy(array) for array in answer) for answer in answers]
-    for their_logprobs, their_entropies, _ in parts:
-        torch.testing.assert_close(their_logprobs, logprobs.detach(), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(their_entropies, entropies, rtol=1e-6, atol=1e-6)
-    gradient = torch.cat([gradient for _, _, gradient in parts], dim=1)
-    torch.testing.assert_close(gradient[:, :VOCABULARY], whole.grad, rtol=1e-6, atol=1e-6)
-    assert not gradient[:, VOCABULARY:].any(), "padding must not learn"
+    for their_logprobs, their_entropies, *_ in parts:
+        torch.testing.assert_close(their_logprobs, logprobs)
+        torch.testing.assert_close(their_entropies, entropies)
+    torch.testing.assert_close(sum(part[2] for part in parts), hidden_grad)
+    gradient = torch.cat([part[3] for part in parts])
+    torch.testing.assert_close(gradient[:VOCABULARY], weight_grad)
+    assert not gradient[VOCABULARY:].any(), "padding must not learn"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.config.algorithm import GrpoConfig
+from baton.config.policy_gradient import GrpoConfig, OffPolicyConfig
 from services.trainer.algorithms.grpo import group_advantages, grpo_loss
 from services.trainer.algorithms.losses import TokenBatch, token_weights
 
@@ -23,7 +23,7 @@ def flat(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def one_sample(rollout: torch.Tensor, advantages: torch.Tensor, weights: torch.Tensor) -> TokenBatch:
-    return TokenBatch(rollout, advantages, weights, torch.zeros(len(weights), dtype=torch.int64))
+    return TokenBatch(rollout, rollout, advantages, weights, torch.zeros(len(weights), dtype=torch.int64))
 
 
 def total_of(rows: list[list[int]], normalization: str) -> float:
@@ -67,14 +67,14 @@ def test_a_group_of_equal_rewards_has_no_advantage() -> None:
 
 def reference_loss(logprob: float, rollout: float, advantage: float, config: GrpoConfig) -> tuple[float, float, bool]:
     """(loss, d loss / d logprob, whether a clip is active) of one token, in Python floats."""
-    ratio = math.exp(logprob - rollout)
+    ratio, cap = math.exp(logprob - rollout), config.off_policy.importance_cap or math.inf
     low, high = 1 - config.clip_ratio_low, 1 + config.clip_ratio_high
-    plain = -advantage * ratio
-    clipped = -advantage * min(max(ratio, low), high)
-    loss, gradient = (plain, plain) if plain >= clipped else (clipped, 0.0)
-    if config.dual_clip is not None and advantage < 0 and loss > -advantage * config.dual_clip:
-        loss, gradient = -advantage * config.dual_clip, 0.0
-    return loss, gradient, gradient == 0.0 and advantage != 0
+    plain, clipped = -advantage * ratio, -advantage * min(max(ratio, low), high)
+    if config.dual_clip is not None and advantage < 0 and ratio > config.dual_clip:
+        return -advantage * config.dual_clip, 0.0, True
+    if plain < clipped:
+        return clipped, 0.0, True
+    return -advantage * min(ratio, cap), -advantage * min(ratio, cap), False
 
 
 TOKEN = st.tuples(
@@ -88,6 +88,7 @@ CONFIGS = st.builds(
     clip_ratio_low=st.sampled_from([0.0, 0.1, 0.2]),
     clip_ratio_high=st.sampled_from([0.0, 0.2, 0.28, 5.0]),
     dual_clip=st.sampled_from([None, 1.5, 3.0]),
+    off_policy=st.builds(OffPolicyConfig, importance_cap=st.sampled_from([None, 1.0, 2.0])),
 )
 
 

@@ -32,7 +32,7 @@ def test_a_global_batch_that_is_left_out_is_the_micro_batch(run_of):
         ("policy", {}, 1),
         ("policy", {"num_replica": 3}, 3),
         ("policy", {"num_gpu": 8, "tensor_model_parallel_size": 2, "expert_model_parallel_size": 2}, 2),
-        ("reference", {"num_gpu": 6, "pipeline_model_parallel_size": 3}, 2),
+        ("reference", {"num_gpu": 6, "pipeline_model_parallel_size": 3, "group": "scorers"}, 2),
     ],
 )
 def test_replicas_follow_from_the_gpus(run_of, role, options, copies):

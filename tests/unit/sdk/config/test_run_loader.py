@@ -176,7 +176,7 @@ def test_a_misspelt_override_is_an_unknown_key(files, error_of):
             4,
         ),
         (
-            "models: {reference: {num_gpu: 4, moe_expert_model_parallel_size: 2}}",
+            "models: {reference: {num_gpu: 4, moe_expert_model_parallel_size: 2, group: scorers}}",
             "models.reference.moe_expert_model_parallel_size",
             lambda cfg: cfg.models.reference.expert_model_parallel_size,
             2,

@@ -123,10 +123,6 @@ BROKEN = {
         'models.ppo_policy.model: got "b"; must be the model of models.policy (a)',
     ),
     "a reward model is named": ({"models": {"reward": {}}}, "models.reward.model: is missing"),
-    "both trainers share batches": (
-        {"models": {"ppo_value": {"data_parallel_size": 2}}},
-        "models.ppo_value.data_parallel_size: got 2; must be that of models.ppo_policy (1)",
-    ),
     "adapters are trained": (
         policy(lora={"enable_lora": True}),
         "models.policy.lora.enable_lora: got true; must be false: only a trained model has adapters",

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!baton/api/common/v1/samples.proto\x12\x13\x62\x61ton.api.common.v1\")\n\x06Ragged\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\"\xf9\x05\n\x0bSampleBatch\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x12\n\nsample_ids\x18\x02 \x03(\t\x12\x11\n\tgroup_ids\x18\x03 \x03(\t\x12\x13\n\x0b\x65pisode_ids\x18\x04 \x01(\x0c\x12/\n\nprompt_ids\x18\x05 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x31\n\x0cresponse_ids\x18\x06 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x35\n\x10rollout_logprobs\x18\x07 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x37\n\x12reference_logprobs\x18\x08 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12.\n\tloss_mask\x18\t \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x0f\n\x07rewards\x18\n \x01(\x0c\x12\x15\n\rreward_status\x18\x0b \x01(\x0c\x12\x19\n\x11group_reward_mean\x18\x0c \x01(\x0c\x12\x18\n\x10group_reward_std\x18\r \x01(\x0c\x12\x13\n\x0bgroup_sizes\x18\x0e \x01(\x0c\x12\x16\n\x0e\x66inish_reasons\x18\x0f \x01(\x0c\x12\x1a\n\x12policy_version_min\x18\x10 \x01(\x0c\x12\x1a\n\x12policy_version_max\x18\x11 \x01(\x0c\x12\x17\n\x0fweights_digests\x18\x12 \x03(\t\x12\x14\n\x0ctemperatures\x18\x13 \x01(\x0c\x12\x10\n\x08metadata\x18\x14 \x03(\t\x12\x33\n\x0emodel_logprobs\x18\x15 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x32\n\rspan_versions\x18\x16 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x30\n\x0bspan_tokens\x18\x17 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\x95\x01\n\x0cRewardStatus\x12\x1d\n\x19REWARD_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13REWARD_STATUS_VALUE\x10\x01\x12\x19\n\x15REWARD_STATUS_ABSTAIN\x10\x02\x12\x17\n\x13REWARD_STATUS_ERROR\x10\x03\x12\x19\n\x15REWARD_STATUS_TIMEOUT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!baton/api/common/v1/samples.proto\x12\x13\x62\x61ton.api.common.v1\")\n\x06Ragged\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\"\xda\x06\n\x0bSampleBatch\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x12\n\nsample_ids\x18\x02 \x03(\t\x12\x11\n\tgroup_ids\x18\x03 \x03(\t\x12\x13\n\x0b\x65pisode_ids\x18\x04 \x01(\x0c\x12/\n\nprompt_ids\x18\x05 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x31\n\x0cresponse_ids\x18\x06 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x35\n\x10rollout_logprobs\x18\x07 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x37\n\x12reference_logprobs\x18\x08 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12.\n\tloss_mask\x18\t \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x0f\n\x07rewards\x18\n \x01(\x0c\x12\x15\n\rreward_status\x18\x0b \x01(\x0c\x12\x19\n\x11group_reward_mean\x18\x0c \x01(\x0c\x12\x18\n\x10group_reward_std\x18\r \x01(\x0c\x12\x13\n\x0bgroup_sizes\x18\x0e \x01(\x0c\x12\x16\n\x0e\x66inish_reasons\x18\x0f \x01(\x0c\x12\x1a\n\x12policy_version_min\x18\x10 \x01(\x0c\x12\x1a\n\x12policy_version_max\x18\x11 \x01(\x0c\x12\x17\n\x0fweights_digests\x18\x12 \x03(\t\x12\x14\n\x0ctemperatures\x18\x13 \x01(\x0c\x12\x10\n\x08metadata\x18\x14 \x03(\t\x12\x33\n\x0emodel_logprobs\x18\x15 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x32\n\rspan_versions\x18\x16 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x30\n\x0bspan_tokens\x18\x17 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12+\n\x06values\x18\x18 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x12\x32\n\rtoken_rewards\x18\x19 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\x95\x01\n\x0cRewardStatus\x12\x1d\n\x19REWARD_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13REWARD_STATUS_VALUE\x10\x01\x12\x19\n\x15REWARD_STATUS_ABSTAIN\x10\x02\x12\x17\n\x13REWARD_STATUS_ERROR\x10\x03\x12\x19\n\x15REWARD_STATUS_TIMEOUT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.api.common.v1.samples_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=865
-  _globals['_FINISHREASON']._serialized_end=985
-  _globals['_REWARDSTATUS']._serialized_start=988
-  _globals['_REWARDSTATUS']._serialized_end=1137
+  _globals['_FINISHREASON']._serialized_start=962
+  _globals['_FINISHREASON']._serialized_end=1082
+  _globals['_REWARDSTATUS']._serialized_start=1085
+  _globals['_REWARDSTATUS']._serialized_end=1234
   _globals['_RAGGED']._serialized_start=58
   _globals['_RAGGED']._serialized_end=99
   _globals['_SAMPLEBATCH']._serialized_start=102
-  _globals['_SAMPLEBATCH']._serialized_end=863
+  _globals['_SAMPLEBATCH']._serialized_end=960
 # @@protoc_insertion_point(module_scope)

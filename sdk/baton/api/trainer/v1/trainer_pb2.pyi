@@ -1,9 +1,8 @@
-from baton.api.common.v1 import samples_pb2 as _samples_pb2
 from baton.api.common.v1 import weights_pb2 as _weights_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -51,18 +50,6 @@ class TrainStepResponse(_message.Message):
     response_tokens: int
     computed_tokens: int
     def __init__(self, global_step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., samples: _Optional[int] = ..., response_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
-
-class ComputeLogprobsRequest(_message.Message):
-    __slots__ = ("samples",)
-    SAMPLES_FIELD_NUMBER: _ClassVar[int]
-    samples: _samples_pb2.SampleBatch
-    def __init__(self, samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ...) -> None: ...
-
-class ComputeLogprobsResponse(_message.Message):
-    __slots__ = ("logprobs",)
-    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
-    logprobs: _samples_pb2.Ragged
-    def __init__(self, logprobs: _Optional[_Union[_samples_pb2.Ragged, _Mapping]] = ...) -> None: ...
 
 class OpenWeightGroupRequest(_message.Message):
     __slots__ = ("receivers",)
@@ -138,8 +125,24 @@ class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class RoleStatus(_message.Message):
+    __slots__ = ("role", "model", "parameters", "trained", "head", "max_sequence_tokens")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    model: str
+    parameters: int
+    trained: bool
+    head: str
+    max_sequence_tokens: int
+    def __init__(self, role: _Optional[str] = ..., model: _Optional[str] = ..., parameters: _Optional[int] = ..., trained: bool = ..., head: _Optional[str] = ..., max_sequence_tokens: _Optional[int] = ...) -> None: ...
+
 class GetStatusResponse(_message.Message):
-    __slots__ = ("model", "global_step", "parameters", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_sequence_tokens")
+    __slots__ = ("model", "global_step", "parameters", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_sequence_tokens", "group", "roles")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GLOBAL_STEP_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +150,8 @@ class GetStatusResponse(_message.Message):
     PIPELINE_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     DATA_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
     model: str
     global_step: int
     parameters: int
@@ -154,4 +159,6 @@ class GetStatusResponse(_message.Message):
     pipeline_parallel_size: int
     data_parallel_size: int
     max_sequence_tokens: int
-    def __init__(self, model: _Optional[str] = ..., global_step: _Optional[int] = ..., parameters: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., max_sequence_tokens: _Optional[int] = ...) -> None: ...
+    group: str
+    roles: _containers.RepeatedCompositeFieldContainer[RoleStatus]
+    def __init__(self, model: _Optional[str] = ..., global_step: _Optional[int] = ..., parameters: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., max_sequence_tokens: _Optional[int] = ..., group: _Optional[str] = ..., roles: _Optional[_Iterable[_Union[RoleStatus, _Mapping]]] = ...) -> None: ...

@@ -40,11 +40,6 @@ class TrainerServiceStub(object):
                 request_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.TrainStepRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.TrainStepResponse.FromString,
                 _registered_method=True)
-        self.ComputeLogprobs = channel.stream_stream(
-                '/baton.api.trainer.v1.TrainerService/ComputeLogprobs',
-                request_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ComputeLogprobsRequest.SerializeToString,
-                response_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ComputeLogprobsResponse.FromString,
-                _registered_method=True)
         self.OpenWeightGroup = channel.unary_unary(
                 '/baton.api.trainer.v1.TrainerService/OpenWeightGroup',
                 request_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.OpenWeightGroupRequest.SerializeToString,
@@ -82,15 +77,9 @@ class TrainerServiceServicer(object):
     """
 
     def TrainStep(self, request, context):
-        """TrainStep leases one global batch from the buffer, takes one optimizer step and acknowledges the lease.
+        """TrainStep leases one global batch from the buffer, takes one optimizer step of every trained role of the group, and
+        acknowledges the lease.
         Idempotent: a repeated (run, episode, pass, step) returns the first answer.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ComputeLogprobs(self, request_iterator, context):
-        """ComputeLogprobs returns the model's log-probabilities of every response token of the samples. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,7 +100,8 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SaveCheckpoint(self, request, context):
-        """SaveCheckpoint writes weights, optimizer state and step counters. A killed save leaves no loadable half.
+        """SaveCheckpoint writes weights and optimizer state of every trained role, step counters and what the algorithm keeps. A
+        killed save leaves no loadable half.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +115,8 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExportModel(self, request, context):
-        """ExportModel writes the weights as a Hugging Face directory (safetensors, config, tokenizer). Idempotent.
+        """ExportModel writes ppo_policy as a Hugging Face directory (safetensors, config, tokenizer), and ppo_value, where it is
+        trained, as another one beside it, `<directory>-value`: a sequence classifier. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,11 +136,6 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.TrainStep,
                     request_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.TrainStepRequest.FromString,
                     response_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.TrainStepResponse.SerializeToString,
-            ),
-            'ComputeLogprobs': grpc.stream_stream_rpc_method_handler(
-                    servicer.ComputeLogprobs,
-                    request_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ComputeLogprobsRequest.FromString,
-                    response_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ComputeLogprobsResponse.SerializeToString,
             ),
             'OpenWeightGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenWeightGroup,
@@ -210,33 +196,6 @@ class TrainerService(object):
             '/baton.api.trainer.v1.TrainerService/TrainStep',
             baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.TrainStepRequest.SerializeToString,
             baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.TrainStepResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ComputeLogprobs(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/baton.api.trainer.v1.TrainerService/ComputeLogprobs',
-            baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ComputeLogprobsRequest.SerializeToString,
-            baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ComputeLogprobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,92 @@
+"""The models of one trainer group on this rank, by role."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from baton.config import RunConfig
+from baton.config.groups import TrainerGroup
+from baton.config.trainable import TrainableConfig
+from baton.errors import InvalidRequestError
+from services.common.model_store import resolve_model
+from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.heads import Head, check_head
+from services.trainer.megatron.hosted import HostedModel
+from services.trainer.megatron.parallel import Layout
+from services.trainer.vocabulary import check_vocabulary
+
+ROLES_WITH: Mapping[Head, tuple[str, ...]] = {
+    "logprobs": ("ppo_policy", "reference"), "values": ("value", "ppo_value"), "scores": ("reward", "ppo_policy"),
+}  # fmt: skip
+"""The roles that may have a head; of those that the group hosts, the first is meant where a request names none."""
+
+
+def head_of(role: str, run: RunConfig) -> Head:
+    """What the model of a role makes. A reward model is trained as ppo_policy."""
+    if role == "ppo_policy":
+        return "scores" if run.algorithm.name == "reward_model" else "logprobs"
+    return next(head for head, roles in ROLES_WITH.items() if role in roles)
+
+
+class Models:
+    """Loads every model of the group. A collective."""
+
+    def __init__(self, run: RunConfig, group: TrainerGroup, layout: Layout) -> None:
+        """Raises ConfigError for a model that cannot play its role, or has another vocabulary than the policy."""
+        self.group, self.layout = group, layout
+        self._known = tuple(run.models.roles())
+        self.by_role: dict[str, HostedModel] = {}
+        for role in group.roles:
+            if role == "value" and "ppo_value" in group.roles:
+                continue  # it is ppo_value's model as it is now
+            directory, head = resolve_model(run.model_name(role)), head_of(role, run)
+            if layout.world_rank == 0 and run.model_name(role) != run.model_name("policy"):
+                check_vocabulary(role, directory, resolve_model(run.model_name("policy")))
+            if head != "logprobs":
+                check_head(directory, role, required=role == "reward")
+            self.by_role[role] = _load(run, role, layout, directory, head)
+        if "value" in group.roles and "value" not in self.by_role:
+            self.by_role["value"] = self.by_role["ppo_value"]
+
+    @property
+    def trained(self) -> dict[str, Engine]:
+        """The models that steps change, ppo_policy first."""
+        return {role: model for role, model in self.by_role.items() if isinstance(model, Engine) and role != "value"}
+
+    @property
+    def policy(self) -> Engine:
+        """ppo_policy. Raises InvalidRequestError if this group does not train it."""
+        return self.engine("ppo_policy")
+
+    def engine(self, role: str) -> Engine:
+        """A trained model; "" is ppo_policy. Raises InvalidRequestError if this group does not train it."""
+        role = role or "ppo_policy"
+        if role not in self.trained:
+            trains = ", ".join(self.trained) or "nothing"
+            raise InvalidRequestError(f"group {self.group.name} trains {trains}, and not {role}; {self._where(role)}")
+        return self.trained[role]
+
+    def scoring(self, role: str, head: Head) -> HostedModel:
+        """The model that makes `head`; "" is the first one that may. Raises InvalidRequestError if there is none here."""
+        candidates = ROLES_WITH[head]
+        role = role or next((name for name in candidates if self._makes(name, head)), candidates[0])
+        if role not in self.by_role:
+            hosts = ", ".join(self.by_role)
+            raise InvalidRequestError(f"group {self.group.name} hosts {hosts}, and not {role}; {self._where(role)}")
+        if not self._makes(role, head):
+            raise InvalidRequestError(f"models.{role} makes {self.by_role[role].head}, and no {head}; ask for another role")
+        return self.by_role[role]
+
+    def _makes(self, role: str, head: Head) -> bool:
+        return role in self.by_role and self.by_role[role].head == head
+
+    def _where(self, role: str) -> str:
+        if role in self._known:
+            return f"ask the group that models.{role}.group names"
+        return f"the run file has no models.{role}; the run's roles are {', '.join(self._known)}"
+
+
+def _load(run: RunConfig, role: str, layout: Layout, directory: Path, head: Head) -> HostedModel:
+    config, seed = run.models.roles()[role], run.runtime.seed
+    if isinstance(config, TrainableConfig):
+        return Engine(config, layout, directory, run.optimizer_steps, role=role, head=head, seed=seed)
+    return HostedModel(config, layout, directory, head=head, seed=seed)
