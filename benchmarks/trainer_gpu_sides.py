@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from report import rounded
 from trainer_gpu import SHAPES, attempt, make_samples, matrix_rate, step_speed, timed
@@ -72,34 +73,36 @@ def baton(shape: Json, directory: Path, arguments: Json) -> Json:
 
 
 def case(results: Json, engine: Any, samples: Any, cuts: list[range], shape: Json, share: bool = False) -> Json:
-    """Speed of an update."""
+    """Speed and memory of an update."""
     from services.trainer.packing import pack
 
     packed = [pack(samples.take(cut), share_prefix=share) for cut in cuts]
-    answer = step_speed(update(engine, packed, int(samples.response_ids.lengths.sum())), shape, samples, 5)
+    answer = step_speed(update(engine, packed, int(samples.response_ids.lengths.sum())), shape, samples, 3)
     answer["share_of_rate"] = rounded(answer["tflops"] / results["matrix_tflops"])
     answer["computed_tokens"] = sum(len(batch.tokens_T) for batch in packed)
+    if DEVICE == "cuda":
+        largest = max(len(batch.tokens_T) for batch in packed)
+        between_updates = torch.cuda.memory_allocated()  # weights, gradients, the optimizer's state
+        answer["kib_per_token"] = rounded((answer["peak_gib"] * 2**30 - between_updates) / largest / 1024)
     return answer
 
 
 def plain(results: Json, shape: Json, directory: Path, arguments: Json) -> None:
-    """Without recompute: every length, its phases and kernels; then groups of 8 with prompts of three quarters."""
+    """Without recompute: every length, unequal ones, groups of 8 with prompts of three quarters, phases and kernels."""
     engine, lengths = start_engine(directory), arguments["lengths"]
+    goal = lengths[len(lengths) // 2]
 
-    def each(name: str, measure: Callable[[int], Json], lengths: list[int]) -> None:
-        for length in lengths:
-            attempt(results, f"{name} {length}", lambda n=length: measure(n))
-            Path(arguments["result"]).write_text(json.dumps(results, indent=1))
+    def keep(name: str, measure: Callable[[], Json]) -> None:
+        attempt(results, name, measure)
+        Path(arguments["result"]).write_text(json.dumps(results, indent=1))
 
-    each("length", lambda n: case(results, engine, *workload(shape, arguments, n), shape), lengths)
-    each("parts of a step at", lambda n: phases(engine, *workload(shape, arguments, n)), lengths)
-    each("profile", lambda n: profile(engine, shape, arguments, n), lengths[:2])
-    count = arguments["tokens"] // lengths[0]
-    size = min(8, count)
-    groups = make_samples(shape, count, lengths[0], group=size, prompt=lengths[0] * 3 // 4)
-    cuts = [range(i, i + size) for i in range(0, count, size)]
-    each("groups of 8, shared,", lambda _: case(results, engine, groups, cuts, shape, share=True), lengths[:1])
-    each("groups of 8, apart,", lambda _: case(results, engine, groups, cuts, shape), lengths[:1])
+    for length in (goal, *(length for length in lengths if length != goal)):
+        keep(f"length {length}", lambda n=length: case(results, engine, *workload(shape, arguments, n), shape))
+    keep("groups of 8, shared", lambda: groups(results, engine, shape, arguments, share=True))
+    keep("groups of 8, apart", lambda: groups(results, engine, shape, arguments, share=False))
+    keep(f"lengths {goal // 4} to {goal}", lambda: unequal(results, engine, shape, arguments, goal))
+    keep(f"parts of a step at {goal}", lambda: phases(engine, *workload(shape, arguments, goal)))
+    keep(f"profile {goal}", lambda: profile(engine, shape, arguments, goal))
 
 
 def recomputed(results: Json, shape: Json, directory: Path, arguments: Json) -> None:
@@ -111,6 +114,33 @@ def recomputed(results: Json, shape: Json, directory: Path, arguments: Json) -> 
             results, engine, samples, [range(len(samples))], shape
         ))  # fmt: skip
         Path(arguments["result"]).write_text(json.dumps(results, indent=1))
+
+
+def cuts_of(samples: Any, tokens: int, *, group: int, share: bool) -> list[range]:
+    """The samples of each micro-batch, as the trainer merges whole groups into micro-batches of so many tokens."""
+    from baton.clients.buffer import MicroBatch
+    from services.trainer.merging import merged
+
+    pieces = [samples.take(range(i, min(i + group, len(samples)))) for i in range(0, len(samples), group)]
+    batches = [MicroBatch("", piece, np.zeros(len(piece), bool)) for piece in pieces]
+    ends = np.cumsum([0, *(len(batch.samples) for batch in merged(batches, tokens, share_prefix=share))])
+    return [range(first, end) for first, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def groups(results: Json, engine: Any, shape: Json, arguments: Json, *, share: bool) -> Json:
+    """Groups of 8 samples of the first length, three quarters of which are their prompt."""
+    length = arguments["lengths"][0]
+    samples = make_samples(shape, arguments["tokens"] // length, length, group=8, prompt=length * 3 // 4)
+    cuts = cuts_of(samples, arguments["micro_tokens"], group=8, share=share)
+    return case(results, engine, samples, cuts, shape, share)
+
+
+def unequal(results: Json, engine: Any, shape: Json, arguments: Json, longest: int) -> Json:
+    """Samples of a quarter of `longest` to `longest` tokens."""
+    lengths = np.random.default_rng(1).integers(longest // 4, longest, 4 * arguments["tokens"] // longest)
+    parts = [make_samples(shape, 1, int(length)) for length in lengths]
+    samples = type(parts[0]).concat(parts)
+    return case(results, engine, samples, cuts_of(samples, arguments["micro_tokens"], group=1, share=False), shape)
 
 
 def phases(engine: Any, samples: Any, cuts: list[range]) -> Json:
@@ -169,7 +199,7 @@ def kind(kernel: str) -> str:
 
 
 def transformers(shape: Json, directory: Path, arguments: Json) -> Json:
-    """transformers' model, SDPA, bfloat16 weights, fused AdamW, with and without gradient checkpointing."""
+    """transformers' model, SDPA, bfloat16 weights, fused AdamW, gradient checkpointing."""
     from transformers import AutoModelForCausalLM
 
     results: Json = {}
@@ -177,7 +207,7 @@ def transformers(shape: Json, directory: Path, arguments: Json) -> Json:
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
-    def case(length: int) -> Json:
+    def case(length: int) -> Json:  # the micro-batches are those of our side
         samples, cuts = workload(shape, arguments, length)
         ids = torch.stack([
             torch.cat([torch.from_numpy(row) for row in rows])
@@ -197,15 +227,13 @@ def transformers(shape: Json, directory: Path, arguments: Json) -> Json:
             optimizer.step()
             optimizer.zero_grad()
 
-        return step_speed(step, shape, samples, 3)
+        return step_speed(step, shape, samples, 2)
 
-    for checkpointing in (True, False):
-        model.gradient_checkpointing_enable() if checkpointing else model.gradient_checkpointing_disable()
-        model.train()
-        for length in arguments["lengths"]:
-            name = f"length {length}, {'with' if checkpointing else 'without'} checkpointing"
-            attempt(results, name, lambda n=length: case(n))
-            Path(arguments["result"]).write_text(json.dumps(results, indent=1))
+    model.gradient_checkpointing_enable()
+    model.train()
+    for length in arguments["lengths"]:
+        attempt(results, f"length {length}, with checkpointing", lambda n=length: case(n))
+        Path(arguments["result"]).write_text(json.dumps(results, indent=1))
     return results
 
 

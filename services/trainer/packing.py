@@ -53,7 +53,7 @@ class PackedBatch:
         return PackedBatch(segments=self.segments, **moved)
 
 
-def _groups(samples: Samples, share_prefix: bool) -> list[list[int]]:
+def groups_of(samples: Samples, share_prefix: bool) -> list[list[int]]:
     """Runs of consecutive samples with the same prompt, or each sample by itself."""
     prompts = samples.prompt_ids.rows()
     groups: list[list[int]] = []
@@ -73,7 +73,7 @@ def pack(samples: Samples, *, share_prefix: bool = True, feed_last: bool = False
     prompts, responses = samples.prompt_ids.rows(), samples.response_ids.rows()
     tokens, positions, segments, rows, last_rows = [], [], [], [], []
     start = 0
-    for group in _groups(samples, share_prefix):
+    for group in groups_of(samples, share_prefix):
         prompt = prompts[group[0]]
         if len(prompt) == 0:
             raise InvalidRequestError(

@@ -26,6 +26,7 @@ from services.trainer.checks import check_digests, check_lengths
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
+from services.trainer.merging import merged
 from services.trainer.models import Models
 from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
@@ -160,7 +161,9 @@ class Trainer:
                 shuffle_seed=self._run.runtime.seed, wait_s=self._run.deadlines.generate_s, lessee=self._lessee,
                 micro_batch_tokens=self._run.runtime.train_micro_batch_tokens,
             )  # fmt: skip
-            return [batch async for batch in stream]
+            batches = [batch async for batch in stream]
+        tokens, policy = self._run.runtime.train_micro_batch_tokens, self.models.engine("ppo_policy")
+        return merged(batches, tokens, share_prefix=policy.share_prefix) if tokens else batches
 
     async def _release(self, request: pb.TrainStepRequest, lease_id: str, reason: str) -> None:
         """Gives the step back, so that the ledger knows why it was not trained; whatever comes of that."""

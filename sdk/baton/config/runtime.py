@@ -41,7 +41,7 @@ class RuntimeConfig(Section):
 
     train_micro_batch_tokens: Count = 0
     """If not 0, a forward-backward takes as many consecutive samples as have at most so many tokens in all,
-    instead of `train_micro_batch_size` of them."""
+    instead of `train_micro_batch_size` of them. A prompt that is shared counts once. A GPU wants 8192 or more."""
 
     tail: Literal["wrap", "mask"] = "wrap"
     """How an episode's last step is filled: `wrap` trains samples from the episode's start again, `mask`

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from baton.config.trainable import TrainableConfig
 from baton.errors import InvalidRequestError
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.hosted import HostedModel, LossFunction
+from services.trainer.megatron.multi_tensor import use_lists
 from services.trainer.megatron.parallel import Layout
 from services.trainer.packing import PackedBatch
 
@@ -43,6 +45,7 @@ class Engine(HostedModel):
             config, layout, directory, head=head, seed=seed, sequence_parallel=config.sequence_parallel, **_recompute(config)
         )
         self._role = role
+        use_lists()
         core, dtype = self.policy.config, getattr(torch, config.dtype)
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=config.use_distributed_optimizer
@@ -128,7 +131,9 @@ class Engine(HostedModel):
                 group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
         finite = math.isfinite(norm)
         if finite:
-            self.optimizer.step()
+            for optimizer in self.optimizer.chained_optimizers:  # its own `step` would compute the norm a second time
+                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), optimizer.config.clip_grad, norm)
+            self.optimizer.step_with_ready_grads()
         else:
             log.warning(
                 "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self._role, norm

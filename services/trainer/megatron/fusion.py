@@ -18,16 +18,21 @@ def can_fuse() -> bool:
     return torch.cuda.is_available() and has_triton()
 
 
-def fused_on_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles `function` for calls whose first argument is on CUDA. It must hold pure tensor arithmetic."""
+def fused_on_cuda(*, at_least: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a function for calls whose first argument is on CUDA and has that many elements. It must hold pure tensor
+    arithmetic. Such a call takes the CPU about 0.3 ms more, in which a small tensor is through all kernels."""
 
-    @functools.cache
-    def compiled() -> Callable[..., Any]:
-        torch._dynamo.config.recompile_limit = _VARIANTS
-        return torch.compile(function)
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def compiled() -> Callable[..., Any]:
+            torch._dynamo.config.recompile_limit = _VARIANTS
+            return torch.compile(function)
 
-    @functools.wraps(function)
-    def call(first: torch.Tensor, *args: Any) -> Any:
-        return (compiled() if first.is_cuda and can_fuse() else function)(first, *args)
+        @functools.wraps(function)
+        def call(first: torch.Tensor, *args: Any) -> Any:
+            fuse = first.is_cuda and first.numel() >= at_least and can_fuse()
+            return (compiled() if fuse else function)(first, *args)
 
-    return call
+        return call
+
+    return decorate

@@ -16,7 +16,7 @@ from services.trainer.megatron.attention import PackedAttention, PackedLayout
 from services.trainer.megatron.fusion import fused_on_cuda
 
 
-@fused_on_cuda
+@fused_on_cuda(at_least=8 << 20)
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x over its root mean square along the last dimension, times `weight`; computed in float32, rounded once."""
     return nn.functional.rms_norm(x, weight.shape, weight, eps)
@@ -29,7 +29,7 @@ def _rotated(x: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> tor
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-@fused_on_cuda
+@fused_on_cuda()
 def query_key_value(
     mixed: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor] | None, eps: float, heads: tuple[int, int, int],
     cos_TD: torch.Tensor, sin_TD: torch.Tensor,

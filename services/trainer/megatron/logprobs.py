@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from services.trainer.megatron.fusion import fused_on_cuda
 
-BLOCK_BYTES = 128 << 20
+BLOCK_BYTES = 256 << 20
 """Size of a block's logits in float32."""
 _MULTIPLE = 128
 """Blocks of so many columns keep matrix multiplications aligned."""
@@ -42,44 +42,53 @@ def _blocks(tokens: int, vocabulary: int, block_bytes: int) -> Iterator[slice]:
     return (slice(start, min(start + columns, vocabulary)) for start in range(0, vocabulary, columns))
 
 
-@fused_on_cuda
+@fused_on_cuda()
 def _absorb(
-    logits_NB: torch.Tensor, temperatures_N: torch.Tensor, local_N: torch.Tensor, sums: tuple[torch.Tensor, ...]
+    logits_NB: torch.Tensor, coldness_N: torch.Tensor, local_N: torch.Tensor, sums: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
     """Adds a block to (maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), the target's x), each [N].
 
-    `local_N` is the target's column in the block; a target of another block lies outside of it.
+    `coldness_N` is 1 / temperature: to divide all logits would cost more than the rest. `local_N` is the target's column in
+    the block; a target of another block lies outside of it. Overwrites the logits.
     """
     maximum_N, normalizer_N, weighted_N, chosen_N = sums
-    x_NB = logits_NB.to(maximum_N.dtype) / temperatures_N[:, None]
+    x_NB = logits_NB.to(maximum_N.dtype).mul_(coldness_N[:, None])
     new_N = torch.maximum(maximum_N, x_NB.amax(-1))
-    shifted_NB = x_NB - new_N[:, None]
-    exp_NB = shifted_NB.exp()
+    here_N, column_N1 = _place(local_N, logits_NB)
+    target_N = x_NB.gather(1, column_N1)[:, 0]
+    x_NB = x_NB.sub_(new_N[:, None])
+    exp_NB = x_NB.exp()
     shift_N = maximum_N - new_N
     scale_N = shift_N.exp()
-    here_N = (local_N >= 0) & (local_N < logits_NB.shape[1])
-    target_N = x_NB.gather(1, local_N.clamp(0, logits_NB.shape[1] - 1)[:, None])[:, 0]
     return (
         new_N,
         normalizer_N * scale_N + exp_NB.sum(-1),
-        (weighted_N + shift_N * normalizer_N) * scale_N + (exp_NB * shifted_NB).sum(-1),
+        (weighted_N + shift_N * normalizer_N) * scale_N + x_NB.mul_(exp_NB).sum(-1),
         torch.where(here_N, target_N, chosen_N),
     )
 
 
-@fused_on_cuda
+@fused_on_cuda()
 def _gradient(
-    logits_NB: torch.Tensor, temperatures_N: torch.Tensor, local_N: torch.Tensor, log_normalizer_N: torch.Tensor,
-    grad_N: torch.Tensor,
+    logits_NB: torch.Tensor, coldness_N: torch.Tensor, local_N: torch.Tensor, log_normalizer_N: torch.Tensor,
+    scaled_N: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    """Gradient of the block's logits, in their dtype: (1 at the target - probability) * grad / temperature."""
-    scaled_N = grad_N / temperatures_N
-    x_NB = logits_NB.to(grad_N.dtype) / temperatures_N[:, None]
-    gradient_NB = (x_NB - log_normalizer_N[:, None]).exp() * -scaled_N[:, None]
-    here_N = (local_N >= 0) & (local_N < logits_NB.shape[1])
-    column_N1 = local_N.clamp(0, logits_NB.shape[1] - 1)[:, None]
-    gradient_NB = gradient_NB.scatter_add(1, column_N1, torch.where(here_N, scaled_N, 0.0)[:, None])
+    """Gradient of the block's logits, in their dtype: (1 at the target - probability) * scaled gradient. Overwrites them."""
+    gradient_NB = logits_NB.to(scaled_N.dtype).mul_(coldness_N[:, None]).sub_(log_normalizer_N[:, None]).exp_()
+    gradient_NB = gradient_NB.mul_(-scaled_N[:, None])
+    if logits_NB.is_cuda:  # one pass over the block, in which a scatter could not be
+        columns_B = torch.arange(logits_NB.shape[1], device=logits_NB.device)
+        gradient_NB = gradient_NB + torch.where(columns_B == local_N[:, None], scaled_N[:, None], 0.0)
+    else:
+        here_N, column_N1 = _place(local_N, logits_NB)
+        gradient_NB.scatter_add_(1, column_N1, torch.where(here_N, scaled_N, 0.0)[:, None])
     return gradient_NB.to(logits_NB.dtype)
+
+
+def _place(local_N: torch.Tensor, logits_NB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether the target is in the block [N], and its column, or any if it is not [N, 1]."""
+    columns = logits_NB.shape[1]
+    return (local_N >= 0) & (local_N < columns), local_N.clamp(0, columns - 1)[:, None]
 
 
 class _BlockedLogprobs(torch.autograd.Function):
@@ -90,30 +99,31 @@ class _BlockedLogprobs(torch.autograd.Function):
         ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperatures_N: torch.Tensor,
         split: Split, block_bytes: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        local_N = targets_N - split.first_id
+        local_N, coldness_N = targets_N - split.first_id, 1 / temperatures_N
         zero_N = torch.zeros_like(temperatures_N)
         sums = (zero_N + _LOWEST, zero_N, zero_N, zero_N)
         for block in _blocks(len(hidden_NH), split.rows, block_bytes):
             logits_NB = hidden_NH @ weight_VH[block].t()
-            sums = _absorb(logits_NB, temperatures_N, local_N - block.start, sums)
+            sums = _absorb(logits_NB, coldness_N, local_N - block.start, sums)
         maximum_N, normalizer_N, weighted_N, chosen_N = _over_group(sums, split.group)
         log_normalizer_N = maximum_N + normalizer_N.log()
         entropy_N = normalizer_N.log() - weighted_N / normalizer_N
-        ctx.save_for_backward(hidden_NH, weight_VH, temperatures_N, local_N, log_normalizer_N)
+        ctx.save_for_backward(hidden_NH, weight_VH, coldness_N, local_N, log_normalizer_N)
         ctx.rows, ctx.block_bytes = split.rows, block_bytes
         ctx.mark_non_differentiable(entropy_N)
         return chosen_N - log_normalizer_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor, _entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_NH, weight_VH, temperatures_N, local_N, log_normalizer_N = ctx.saved_tensors
+        hidden_NH, weight_VH, coldness_N, local_N, log_normalizer_N = ctx.saved_tensors
+        scaled_N = grad_N * coldness_N
         hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=grad_N.dtype)
         weight_grad_VH = torch.empty_like(weight_VH)
         weight_grad_VH[ctx.rows :] = 0
         for block in _blocks(len(hidden_NH), ctx.rows, ctx.block_bytes):
             weight_BH = weight_VH[block]
             logits_NB = hidden_NH @ weight_BH.t()
-            gradient_NB = _gradient(logits_NB, temperatures_N, local_N - block.start, log_normalizer_N, grad_N)
+            gradient_NB = _gradient(logits_NB, coldness_N, local_N - block.start, log_normalizer_N, scaled_N)
             torch.mm(gradient_NB.t(), hidden_NH, out=weight_grad_VH[block])
             hidden_grad_NH += gradient_NB @ weight_BH
         return hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, None, None, None, None

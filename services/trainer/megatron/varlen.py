@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from services.trainer.megatron.fusion import fused_on_cuda
 from services.trainer.packing import Segment
 
 
@@ -95,6 +96,16 @@ def _backward(
     )
 
 
+@fused_on_cuda()
+def _merged(
+    mine: torch.Tensor, theirs: torch.Tensor, my_lse: torch.Tensor, their_lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and log-sum-exp over the keys of both."""
+    lse = torch.logaddexp(my_lse, their_lse)
+    my_share, their_share = ((part - lse).exp().t()[..., None] for part in (my_lse, their_lse))
+    return (mine * my_share + theirs * their_share).to(mine.dtype), lse
+
+
 class _VarlenAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -107,10 +118,7 @@ class _VarlenAttention(torch.autograd.Function):
             other, other_lse, *random_shared = _forward(
                 q[rows], k[shared.rows_K], v[shared.rows_K], shared.queries, shared.keys, False, scale
             )
-            total = torch.logaddexp(lse[:, rows], other_lse)
-            mine, theirs = ((part - total).exp().t()[..., None] for part in (lse[:, rows], other_lse))
-            output[rows] = (output[rows] * mine + other * theirs).to(output.dtype)
-            lse[:, rows] = total
+            output[rows], lse[:, rows] = _merged(output[rows], other, lse[:, rows], other_lse)
         ctx.parts, ctx.scale = parts, scale
         ctx.save_for_backward(q, k, v, output, lse, *random, *random_shared)
         return output
