@@ -20,10 +20,15 @@ _STEPS = 16
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Consecutive segments that go through a kernel together: one long one, or several as `parts` says."""
+    """Consecutive segments that go through a kernel together: long ones of about one length, or others as `parts` says."""
 
-    tokens: int
+    lengths: tuple[int, ...]
     parts: varlen.Parts | None
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(self.lengths)
 
 
 def calls_of(segments: tuple[Segment, ...], device: torch.device) -> tuple[Call, ...]:
@@ -35,13 +40,15 @@ def calls_of(segments: tuple[Segment, ...], device: torch.device) -> tuple[Call,
         if short:
             start = short[0].start
             shifted = tuple(Segment(segment.start - start, segment.prompt, segment.branches) for segment in short)
-            calls.append(Call(sum(segment.length for segment in short), varlen.Parts.of(shifted, device)))
+            calls.append(Call(tuple(segment.length for segment in short), varlen.Parts.of(shifted, device)))
             short.clear()
 
     for segment in segments:
         if len(segment.branches) == 1 and segment.length >= LONG:
             finish()
-            calls.append(Call(segment.length, None))
+            alike = calls and calls[-1].parts is None and room(calls[-1].lengths[-1]) == room(segment.length)
+            before = calls.pop().lengths if alike else ()  # a call of cuDNN costs the host about 0.2 ms
+            calls.append(Call((*before, segment.length), None))
         else:
             short.append(segment)
     finish()
@@ -115,19 +122,23 @@ class PackedAttention(torch.nn.Module):
         """-> [T, heads, D]."""
         sizes = [call.tokens for call in calls]
         outputs = [
-            self._long(*parts) if call.parts is None else varlen.varlen_attention(*parts, call.parts, self.scale)
-            for call, *parts in zip(calls, *(x.split(sizes) for x in (query, key, value)), strict=True)
+            varlen.varlen_attention(q, k, v, call.parts, self.scale) if call.parts else self._long(q, k, v, call.lengths)
+            for call, q, k, v in zip(calls, *(x.split(sizes) for x in (query, key, value)), strict=True)
         ]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def _long(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """One causal sequence. It is lengthened at its end, where none of its own tokens looks."""
-        more = room(len(query)) - len(query)
-        q, k, v = ((pad(x, (0, 0, 0, 0, 0, more)) if more else x).transpose(0, 1)[None] for x in (query, key, value))
+    def _long(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Causal sequences, each lengthened to one size at its end, where none of its own tokens looks."""
+        size = room(max(lengths))
+        q, k, v = (_stacked(x, lengths, size).transpose(1, 2) for x in (query, key, value))
         output = scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return output[0].transpose(0, 1)[: len(query)]
+        ).transpose(1, 2)
+        if min(lengths) == size:
+            return output.flatten(0, 1)
+        return torch.cat([row[:length] for row, length in zip(output, lengths, strict=True)])
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **_megatron: Any
@@ -139,3 +150,10 @@ class PackedAttention(torch.nn.Module):
         grouped = q.shape[1] != k.shape[1]
         output = scaled_dot_product_attention(q, k, v, is_causal=whole, scale=self.scale, enable_gqa=grouped)
         return output.permute(2, 0, 1, 3).flatten(2)
+
+
+def _stacked(x: torch.Tensor, lengths: tuple[int, ...], size: int) -> torch.Tensor:
+    """[sum of lengths, heads, D] -> [sequences, size, heads, D]."""
+    if min(lengths) == size:
+        return x.unflatten(0, (len(lengths), size))
+    return torch.stack([pad(row, (0, 0, 0, 0, 0, size - len(row))) for row in x.split(lengths)])

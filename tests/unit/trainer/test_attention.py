@@ -35,6 +35,8 @@ def segments_of(row: list[tuple[int, tuple[int, ...]]]) -> tuple[Segment, ...]:
 
 @given(ROWS)
 @example([(40, (30,)), (5, (3,)), (9, (4, 0, 2)), (33, (0,)), (2, (7,))])
+@example([(48, (0,)), (20, (27,)), (40, (8,)), (5, (3,))])
+@example([(40, (0,)), (20, (20,))])
 @settings(max_examples=25, deadline=None)
 def test_long_short_and_shared_segments_together_are_masked_attention(row: list) -> None:
     segments = segments_of(row)
@@ -61,6 +63,12 @@ def test_only_long_segments_of_one_sample_get_a_call_of_their_own(monkeypatch: p
     row = segments_of([(1, (2,)), (1, (3,)), (30, (3,)), (40, (40, 40)), (2, (30,)), (50, (0,))])
     calls = calls_of(row, torch.device("cpu"))
     assert [(call.tokens, call.parts is None) for call in calls] == [(7, False), (33, True), (152, False), (50, True)]
+
+
+def test_long_segments_of_about_one_length_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LONG", LONG)
+    calls = calls_of(segments_of([(40, (0,)), (30, (9,)), (40, (1,)), (60, (0,)), (40, (0,))]), torch.device("cpu"))
+    assert [call.lengths for call in calls] == [(40, 39), (41,), (60,), (40,)]
 
 
 @given(st.integers(LONG, 1 << 20))
