@@ -21,6 +21,9 @@ MEMORY_GOAL = 1.15
 HISTORY = (1_000, 10_000, 100_000, 1_000_000)
 HISTORY_LEASES = 60
 HISTORY_GOAL = 1.2
+STREAM_SAMPLES, STREAM_GROUP, STREAM_STEP = 100_000, 8, 64
+STREAM_SPAN = 200
+"""Steps whose median is compared, near the start and at the end."""
 RELAY_SAMPLES = 100_000
 RELAY_GOAL_S = 1.0
 PUTS_AT_ONCE = 8
@@ -83,6 +86,31 @@ async def history_cost(place: "Place") -> dict[str, Any]:
             note(f"history: a lease with {count} samples stored takes {seconds[str(count)] * 1e3:.2f} ms")
     growth = seconds[str(HISTORY[-1])] / seconds[str(HISTORY[0])]
     return {"growth": rounded(growth), "goal": HISTORY_GOAL, "met": growth <= HISTORY_GOAL, "lease_s": seconds}
+
+
+async def streaming_cost(place: "Place") -> dict[str, Any]:
+    """Median seconds of a lease behind an episode that is put in groups of STREAM_GROUP, near its start and at its end."""
+    place.flush()
+    run_id, spans = uuid.uuid4().hex, []
+    async with BufferClient(place.address) as client:
+        await client.open_episode(
+            run_id, 0, expected_samples=None, global_batch_size=STREAM_STEP, micro_batch_size=STREAM_STEP
+        )  # fmt: skip
+        for step in range(STREAM_SAMPLES // STREAM_STEP):
+            groups = [
+                samples_of(STREAM_GROUP, SMALL, name=f"{step}-{group}-", group_size=STREAM_GROUP)
+                for group in range(STREAM_STEP // STREAM_GROUP)
+            ]
+            await asyncio.gather(*(client.put(run_id, 0, group) for group in groups))
+            began = time.perf_counter()
+            lease = client.lease(run_id, 0, pass_index=0, step_index=step)
+            batches = [batch async for batch in lease]
+            spans.append(time.perf_counter() - began)
+            await client.ack(run_id, 0, batches[0].lease_id, global_step=step)
+    first, last = (rounded(statistics.median(some)) for some in (spans[STREAM_SPAN : 2 * STREAM_SPAN], spans[-STREAM_SPAN:]))
+    note(f"streaming: a lease takes {first * 1e3:.2f} ms near the start, {last * 1e3:.2f} ms after {STREAM_SAMPLES} samples")
+    growth = last / first
+    return {"growth": rounded(growth), "goal": HISTORY_GOAL, "met": growth <= HISTORY_GOAL, "lease_s": [first, last]}
 
 
 async def relay_choice(place: "Place") -> dict[str, Any]:

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from report import conclude, note, rounded, run, spread
+from trl_site import install_trl
 
 from baton.errors import DeadlineError, ServiceFaultError
 from baton.local.processes import Child
@@ -31,19 +31,6 @@ LIMIT_S = 900.0
 PHASES = ("generate", "reward", "put", "train", "publish", "commit")
 DTYPE = "bfloat16"
 """Of generation and training, and of TRL. On a CPU with bfloat16 instructions float32 trains half as fast."""
-
-
-def install_trl() -> Path:
-    """Installs requirements/bench.txt once into a directory inside the virtual environment. Returns it."""
-    site, wanted = Path(sys.prefix) / "bench" / "site-packages", ROOT / "requirements" / "bench.txt"
-    stamp = site / ".installed"
-    if not stamp.exists() or stamp.read_text() != wanted.read_text():
-        note(f"installing TRL into {site}")
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--upgrade"]
-        if subprocess.run([*pip, "--target", str(site), "-r", str(wanted)], stdout=sys.stderr, timeout=LIMIT_S).returncode:
-            raise SystemExit("bench-episode compares with TRL, and pip could not install it; see its message above")
-        stamp.write_text(wanted.read_text())
-    return site
 
 
 async def finish(name: str, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:

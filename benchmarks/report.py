@@ -26,8 +26,12 @@ def note(text: str) -> None:
 
 
 def conclude(name: str, value: float, unit: str, *, goal: float, at_least: bool, parts: Mapping[str, Any]) -> None:
-    """Prints the result. `at_least`: whether the goal is a lower limit; otherwise it is an upper one."""
+    """Prints the result. `at_least`: whether the goal is a lower limit; otherwise it is an upper one.
+
+    Parts that have a goal of their own say in `met` whether they reach it; all of them must.
+    """
     met = value >= goal if at_least else value <= goal
+    met &= all(part["met"] for part in parts.values() if isinstance(part, Mapping) and "met" in part)
     result = {"name": name, "value": rounded(value), "unit": unit, "goal": goal, "met": met, "parts": parts}
     print(json.dumps(result), flush=True)
 

@@ -3,6 +3,7 @@
     python benchmarks/trainer_gpu_sides.py make|kernels|baton|transformers SHAPE MODEL_DIRECTORY ARGUMENTS_AS_JSON
 """
 
+import itertools
 import json
 import os
 import sys
@@ -124,7 +125,7 @@ def cuts_of(samples: Any, tokens: int, *, group: int, share: bool) -> list[range
     pieces = [samples.take(range(i, min(i + group, len(samples)))) for i in range(0, len(samples), group)]
     batches = [MicroBatch("", piece, np.zeros(len(piece), bool)) for piece in pieces]
     ends = np.cumsum([0, *(len(batch.samples) for batch in merged(batches, tokens, share_prefix=share))])
-    return [range(first, end) for first, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [range(first, end) for first, end in itertools.pairwise(ends)]
 
 
 def groups(results: Json, engine: Any, shape: Json, arguments: Json, *, share: bool) -> Json:

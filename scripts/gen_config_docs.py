@@ -21,7 +21,7 @@ from baton.config.models import ModelsConfig
 from baton.config.roles import RoleConfig
 from baton.config.run import RunConfig
 from baton.config.schema_paths import sections_in, tag
-from baton.config.unbuilt import UNBUILT_OPTIONS, UNBUILT_ROLES
+from baton.config.unbuilt import UNBUILT_OPTIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "run-file.md"
 
@@ -91,7 +91,7 @@ def meaning(path: str, name: str, field: FieldInfo) -> str:
     """The field's docstring on one line."""
     text = " ".join((field.description or "").split()).replace("|", "\\|")
     everywhere = UNBUILT_OPTIONS["models.*"] if path.startswith("models.") else ()
-    unbuilt = name in (*UNBUILT_OPTIONS.get(path, ()), *everywhere) or (path == "models" and name in UNBUILT_ROLES)
+    unbuilt = name in (*UNBUILT_OPTIONS.get(path, ()), *everywhere)
     return f"{text} {NOT_YET}" if unbuilt else text
 
 

@@ -83,7 +83,7 @@ class ServiceClient:
                 raised = from_rpc_error(error, self._name(method), self.address, timeout)
                 if isinstance(raised, DeadlineError) and earlier:
                     raised = earlier  # it says what the time went by with
-                waits = isinstance(raised, ServiceUnavailableError | BackpressureError)
+                waits = isinstance(raised, ServiceUnavailableError | BackpressureError) or _cut_off(error)
                 if not waits or time.monotonic() + pause > deadline:
                     raise raised from None
                 earlier = raised
@@ -115,3 +115,8 @@ class ServiceClient:
             raise from_rpc_error(error, self._name(method), self.address, timeout) from None
         finally:
             call.cancel()  # a caller that leaves its loop early ends the call; on a finished one it does nothing
+
+
+def _cut_off(error: grpc.RpcError) -> bool:
+    """Whether the service ended the call while we were sending, and gRPC lost what it answered: asked again, it tells."""
+    return error.code() == grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"

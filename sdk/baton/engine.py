@@ -18,18 +18,21 @@ The module is imported by the coordinator and by its reward workers, never by th
 import difflib
 import importlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar
 
-import numpy as np
-
-from baton.clients.rollout import SamplingParams
+from baton.config import RunConfig
 from baton.config.task import RewardFunctionConfig
 from baton.errors import ConfigError
-from baton.samples import RewardStatus, Samples
+from baton.flow import Flow, FlowContext, Group, PromptItem
+
+__all__ = [
+    "DPOEngine", "Engine", "Flow", "FlowContext", "GRPOEngine", "Group", "Model", "OnlineDPOEngine", "PromptItem",
+    "RLHFEngine", "load_engine", "reward",
+]  # fmt: skip
 
 RewardFunction = Callable[..., float | None]
 """`fn(prompt: str, response: str, metadata: dict, **params)`: a finite number, or None to abstain."""
@@ -37,64 +40,8 @@ RewardFunction = Callable[..., float | None]
 _OPTIONS = "__baton_reward__"
 
 
-@dataclass(frozen=True, slots=True)
-class PromptItem:
-    """One prompt of an episode, ready to be sent.
-
-    `messages` are the chat turns that the model sees; `text` is the prompt as the source gave it (of a chat, the last
-    turn), which reward functions get; `metadata` is the rest of the source's record and travels with every sample.
-    """
-
-    group_id: str
-    messages: list[dict[str, str]]
-    text: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """All G responses to one prompt: `samples` [G], `texts` [G], and `scores` [G] by reward function (NaN: no value)."""
-
-    prompt: PromptItem
-    samples: Samples
-    texts: list[str]
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def with_rewards(self, values: Sequence[float | None], statuses: Sequence[RewardStatus] | None = None) -> Self:
-        """The group with one reward per response; None abstains. `statuses` [G] tells other reasons for a missing value.
-
-        Raises ValueError if there is not one value for each response.
-        """
-        if len(values) != len(self.samples):
-            raise ValueError(f"group {self.prompt.group_id} has {len(self.samples)} responses but got {len(values)} rewards")
-        rewards = np.asarray([np.nan if value is None else value for value in values], np.float32)
-        if statuses is None:
-            statuses = [RewardStatus.VALUE if finite else RewardStatus.ABSTAIN for finite in np.isfinite(rewards)]
-        scored = replace(self.samples, rewards=rewards, reward_status=np.asarray(statuses, np.uint8))
-        return replace(self, samples=scored)
-
-
-class FlowContext(Protocol):
-    """What a flow can ask for during one episode."""
-
-    episode_id: int
-    """0-based."""
-
-    def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
-        """Yields each prompt's responses when they are complete. `sampling` overrides the run file's options."""
-        ...
-
-    def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
-        """Yields the groups with their rewards, each as soon as its last reward function has answered."""
-        ...
-
-
 RelaySampleFunction = Callable[..., list[Mapping[str, Any]]]
 """`fn(episode_relay_buffers: list[EpisodeRelayBuffer], **params)`: from the history, oldest first, to the training set."""
-
-Flow = Callable[[FlowContext, Sequence[PromptItem]], AsyncIterator[Group]]
-"""An async generator function: gets one episode's prompts and yields scored groups, in the order to be trained."""
-
 
 def reward(*, weight: float = 1.0, timeout_s: float = 10.0, **params: Any) -> Callable[[RewardFunction], RewardFunction]:
     """Decorates a reward function with its weight in the sum, its time limit per call and its keyword arguments."""
@@ -106,11 +53,11 @@ def reward(*, weight: float = 1.0, timeout_s: float = 10.0, **params: Any) -> Ca
     return decorate
 
 
-@dataclass(slots=True)
+@dataclass
 class Engine:
-    """What the user's module defines. Everything left out comes from the run file, and the flow is generate, then score.
+    """What the user's module defines. Everything left out comes from the run file; the flow is generate, then score.
 
-    It trains by GRPO.
+    Which algorithm trains is the run file's choice. The engines below are those of one algorithm, and name its models.
 
     `prompts`: dicts {"prompt": text or chat messages, **metadata}, or a function that returns them; finite.
     `rewards`: importable functions, or names as in `rewards.functions` of the run file; their weighted values add up.
@@ -122,8 +69,22 @@ class Engine:
     flow: Flow | None = None
     relay_sample_fn: RelaySampleFunction | None = None
 
-    def require_startable(self) -> None:
-        """Raises ConfigError for an engine whose algorithm no service carries out yet."""
+    ALGORITHMS: ClassVar[tuple[str, ...]] = ()
+    """Names of the algorithms that it is for, the usual one first; empty: any."""
+    models: ClassVar[tuple["Model", ...]] = ()
+    """The roles that it names; the engines of one algorithm do."""
+
+    def require_agrees(self, config: RunConfig) -> None:
+        """Raises ConfigError if the run file has another algorithm, or lacks a model."""
+        name = type(self).__name__
+        if self.ALGORITHMS and config.algorithm.name not in self.ALGORITHMS:
+            raise ConfigError(
+                f"algorithm.name: is {config.algorithm.name!r}, but the app's engine is {name}, which is for "
+                f"{' or '.join(self.ALGORITHMS)}; write algorithm: {{name: {self.ALGORITHMS[0]}}}"
+            )
+        for model in self.models:
+            if model.name not in config.models.roles():
+                raise ConfigError(f"models.{model.name}: is missing; the app's {name} has that model; add the section")
 
     def set_relay_sample_fn(self, function: RelaySampleFunction) -> None:
         """Makes `function(episode_relay_buffers)` choose what relayed episodes train. Any callable; it is never pickled."""
@@ -143,19 +104,59 @@ class Model:
     name: str
 
 
-class RLHFEngine(Engine):
+class _ModelEngine(Engine):
+    """An engine of one algorithm, which names its models. `options` are Engine's: prompts, rewards, flow."""
+
+    def _take(self, **models: Model | None) -> None:
+        """Keeps the models, by role. Raises ConfigError for one of another role; a reward model may be None."""
+        for role, model in models.items():
+            if (model is None and role != "reward") or (model is not None and model.name != role):
+                raise ConfigError(f"{type(self).__name__}: got {model} as the {role}; give Model({role!r})")
+        self.models = tuple(model for model in models.values() if model is not None)
+
+
+class RLHFEngine(_ModelEngine):
     """PPO: rollout by `policy`, scores by `reference`, `value` and `reward`, training of `ppo_policy` and `ppo_value`."""
 
-    def __init__(
-        self, policy: Model, reference: Model, reward: Model, value: Model, ppo_policy: Model, ppo_value: Model
-    ) -> None:  # fmt: skip
-        """Takes the models in this order."""
-        super().__init__()
-        self.models = (policy, reference, reward, value, ppo_policy, ppo_value)
+    ALGORITHMS = ("ppo",)
 
-    def require_startable(self) -> None:
-        """PPO is not carried out yet, and training by GRPO instead would be another run."""
-        raise ConfigError("engine: RLHFEngine is PPO, which no service carries out yet; use Engine, which trains by GRPO")
+    def __init__(
+        self, policy: Model, reference: Model, reward: Model | None, value: Model, ppo_policy: Model, ppo_value: Model,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Takes the models in this order; without a reward model, reward functions give the rewards."""
+        super().__init__(**options)
+        self._take(
+            policy=policy, reference=reference, reward=reward, value=value, ppo_policy=ppo_policy, ppo_value=ppo_value
+        )
+
+
+class GRPOEngine(_ModelEngine):
+    """GRPO and its like: no critic; a group's mean reward takes its place."""
+
+    ALGORITHMS = ("grpo", "gspo")
+
+    def __init__(self, policy: Model, reference: Model, reward: Model | None, ppo_policy: Model, **options: Any) -> None:
+        """Takes the models in this order; without a reward model, reward functions give the rewards."""
+        super().__init__(**options)
+        self._take(policy=policy, reference=reference, reward=reward, ppo_policy=ppo_policy)
+
+
+class OnlineDPOEngine(GRPOEngine):
+    """DPO on the policy's own answers, of which those with larger rewards are preferred."""
+
+    ALGORITHMS = ("online_dpo",)
+
+
+class DPOEngine(_ModelEngine):
+    """DPO on given pairs: prompts are {"prompt", "chosen", "rejected"}, and nothing is rolled out."""
+
+    ALGORITHMS = ("dpo",)
+
+    def __init__(self, reference: Model, ppo_policy: Model, **options: Any) -> None:
+        """Takes the models in this order."""
+        super().__init__(**options)
+        self._take(reference=reference, ppo_policy=ppo_policy)
 
 
 def _reward_config(function: RewardFunction | str) -> RewardFunctionConfig:

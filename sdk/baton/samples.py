@@ -288,6 +288,8 @@ _COLUMNS = [
     if f.metadata
 ]
 
+COLUMN_NAMES = ("sample_ids", *(name for name, _, _ in _COLUMNS))
+"""All columns."""
 RAGGED_COLUMNS: Mapping[str, np.dtype] = {name: dtype for name, kind, dtype in _COLUMNS if kind == "ragged"}
 """Columns of arrays, and the type of their elements."""
 COLUMN_TYPES: Mapping[str, np.dtype] = {name: dtype for name, kind, dtype in _COLUMNS if kind == "scalar"}

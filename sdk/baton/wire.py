@@ -67,6 +67,11 @@ def size(parts: Sequence[Buffer]) -> int:
 
 def decode(message: memoryview) -> Samples:
     """The samples of a SampleBatch; arrays are views of it if their elements come first. Raises as `Samples.from_proto`."""
+    return decode_parts(message)[0]
+
+
+def decode_parts(message: memoryview) -> tuple[Samples, int | None]:
+    """As `decode`, and the bytes of the message's light part; None if that holds elements, as other senders may have it."""
     values: dict[str, Buffer] = {}
     light = 0
     for number, value, end in fields(message):
@@ -78,7 +83,8 @@ def decode(message: memoryview) -> Samples:
         rest = pb.SampleBatch.FromString(message[light:])
     except DecodeError as error:
         raise InvalidRequestError(f"samples cannot be read as a SampleBatch ({error}); were they cut off?") from None
-    return Samples.from_proto(rest, values)
+    bare = not any(len(getattr(rest, name).values) for name in RAGGED_COLUMNS if rest.HasField(name))
+    return Samples.from_proto(rest, values), len(message) - light if bare else None
 
 
 def without_samples(message: bytes, number: int) -> tuple[bytes, memoryview]:

@@ -31,11 +31,13 @@ async def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and serves; an error that has a remedy ends the process with its message."""
     from baton.errors import BatonError
+    from baton.memory import keep_freed_memory
 
     parser = service_arguments("The buffer: episodes of samples and the ledger of who trained what.")
     parser.add_argument("--store", metavar="URL", help="the Redis-protocol store; left out, the run file's store.url")
     arguments = parser.parse_args(argv)
     configure_logging("buffer")
+    keep_freed_memory()
     try:
         asyncio.run(serve(arguments))
     except BatonError as error:

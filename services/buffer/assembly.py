@@ -28,7 +28,7 @@ def add_services(server: grpc.aio.Server, store: Store, limits: Limits) -> None:
     sets = TrainingSets(store, chunks)
     inspection = Inspection(store, chunks)
     buffer = BufferServicer(Ledger(store, chunks, sets, limits), Leases(store, sets, limits), inspection)
-    relay = RelayServicer(History(store, chunks, sets), Selections(store))
+    relay = RelayServicer(History(store, chunks, sets), Selections(store, limits))
     ledger = LedgerServicer(
         Groups(store, limits), Checkpoints(store, inspection), inspection, Audit(store, chunks, inspection), RunState(store)
     )

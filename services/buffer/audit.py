@@ -61,7 +61,8 @@ class Audit:
         await self._usage(run, report)
         await self._left_over(run, named, report)
         dead = pairs(await self._store.call("HGETALL", run.dead))
-        report.dead = sorted(f"{what.decode()}: {reason.decode()}" for what, reason in dead)
+        letters = {f"{what.decode()}: {reason.decode()}" for what, reason in dead}
+        report.dead = sorted(letters | set(report.dead))
         return report
 
     async def _chunks_there(self, keys: EpisodeKeys, layout: Layout, report: Report) -> bool:
@@ -103,7 +104,7 @@ class Audit:
                 report.faults.append(f"the optimizer steps between {earlier} and {later} trained nothing of this run")
         by_episode = Counter(int(name.split()[0]) for name in trained)
         for episode_id, record in sorted(pairs(await self._store.call("HGETALL", run.ended)), key=lambda pair: int(pair[0])):
-            total, passes, steps = map(int, record.split())
+            total, passes, steps, *lost = map(int, record.split())
             report.ended_episodes += 1
             report.ended_samples += total * passes
             if by_episode[int(episode_id)] != passes * steps:
@@ -111,8 +112,12 @@ class Audit:
                     f"episode {int(episode_id)} of {run} ended after {passes} passes of {steps} steps, but "
                     f"{by_episode[int(episode_id)]} steps of it were trained"
                 )
+            if any(lost):
+                where = f"episode {int(episode_id)} of {run}"
+                report.faults.append(f"{lost[0]} prompt groups of {where} were issued and never put")
         for state in report.states:
             _check_passes(state, trained, report)
+            _check_groups(state, report)
 
     async def _usage(self, run: RunKeys, report: Report) -> None:
         """Checks the counters that budgets go by."""
@@ -157,3 +162,14 @@ def _check_passes(state: State, trained: dict[str, int], report: Report) -> None
     for pass_index in range(episode.current_pass):
         if done[pass_index] != whole:
             report.faults.append(f"pass {pass_index} of {keys} was left after {done[pass_index]} of {whole} steps")
+
+
+def _check_groups(state: State, report: Report) -> None:
+    """A closed episode has all its prompt groups; of one that could not be made the reason is known."""
+    if state.episode.closed and not state.episode.ended:
+        for group, record in sorted(state.issues.items()):
+            stage, attempt, _, _, rest = record.split(" ", 4)
+            if stage == "failed":
+                report.dead.append(f"episode {state.keys.episode_id} group {group}: {rest}")
+            else:
+                report.faults.append(f"group {group} of {state.keys} was {stage} (attempt {attempt}, {rest}) and never put")

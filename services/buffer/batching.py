@@ -78,11 +78,12 @@ def first_uses(step_index: int, global_batch_size: int, samples: int) -> int:
     return max(0, min(global_batch_size, samples - step_index * global_batch_size))
 
 
-def plan(share: Share, episode_id: int, total: int | None, global_batch_size: int) -> Plan | None:
+def plan(share: Share, episode_id: int, total: int | None, global_batch_size: int, unit: int = 1) -> Plan | None:
     """The share's samples, or None while they depend on a total that is not known (None).
 
     Without a total, the first pass is planned as if it never ended: right for every position that turns out to exist.
-    `global_batch_size` must be a multiple of micro-batch size * `share.ranks`, `total` not zero.
+    `global_batch_size` must be a multiple of micro-batch size * `share.ranks`, `total` not zero; both multiples of `unit`,
+    the number of consecutive samples that later passes keep together.
     """
     per_rank = global_batch_size // share.ranks
     start = (share.step_index * share.ranks + share.rank) * per_rank
@@ -91,30 +92,31 @@ def plan(share: Share, episode_id: int, total: int | None, global_batch_size: in
         return Plan(slots, np.zeros(slots.shape, bool)) if share.pass_index == 0 else None
     positions = slots % total
     if share.pass_index > 0:
-        positions = _shuffled(total, share.shuffle_seed, episode_id, share.pass_index)[positions]
+        positions = _shuffled(total, unit, share.shuffle_seed, episode_id, share.pass_index)[positions]
     return Plan(positions, slots >= total)
 
 
-def cut_by_tokens(tokens: np.ndarray, budget: int) -> list[slice]:
-    """Consecutive micro-batches of at most `budget` tokens each, as few as that allows; a larger sample is alone in one.
+def cut_by_tokens(tokens: np.ndarray, budget: int, unit: int = 1) -> list[slice]:
+    """Consecutive micro-batches of at most `budget` tokens each, as few as that allows; a larger unit is alone in one.
 
-    `tokens`: int64 [samples].
+    `tokens`: int64 [samples]; every `unit` samples stay together.
     """
     cuts, start, held = [], 0, 0
-    for at, count in enumerate(tokens):
+    for at, count in enumerate(tokens.reshape(-1, unit).sum(axis=1)):
         if at > start and held + count > budget:
-            cuts.append(slice(start, at))
+            cuts.append(slice(start * unit, at * unit))
             start, held = at, 0
         held += int(count)
-    cuts.append(slice(start, len(tokens)))
+    cuts.append(slice(start * unit, len(tokens)))
     return cuts
 
 
 @lru_cache(maxsize=8)
-def _shuffled(total: int, seed: int, episode_id: int, pass_index: int) -> np.ndarray:
-    """The order of a later pass: int64 [total]. All ranks and restarts agree on it."""
+def _shuffled(total: int, unit: int, seed: int, episode_id: int, pass_index: int) -> np.ndarray:
+    """The order of a later pass, which permutes units: int64 [total]. All ranks and restarts agree on it."""
     entropy = [seed % 2**64, episode_id, pass_index]
     # RandomState, not Generator: numpy promises that its numbers stay the same in every later version
-    order = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(entropy))).permutation(total)
+    units = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(entropy))).permutation(total // unit)
+    order = (units[:, None] * unit + np.arange(unit)).ravel()
     order.flags.writeable = False
     return order

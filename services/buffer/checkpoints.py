@@ -1,8 +1,8 @@
 """Which training is for good when samples count as done with a checkpoint only (store.ack_on: checkpoint)."""
 
 from baton.errors import ConflictError
-from services.buffer.inspection import Inspection
-from services.buffer.keys import RunKeys
+from services.buffer.inspection import Inspection, pairs
+from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.store import Store
 
 
@@ -25,6 +25,7 @@ class Checkpoints:
 
         Raises ConflictError if a later one is acknowledged already: its samples may be gone.
         """
+        await self._check_ended(run, global_step)
         undone = 0
         for keys in await self._inspection.episode_keys(run):
             match await self._store.run(
@@ -38,3 +39,16 @@ class Checkpoints:
                         f"{global_step}; load a later checkpoint, or set store.ack_on: checkpoint for the next run"
                     )
         return undone
+
+    async def _check_ended(self, run: RunKeys, global_step: int) -> None:
+        """Raises ConflictError if an episode ended with a step that was trained later: the ledger forgot its steps."""
+        later = await self._store.call("ZRANGEBYSCORE", run.global_steps, f"({global_step}", "+inf", "WITHSCORES")
+        ended = {int(episode_id) for episode_id in await self._store.call("HKEYS", run.ended)}
+        for name, number in pairs(later):
+            episode_id, step = name.decode().split()
+            if int(episode_id) in ended:
+                raise ConflictError(
+                    f"{EpisodeKeys(run.run_id, int(episode_id))} ended, and its {step} was trained by optimizer step "
+                    f"{int(float(number))}, so the trainer cannot go back to optimizer step {global_step}; load a later "
+                    "checkpoint"
+                )

@@ -4,10 +4,12 @@ A chunk is one SampleBatch, the elements of its arrays first (see `baton.wire`):
 """
 
 import asyncio
+import os
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -33,27 +35,32 @@ class Chunk:
 
     name: bytes
     samples: Samples
-    elements: list[wire.Buffer]
-    light: bytes
+    payload: wire.Buffer
+    """What is stored."""
+    light: int
+    """Bytes of its light part."""
 
     @classmethod
-    def of(cls, name: bytes, samples: Samples) -> "Chunk":
+    def of(cls, samples: Samples) -> Self:
         """Samples under a name of their own; their arrays must not change any more."""
-        return cls(name, samples, *wire.encode(samples))
+        elements, light = wire.encode(samples)
+        return cls(os.urandom(16), samples, b"".join([*elements, light]), len(light))
+
+    @classmethod
+    def received(cls, message: memoryview) -> Self:
+        """A SampleBatch as it came, which is stored without a copy. Raises as `Samples.from_proto`."""
+        samples, light = wire.decode_parts(message)
+        return cls.of(samples) if light is None else cls(os.urandom(16), samples, message, light)
 
     @property
     def record(self) -> bytes:
         """Its entry in a list of chunks."""
-        return struct.pack("<II16s", len(self.samples), len(self.light), self.name)
+        return struct.pack("<II16s", len(self.samples), self.light, self.name)
 
     @property
     def size(self) -> int:
         """Bytes in the store."""
-        return len(self.light) + sum(map(len, self.elements))
-
-    def payload(self) -> bytes:
-        """What is stored."""
-        return b"".join([*self.elements, self.light])
+        return len(self.payload)
 
 
 class Layout:
@@ -62,8 +69,19 @@ class Layout:
     def __init__(self, key: str) -> None:
         """`key` names the list."""
         self._key = key
-        self.records = np.empty(0, RECORD)
-        self.ends = np.empty(0, np.int64)
+        self._count = 0
+        self._records = np.empty(64, RECORD)  # longer than they need to be: a list grows by one record a put
+        self._ends = np.empty(64, np.int64)
+
+    @property
+    def records(self) -> np.ndarray:
+        """RECORD [chunks]."""
+        return self._records[: self._count]
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The position after the last of each chunk: int64 [chunks]."""
+        return self._ends[: self._count]
 
     @property
     def size(self) -> int:
@@ -73,11 +91,19 @@ class Layout:
     async def cover(self, store: Store, size: int) -> None:
         """Reads the records that were added since, unless so many positions are covered already."""
         if self.size < size:
-            known = len(self.records)
+            known = self._count
             raw = await store.call("GETRANGE", self._key, known * RECORD.itemsize, -1)
-            added = np.frombuffer(raw, RECORD)[len(self.records) - known :]  # another rank may have read some meanwhile
-            self.records = np.concatenate([self.records, added])
-            self.ends = np.cumsum(self.records["count"], dtype=np.int64)
+            self._append(np.frombuffer(raw, RECORD)[self._count - known :])  # another rank may have read some meanwhile
+
+    def _append(self, added: np.ndarray) -> None:
+        before, self._count = self._count, self._count + len(added)
+        if self._count > len(self._records):
+            more = np.empty(2 * self._count - len(self._records), RECORD)
+            self._records = np.concatenate([self._records, more])
+            self._ends = np.concatenate([self._ends, np.empty(len(more), np.int64)])
+        start = int(self._ends[before - 1]) if before else 0
+        self._records[before : self._count] = added
+        self._ends[before : self._count] = start + np.cumsum(added["count"], dtype=np.int64)
 
     def names(self) -> list[bytes]:
         """The ids of all chunks, in position order."""
@@ -87,7 +113,7 @@ class Layout:
         """Records of the chunks that hold the positions; for each position which of these it is in, and where."""
         index = np.searchsorted(self.ends, positions, side="right")
         used, which = np.unique(index, return_inverse=True)
-        return self.records[used], which, positions - (self.ends - self.records["count"])[index]
+        return self.records[used], which, positions - (self.ends[index] - self.records["count"][index])
 
     def between(self, first: int, end: int) -> tuple[np.ndarray, list[slice]]:
         """Records of the chunks that hold the positions from `first` to before `end`, and what is wanted of each."""

@@ -17,6 +17,8 @@ class Episode:
     """Samples that a fixed episode will have; 0 for a dynamic one."""
     global_batch_size: int
     micro_batch_size: int
+    unit: int
+    """Consecutive samples that stay together, whatever orders and divides them."""
     relayed: bool
     """Trained on a selection from the history, which it becomes part of."""
     stored: int
@@ -33,8 +35,8 @@ class Episode:
     """Wholly trained; only a relayed episode is still there then."""
 
     FIELDS = (
-        "expected", "global_batch_size", "micro_batch_size", "relayed", "stored", "bytes", "closed", "pass", "selected",
-        "ended",
+        "expected", "global_batch_size", "micro_batch_size", "unit", "relayed", "stored", "bytes", "closed", "pass",
+        "selected", "ended",
     )  # fmt: skip
 
     @property

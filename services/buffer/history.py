@@ -7,15 +7,13 @@ import numpy as np
 
 from baton.api.common.v1 import samples_pb2
 from baton.errors import BackpressureError, InvalidRequestError
-from baton.samples import RAGGED_COLUMNS, Samples
+from baton.samples import RAGGED_COLUMNS, Samples, fits
 from services.buffer.chunks import Chunks, Layout
 from services.buffer.episode import Episode
 from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.store import Store
 from services.buffer.training_set import TrainingSets
 
-MESSAGE_BYTES = 2 * 2**20
-"""Columns are sent in messages of about this size."""
 READ_POSITIONS = 512
 """Whole samples are read this many at a time, before they are split into messages."""
 
@@ -56,12 +54,18 @@ class History:
     async def trim(self, run: RunKeys, keep_episodes: int, keep_bytes: int, evict_for_bytes: bool) -> list[int]:
         """Evicts the oldest episodes beyond a number (0: any) and a size (0: any); returns their ids.
 
-        The newest episode stays, and so do those that are not trained or that a training set refers to. Raises
-        BackpressureError, and evicts nothing, if the size asks for an eviction and `evict_for_bytes` does not allow one.
+        The newest episode stays, and so do those that are not trained or that a training set refers to. Raises, and evicts
+        nothing: BackpressureError if the size asks for an eviction and `evict_for_bytes` does not allow one,
+        InvalidRequestError if the newest episode alone is larger than that.
         """
         kept = await self.episodes(run)
         surplus = kept[: max(len(kept) - keep_episodes, 0)] if keep_episodes else []
         rest = kept[len(surplus) :]
+        if keep_bytes and rest and rest[-1].bytes > keep_bytes:
+            raise InvalidRequestError(
+                f"episode {rest[-1].episode_id} of {run} alone has {rest[-1].bytes} bytes, more than store.relay_max_bytes "
+                f"({keep_bytes}), so it can never be relayed; raise that, or lower runtime.sample_per_episode"
+            )
         total = sum(episode.bytes for episode in rest)
         while keep_bytes and total > keep_bytes and len(rest) > 1:
             if not evict_for_bytes:
@@ -97,7 +101,7 @@ class History:
         await layout.cover(self._store, episode.stored)
         merged = _Merged(columns)
         for light in await self._chunks.read_light(keys.run, layout):
-            if merged.bytes > MESSAGE_BYTES:
+            if merged.size and not fits(merged.bytes + light.ByteSize()):  # one chunk's came in one message, so it fits
                 yield merged.message()
                 merged = _Merged(columns)
             merged.add(light)

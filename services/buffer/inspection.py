@@ -25,19 +25,23 @@ class State:
     episode: Episode
     seed: int
     steps: dict[str, str]
-    issues: list[str]
-    """Stages of the prompt groups that are not stored."""
+    issues: dict[str, str]
+    """Records of the prompt groups that are not stored."""
 
     @classmethod
     async def read(cls, store: Store, keys: EpisodeKeys) -> "State":
         """Raises NotFoundError if the episode was not opened, or was deleted."""
         episode = await Episode.read(store, keys)
         steps, issues, seed = await store.pipeline(
-            [("HGETALL", keys.steps), ("HVALS", keys.issues), ("HGET", keys.episode, "seed")]
+            [("HGETALL", keys.steps), ("HGETALL", keys.issues), ("HGET", keys.episode, "seed")]
         )
         records = {step.decode(): record.decode() for step, record in pairs(steps)}
-        stages = [record.decode().split(" ", 1)[0] for record in issues]
-        return cls(keys, episode, int(seed or 0), records, stages)
+        groups = {group.decode(): record.decode() for group, record in pairs(issues)}
+        return cls(keys, episode, int(seed or 0), records, groups)
+
+    def groups(self, *stages: str) -> int:
+        """Prompt groups in one of these stages: issued, generated or failed."""
+        return sum(record.split(" ", 1)[0] in stages for record in self.issues.values())
 
     def samples(self, state: str) -> int:
         """Samples of the current pass in steps of this state: leased, trained or acked."""
@@ -136,8 +140,8 @@ class Inspection:
             places = await self._places(state, reference)
             for step, record in sorted(state.steps.items(), key=lambda item: parse_step(item[0])):
                 pass_index, step_index = parse_step(step)
-                share = Share(pass_index, step_index, 0, 1, state.seed)
-                planned = plan(share, keys.episode_id, state.episode.total, state.episode.global_batch_size)
+                share, episode = Share(pass_index, step_index, 0, 1, state.seed), state.episode
+                planned = plan(share, keys.episode_id, episode.total, episode.global_batch_size, episode.unit)
                 if planned is not None and np.isin(planned.positions, places).any():
                     found.append(f"episode {keys.episode_id}, pass {pass_index}, step {step_index}: {record}")
         return found

@@ -85,7 +85,7 @@ class Leases:
         episode, found = await self._wait(keys, request, episode, slice(None))
         lease_id = await self._take(keys, request)
         samples = Samples.concat(await self._sets.read(keys, episode, found.positions))
-        for cut in cut_by_tokens(samples.token_counts(), request.micro_batch_tokens):
+        for cut in cut_by_tokens(samples.token_counts(), request.micro_batch_tokens, episode.unit):
             yield MicroBatch(lease_id, [samples.take(np.arange(cut.start, cut.stop))], found.wrapped[cut])
 
     async def renew(self, keys: EpisodeKeys, lease_id: LeaseId, lessee: str) -> tuple[LeaseId, float]:
@@ -234,13 +234,13 @@ def _ready(keys: EpisodeKeys, share: Share, episode: Episode, cut: slice) -> Pla
         )
     if episode.relayed and total is None:
         return None
-    found = plan(share, keys.episode_id, total, episode.global_batch_size)
+    found = plan(share, keys.episode_id, total, episode.global_batch_size, episode.unit)
     return found if found and found.positions[cut].max() < episode.available else None
 
 
 def _too_late(keys: EpisodeKeys, request: Request, episode: Episode, cut: slice) -> DeadlineError:
     share = request.share
-    found = plan(share, keys.episode_id, episode.total, episode.global_batch_size)
+    found = plan(share, keys.episode_id, episode.total, episode.global_batch_size, episode.unit)
     if episode.relayed:
         need = "needs what the relay function selects"
     else:

@@ -24,9 +24,11 @@ class Ledger:
         self._limits = limits
 
     async def open(
-        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool
+        self, keys: EpisodeKeys, expected: int, global_batch_size: int, micro_batch_size: int, relayed: bool, passes: int,
+        unit: int,
     ) -> int:  # fmt: skip
-        """Declares an episode (`expected` 0: dynamic); returns how many samples it holds.
+        """Declares an episode (`expected` 0: dynamic, `passes` 0: at least one), of which every `unit` samples stay
+        together; returns how many samples it holds.
 
         Raises ConflictError if it was declared otherwise before, InvalidRequestError if it could never be stored.
         """
@@ -35,12 +37,17 @@ class Ledger:
                 f"global_batch_size is {global_batch_size} and micro_batch_size {micro_batch_size}; the first must be a "
                 "multiple of the second: see runtime.train_global_batch_size and runtime.train_micro_batch_size"
             )
+        if micro_batch_size % unit or expected % unit:
+            raise InvalidRequestError(
+                f"samples_per_unit is {unit}, of which micro_batch_size {micro_batch_size} and expected_samples {expected} "
+                "must be multiples: see runtime.train_micro_batch_size and runtime.sample_per_episode"
+            )
         if 0 < self._limits.max_samples < expected:
             raise InvalidRequestError(
                 f"{keys} is to have {expected} samples, more than store.max_samples ({self._limits.max_samples}) ever "
                 "allows; raise that, or lower runtime.sample_per_episode"
             )
-        wanted = [expected, global_batch_size, micro_batch_size, int(relayed)]
+        wanted = [expected, global_batch_size, micro_batch_size, int(relayed), passes, unit]
         answer = await self._store.run(
             "open", [keys.episode, keys.run.episodes, keys.run.ended], keys.episode_id, *wanted
         )  # fmt: skip
@@ -52,10 +59,15 @@ class Ledger:
         stored, *declared = map(int, answer)
         if declared != wanted:
             raise ConflictError(
-                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed = {declared},"
-                f" and now with {wanted}; set the run file's sizes as they were, or start a run of another name"
+                f"{keys} was opened before with expected_samples, global_batch_size, micro_batch_size, relayed, passes, "
+                f"samples_per_unit = {declared}, and now with {wanted}; set the run file's sizes as they were, or start a "
+                "run of another name"
             )
         return stored
+
+    def incoming(self, keys: EpisodeKeys) -> Incoming:
+        """Takes the samples of one put. With a budget nothing is written before all that it brings is known to fit."""
+        return Incoming(self._store, keys.run, at_once=not self._limits.bounded)
 
     async def put(self, keys: EpisodeKeys, request_id: str, incoming: Incoming) -> tuple[int, int]:
         """Appends samples, all or none; returns (first position, samples stored). A repeated `request_id` changes nothing.
@@ -72,10 +84,10 @@ class Ledger:
             self._limits.max_bytes, json.dumps(groups), json.dumps(incoming.sample_ids), keys.episode_id,
         )  # fmt: skip
         answer = [b"room"]
-        if self._limits.max_samples or self._limits.max_bytes:  # a put that waits for room comes again and again
+        if self._limits.bounded:  # a put that waits for room comes again and again
             answer = await self._store.run("put", known, *told)
         if answer == [b"room"]:
-            answer = await self._store.run("put", [*known, *await incoming.write(self._store, run)], *told)
+            answer = await self._store.run("put", [*known, *await incoming.write()], *told)
         if answer[0] != b"put":
             raise self._refusal(keys, answer, incoming.count, columns)
         incoming.keep(self._chunks)
@@ -103,7 +115,7 @@ class Ledger:
         await chunks.cover(self._store, 1)
         await made.cover(self._store, 1)
         relayed = await self._store.call("HGET", keys.episode, "relayed") == b"1" and chunks.size > 0
-        freed = [keys.requests, keys.issues, keys.selection, *map(keys.run.chunk, made.names())]
+        freed = [keys.issues, keys.requests, keys.selection, *map(keys.run.chunk, made.names())]
         if not relayed:
             freed += [keys.sample_ids, keys.groups, *map(keys.run.chunk, chunks.names())]
         run = keys.run
@@ -147,6 +159,11 @@ class Ledger:
                     f"{keys.run} has {samples} samples, {size} bytes, in the store, and {count} more exceed "
                     f"store.max_samples ({self._limits.max_samples}) or store.max_bytes ({self._limits.max_bytes}); the "
                     "put waits until episodes are trained; raise the limit if none will be"
+                )
+            case [b"ragged", unit]:
+                return InvalidRequestError(
+                    f"{count} samples are put, but {keys} keeps every {unit} together; put all samples of a pair, or of a "
+                    "group, at once"
                 )
             case [b"expired"]:
                 return expired()

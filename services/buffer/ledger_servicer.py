@@ -100,9 +100,9 @@ def _state(state: State) -> pb.EpisodeState:
     return pb.EpisodeState(
         run_id=state.keys.run_id,
         episode_id=state.keys.episode_id,
-        issued_groups=sum(stage in ("issued", "generated") for stage in state.issues),
-        generated_groups=state.issues.count("generated"),
-        failed_groups=state.issues.count("failed"),
+        issued_groups=state.groups("issued", "generated"),
+        generated_groups=state.groups("generated"),
+        failed_groups=state.groups("failed"),
         stored_samples=episode.stored,
         stored_bytes=episode.bytes,
         training_samples=episode.total or 0,

@@ -17,6 +17,11 @@ class Limits:
     ack_on_step: bool = True
     """Trained samples count as done at once, not only with the next checkpoint."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a Put may have to wait for room."""
+        return bool(self.max_samples or self.max_bytes)
+
     @classmethod
     def of(cls, config: StoreConfig) -> Self:
         """The limits of a run file."""

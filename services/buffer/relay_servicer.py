@@ -8,10 +8,10 @@ from baton.api.buffer.v1 import relay_pb2 as pb
 from baton.api.buffer.v1.relay_pb2_grpc import RelayServiceServicer
 from baton.errors import InvalidRequestError
 from baton.samples import Samples
+from services.buffer.chunks import Chunk
 from services.buffer.history import History
 from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.selection import Selections
-from services.buffer.staging import Incoming
 
 
 class RelayServicer(RelayServiceServicer):
@@ -51,14 +51,15 @@ class RelayServicer(RelayServiceServicer):
     async def SelectSamples(
         self, request_iterator: AsyncIterator[pb.SelectSamplesRequest], context: grpc.aio.ServicerContext
     ) -> pb.SelectSamplesResponse:
-        head, incoming, references = None, Incoming(), []
+        keys, made, references = None, None, []
         async for request in request_iterator:
-            head = head or request
+            if keys is None:
+                keys = EpisodeKeys(request.run_id, request.episode_id)
+                made = self._selections.made(keys.run)
             if request.HasField("made"):
-                incoming.add(Samples.from_proto(request.made))
+                await made.add(Chunk.of(Samples.from_proto(request.made)))
             references.append(request.references)
-        if head is None:
+        if keys is None:
             raise InvalidRequestError("the stream is empty; name the run and the episode in its first message")
-        keys = EpisodeKeys(head.run_id, head.episode_id)
-        total, steps = await self._selections.select(keys, incoming, b"".join(references))
+        total, steps = await self._selections.select(keys, made, b"".join(references))
         return pb.SelectSamplesResponse(total_samples=total, steps_per_pass=steps)

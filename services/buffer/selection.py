@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from baton.errors import BatonError, ConflictError, InvalidRequestError, NotFoundError, NotReadyError
+from baton.errors import BackpressureError, BatonError, ConflictError, InvalidRequestError, NotFoundError, NotReadyError
 from services.buffer.batching import steps_per_pass
 from services.buffer.episode import missing
-from services.buffer.keys import EpisodeKeys
+from services.buffer.keys import EpisodeKeys, RunKeys
+from services.buffer.limits import Limits
 from services.buffer.staging import Incoming, expired
 from services.buffer.store import Store
 from services.buffer.training_set import MADE, REFERENCE
@@ -16,16 +17,22 @@ from services.buffer.training_set import MADE, REFERENCE
 class Selections:
     """Makes training sets. State is in the store only."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, limits: Limits) -> None:
         self._store = store
+        self._limits = limits
+
+    def made(self, run: RunKeys) -> Incoming:
+        """Takes the samples that were made for a training set."""
+        return Incoming(self._store, run, at_once=False)
 
     async def select(
         self, keys: EpisodeKeys, made: Incoming, references: bytes
     ) -> tuple[int, int]:  # fmt: skip
         """Makes the training set; returns (samples, steps per pass). The same set again changes nothing.
 
-        Raises ConflictError if the episode has another one, NotFoundError for a sample that is not stored (any more), and
-        InvalidRequestError for an episode that is not relayed or samples that cannot be trained together.
+        Raises ConflictError if the episode has another one, NotFoundError for a sample that is not stored (any more),
+        BackpressureError if the made samples exceed what the run may have in the store, and InvalidRequestError for an
+        episode that is not relayed or samples that cannot be trained together.
         """
         if len(references) % REFERENCE.itemsize:
             raise InvalidRequestError(f"references has {len(references)} bytes; a reference takes {REFERENCE.itemsize}")
@@ -33,17 +40,29 @@ class Selections:
         limits = _limits(chosen, made.count)
         referred = [EpisodeKeys(keys.run_id, episode_id) for episode_id in limits]
         await self._check_columns(referred, made)
-        chunk_keys = await made.write(self._store, keys.run)
+        chunk_keys = await made.write()
         run = keys.run
         answer = await self._store.run(
             "select",
             [keys.episode, keys.selection, keys.made, run.relaying, run.usage, *chunk_keys, *(k.episode for k in referred)],
             keys.episode_id, len(chosen), references, made.records, made.count, made.bytes, len(chunk_keys),
-            " ".join(map(str, limits)), *limits.values(),
+            " ".join(map(str, limits)), self._limits.max_samples, self._limits.max_bytes, *limits.values(),
         )  # fmt: skip
         match answer:
             case [b"selected", total, global_batch_size]:
                 return total, steps_per_pass(total, global_batch_size)
+            case [b"ragged", unit]:
+                raise InvalidRequestError(
+                    f"{len(chosen)} samples are selected, but {keys} keeps every {unit} together; select whole pairs, or "
+                    "groups"
+                )
+            case [b"budget", samples, size]:
+                raise BackpressureError(
+                    f"{run} has {samples} samples, {size} bytes, in the store, and what the relay function made, "
+                    f"{made.count} samples, {made.bytes} bytes, exceeds store.max_samples ({self._limits.max_samples}) or "
+                    f"store.max_bytes ({self._limits.max_bytes}); raise the limit, lower "
+                    "runtime.max_relay_episode, or change fewer samples"
+                )
             case [b"gone", at]:
                 raise NotFoundError(f"{referred[at]} has no such sample any more: it was evicted; select from ListHistory")
         raise _refusal(keys, answer)

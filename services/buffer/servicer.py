@@ -11,11 +11,11 @@ from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceServicer, add_Buffe
 from baton.bulk import BulkMessage
 from baton.errors import InvalidRequestError
 from services.buffer.batching import LeaseId, Share
+from services.buffer.chunks import Chunk
 from services.buffer.inspection import Inspection
 from services.buffer.keys import EpisodeKeys
 from services.buffer.leases import Leases, MicroBatch
 from services.buffer.ledger import Ledger
-from services.buffer.staging import Incoming
 
 
 def add_buffer_service(servicer: "BufferServicer", server: grpc.aio.Server) -> None:
@@ -57,16 +57,25 @@ class BufferServicer(BufferServiceServicer):
             request.global_batch_size,
             request.micro_batch_size,
             request.relayed,
+            request.passes,
+            request.samples_per_unit or 1,
         )
         return pb.OpenEpisodeResponse(stored_samples=stored)
 
     async def Put(
         self, request_iterator: AsyncIterator[BulkMessage], context: grpc.aio.ServicerContext
     ) -> pb.PutResponse:  # fmt: skip
-        head, incoming = None, Incoming()
-        async for message in request_iterator:
-            head = head or message.head
-            incoming.add(message.samples())
+        head, incoming = None, None
+        try:
+            async for message in request_iterator:
+                if head is None:
+                    head = message.head
+                    incoming = self._ledger.incoming(_keys(head))
+                await incoming.add(Chunk.received(message.raw_samples))
+        except InvalidRequestError:
+            if incoming:
+                await incoming.drop()
+            raise
         if head is None:
             raise InvalidRequestError("the stream is empty; put at least one sample")
         first, stored = await self._ledger.put(_keys(head), head.request_id, incoming)

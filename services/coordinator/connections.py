@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from baton.clients import BufferClient, LedgerClient, RelayClient, RolloutClient, TrainerClient
-from baton.config.services import DeadlinesConfig, ServicesConfig
+from baton.clients import BufferClient, LedgerClient, RelayClient, RolloutClient, ScoringClient, TrainerClient
+from baton.config import RunConfig
+from baton.config.services import DeadlinesConfig
+from baton.config.trainable import MAIN_GROUP
 from baton.errors import BatonError, ConfigError, DeadlineError, ServiceFaultError, ServiceUnavailableError
 from baton.weights import WeightPublisher
 
@@ -22,11 +24,13 @@ STATUS_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """host:port of each service; at least one rollout."""
+    """host:port of each service; at least one rollout, unless nothing is rolled out."""
 
     buffer: str
     trainer: str
     rollouts: tuple[str, ...]
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Of each trainer group but the one that trains, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +40,30 @@ class Connections:
     buffer: BufferClient
     relay: RelayClient
     ledger: LedgerClient
-    trainer: TrainerClient
+    trainers: Mapping[str, TrainerClient]
+    """By trainer group, as are the next."""
+    scoring: Mapping[str, ScoringClient]
     rollouts: list[RolloutClient]
     publisher: WeightPublisher = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "publisher", WeightPublisher(self.trainer, self.rollouts))
 
+    @property
+    def trainer(self) -> TrainerClient:
+        """The group that trains."""
+        return self.trainers[MAIN_GROUP]
+
     @classmethod
     def open(cls, addresses: Addresses, deadlines: DeadlinesConfig) -> "Connections":
         """Opens the channels; nothing is sent yet."""
+        groups = {MAIN_GROUP: addresses.trainer, **addresses.groups}
         return cls(
             BufferClient(addresses.buffer, timeout_s=deadlines.buffer_s),
             RelayClient(addresses.buffer, timeout_s=deadlines.buffer_s),
             LedgerClient(addresses.buffer, timeout_s=deadlines.buffer_s),
-            TrainerClient(addresses.trainer, timeout_s=STATUS_S),
+            {name: TrainerClient(address, timeout_s=STATUS_S) for name, address in groups.items()},
+            {name: ScoringClient(address, timeout_s=STATUS_S) for name, address in groups.items()},
             [RolloutClient(address, timeout_s=STATUS_S) for address in addresses.rollouts],
         )
 
@@ -61,7 +74,12 @@ class Connections:
 
     @property
     def trainer_name(self) -> str:
-        return f"trainer at {self.trainer.address}"
+        return self.group_name(MAIN_GROUP)
+
+    def group_name(self, group: str) -> str:
+        """Of a trainer group."""
+        called = "trainer" if group == MAIN_GROUP else f"trainer group {group}"
+        return f"{called} at {self.trainers[group].address}"
 
     @property
     def rollout_names(self) -> str:
@@ -77,23 +95,32 @@ class Connections:
 
     async def close(self) -> None:
         """Ends all channels."""
-        for client in (self.buffer, self.relay, self.ledger, self.trainer, *self.rollouts):
+        several = (*self.trainers.values(), *self.scoring.values(), *self.rollouts)
+        for client in (self.buffer, self.relay, self.ledger, *several):
             await client.close()
 
 
 def addresses(
-    services: ServicesConfig, buffer: str | None, trainer: str | None, rollouts: Sequence[str] | None
+    config: RunConfig, buffer: str | None, trainer: str | None, rollouts: Sequence[str] | None, groups: Sequence[str] | None
 ) -> Addresses:
-    """What the command line gives, else the run file. Raises ConfigError that names what neither has."""
+    """What the command line gives, else the run file; `groups` are NAME=HOST:PORT.
+
+    Raises ConfigError that names what neither has.
+    """
+    services = config.services
+    given = dict(group.split("=", 1) for group in groups or ())
+    others = {name: given.get(name) or services.group_addresses.get(name) for name in config.trainer_groups()}
+    others.pop(MAIN_GROUP)
     found = {
-        "buffer": buffer or services.buffer_address,
-        "trainer": trainer or services.trainer_address,
-        "rollout": tuple(rollouts or services.rollout_addresses),
-    }
-    if missing := [name for name, address in found.items() if not address]:
-        options = ", ".join(f"--{name}" for name in missing)
-        raise ConfigError(f"no address for {' and '.join(missing)}: give {options}, or addresses in the run file's services")
-    return Addresses(found["buffer"], found["trainer"], found["rollout"])
+        "--buffer": buffer or services.buffer_address,
+        "--trainer": trainer or services.trainer_address,
+        "--rollout": config.is_offline or tuple(rollouts or services.rollout_addresses),
+    } | {f"--trainer-group {name}": address for name, address in others.items()}
+    if missing := [option for option, address in found.items() if not address]:
+        options = ", ".join(f"{option}{'=' if ' ' in option else ' '}HOST:PORT" for option in missing)
+        raise ConfigError(f"no address for {options}: give it, or addresses in the run file's services")
+    rolled_out = () if config.is_offline else found["--rollout"]
+    return Addresses(found["--buffer"], found["--trainer"], rolled_out, others)
 
 
 async def until_ready(service: str, ask: Callable[[], Awaitable[Answer]], timeout_s: float) -> Answer:

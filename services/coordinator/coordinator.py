@@ -32,10 +32,11 @@ class Coordinator:
 
         Raises ConfigError if the run file asks for something that this coordinator does not do.
         """
-        engine.require_startable()
+        engine.require_agrees(config)
         config.require_startable(has_relay_sample_fn=engine.relay_sample_fn is not None)
         reward_functions(config, engine)
         relay_function(config, engine)
+        config.logging.require_installed()
         self._config = config
         self._engine = engine
         self._addresses = addresses

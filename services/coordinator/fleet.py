@@ -136,9 +136,14 @@ class Fleet:
         self._news = asyncio.Event()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        """A replica that somebody has paused lives, and is waited for as long as it says so."""
         try:
-            async with asyncio.timeout(self._return_s):
+            async with asyncio.timeout(self._return_s) as limit:
                 while not condition():
+                    if any(replica.health is ReplicaHealth.PAUSED for replica in self.replicas):
+                        limit.reschedule(None)
+                    elif limit.when() is None:
+                        limit.reschedule(asyncio.get_running_loop().time() + self._return_s)
                     await self._news.wait()
         except TimeoutError as error:
             told = "; ".join(f"rollout at {one.address} is {one.health}: {one.reason}" for one in self.replicas)

@@ -2,14 +2,19 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from baton.clients.rollout import SamplingParams
-from baton.engine import Flow, FlowContext, Group, PromptItem
+from baton.config.algorithm_rules import undescribed
+from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
+from baton.flow import Flow, FlowContext, Group, PromptItem
 from services.coordinator.clock import PhaseClock
+from services.coordinator.issues import Issues
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
+from services.coordinator.scorers import Scorers
 from services.coordinator.streams import in_order, map_as_completed
 
 
@@ -39,31 +44,60 @@ class EpisodeContext:
     """The FlowContext that the coordinator gives to a flow: one episode."""
 
     episode_id: int
+    policy: PolicyConfig
     published: Mapping[int, str]
     rollouts: Rollouts
+    issues: Issues
     rewards: RewardPool
+    scorers: Scorers
     clock: PhaseClock
     _generating: int = field(default=0, init=False)
 
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
+        sampling = sampling or SamplingParams()
+        if option := undescribed(self.policy, asdict(sampling)):
+            raise InvalidRequestError(
+                f"the flow's context.generate, with the run file's options, sets {option}: the samples would not say of "
+                "which distribution they are, and the trainer could not correct for it; leave it out, or set temperature 1"
+            )
         stream = self.rollouts.generate(
-            prompts, sampling or SamplingParams(), episode_id=self.episode_id, published=self.published
+            prompts, sampling, episode_id=self.episode_id, published=self.published, lost=self.issues.lost
         )
         self._generating += 1
         self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
         try:
             async with aclosing(stream):
                 async for group in stream:
+                    await self.issues.generated(group.prompt.group_id)
                     yield group
         finally:
             self._generating -= 1
         if not self._generating:
-            self.clock.enter("reward", "the reward workers")
+            self.clock.enter("reward", "the reward workers and the models that score")
 
     def score(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
         """See FlowContext."""
-        return map_as_completed(self.rewards.score, groups)
+        return map_as_completed(partial(rewarded, self.rewards, self.scorers), groups)
+
+    def model_scores(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.scorers.model_scores, groups)
+
+    def reference_logprobs(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.scorers.reference_logprobs, groups)
+
+    def values(self, groups: AsyncIterator[Group]) -> AsyncIterator[Group]:
+        """See FlowContext."""
+        return map_as_completed(self.scorers.values, groups)
+
+
+async def rewarded(rewards: RewardPool, scorers: Scorers, group: Group) -> Group:
+    """The group with the rewards that the run file says: of functions, of the reward model, or of both."""
+    if rewards.functions or not scorers.has_reward:
+        group = await rewards.score(group)
+    return await scorers.with_model_reward(group) if scorers.has_reward else group
 
 
 def wrong_total(episode: int, produced: str, expected: int | None) -> InvalidRequestError:

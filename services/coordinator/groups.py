@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from baton.engine import Group
 from baton.errors import InvalidRequestError
+from baton.flow import Group
 from baton.samples import Ragged, RewardStatus, Samples
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from baton.config import RunConfig
-from baton.config.task import JsonlPrompts, PromptConfig, ReasoningGymPrompts
-from baton.engine import Engine, PromptItem
+from baton.config.task import JsonlPrompts, ReasoningGymPrompts
+from baton.engine import Engine
 from baton.errors import ConfigError
+from baton.flow import PromptItem
+from services.coordinator.given_answers import answer_keys, check_answers
 
 Record = Mapping[str, Any]
 """{"prompt": text or chat messages, **metadata}"""
@@ -42,9 +44,12 @@ class Prompts:
     """The run's prompts: records from a source, in order, as chats."""
 
     def __init__(
-        self, records: Callable[[int], Record], order: PromptOrder, *, system_prompt: str | None, template: str | None
-    ) -> None:
+        self, records: Callable[[int], Record], order: PromptOrder, *, system_prompt: str | None, template: str | None,
+        held_out: range = range(0),
+    ) -> None:  # fmt: skip
+        """`held_out`: indices of the records that are not trained on."""
         self._record = records
+        self._held_out = held_out
         self._order = order
         self._system_prompt = system_prompt
         self._template = template
@@ -52,6 +57,10 @@ class Prompts:
     def take(self, position: int, count: int, episode_id: int) -> list[PromptItem]:
         """The `count` prompts from `position` on, named as groups of the episode."""
         return [self._item(self._order.index(at), f"e{episode_id}-p{at}") for at in range(position, position + count)]
+
+    def held_out(self) -> list[PromptItem]:
+        """The prompts that are not trained on, in their order."""
+        return [self._item(index, f"eval-p{index}") for index in self._held_out]
 
     def _item(self, index: int, group_id: str) -> PromptItem:
         record = dict(self._record(index))
@@ -78,23 +87,34 @@ def build_prompts(config: RunConfig, engine: Engine) -> Prompts:
             else f"prompts.source: is {source.source!r}, but the app's engine has prompts too; remove one of the two"
         )
     seed = config.runtime.seed if source.seed is None else source.seed
-    records, size = _records(source, engine, seed)
+    records, size = _records(config, engine, seed)
     if source.source != "reasoning_gym" and size == 0:
         raise ConfigError(f"prompts: the source {source.source!r} has no prompts; add at least one")
+    if source.holdout >= size:
+        raise ConfigError(
+            f"prompts.holdout: got {source.holdout}; the source has {size} prompts, and one at least must be left to train "
+            "on; lower it, or add prompts"
+        )
+    held_out = range(size - source.holdout, size)
+    size -= source.holdout
     if config.runtime.drop_last:
         size = _without_tail(config, size)
     order = PromptOrder(size, shuffle=source.shuffle, seed=seed)
-    return Prompts(records, order, system_prompt=source.system_prompt, template=source.template)
+    return Prompts(
+        records, order, system_prompt=source.system_prompt, template=source.template, held_out=held_out
+    )
 
 
-def _records(source: PromptConfig, engine: Engine, seed: int) -> tuple[Callable[[int], Record], int]:
+def _records(config: RunConfig, engine: Engine, seed: int) -> tuple[Callable[[int], Record], int]:
+    source = config.prompts
     if isinstance(source, ReasoningGymPrompts):
-        return _reasoning_gym(source, seed), source.size
+        return _reasoning_gym(source, seed, with_answer=config.is_offline), source.size
     rows = _jsonl(source) if isinstance(source, JsonlPrompts) else _from_app(engine)
+    check_answers(rows, answer_keys(config), config.algorithm.name)
     return rows.__getitem__, len(rows)
 
 
-def _reasoning_gym(source: ReasoningGymPrompts, seed: int) -> Callable[[int], Record]:
+def _reasoning_gym(source: ReasoningGymPrompts, seed: int, *, with_answer: bool) -> Callable[[int], Record]:
     import reasoning_gym  # takes two seconds, so only runs that use it pay
 
     try:
@@ -105,7 +125,13 @@ def _reasoning_gym(source: ReasoningGymPrompts, seed: int) -> Callable[[int], Re
             "check prompts.task and prompts.params against its gallery"
         ) from error
     maker = {"task": source.task, "size": source.size, "seed": seed, "params": source.params}
-    return lambda index: {"prompt": dataset[index]["question"], "reasoning_gym": maker | {"index": index}}
+
+    def record(index: int) -> Record:
+        entry = dataset[index]
+        answer = {"answer": str(entry["answer"])} if with_answer else {}
+        return {"prompt": entry["question"], "reasoning_gym": maker | {"index": index}, **answer}
+
+    return record
 
 
 def _jsonl(source: JsonlPrompts) -> list[Record]:

@@ -22,6 +22,7 @@ from baton.relay.builtins import BUILTINS, SEEDED, broken_params
 from baton.relay.chosen import TrainingSet, training_set
 from baton.relay.history import RelayHistory
 from baton.relay.samples import EpisodeRelayBuffer
+from services.coordinator.report import sample_ages
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +136,7 @@ def _metrics(chosen: TrainingSet, episode: int, policy_version: int) -> dict[str
     stored_in, total = chosen.references[:, 0], len(chosen.references)
     found = {"relay/samples": float(total)}
     if total:
-        ages = policy_version - chosen.policy_versions
-        found |= {
-            "relay/age_mean": float(ages.mean()),
-            "relay/age_max": float(ages.max()),
+        found |= sample_ages(chosen.policy_versions, policy_version) | {
             "relay/share_earlier": float((stored_in != episode).mean()),
             "relay/share_made": float((stored_in < 0).mean()),
         }

@@ -1,4 +1,4 @@
-"""What an episode did, as numbers, and the files that keep them: metrics.jsonl, reward.png and summary.json."""
+"""What an episode did, as numbers; where they go (sinks.py), and what a run leaves at its end: reward.png, summary.json."""
 
 import json
 import math
@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from baton.engine import Group
+from baton.config.logging import LoggingConfig
 from baton.errors import ConflictError
+from baton.flow import Group
 from baton.samples import FinishReason, RewardStatus, Samples
 from baton.weights import Publication
+from services.coordinator.sinks import EPISODES_FILE, JsonLines, Sink, open_sinks
 from services.coordinator.state import RunState
 
-METRICS_FILE = "metrics.jsonl"
+PLOTS = {"reward_mean": "reward.png", "loss": "loss.png"}
+"""The first metric that the episodes have is drawn."""
 SUMMARY_EPISODES = 2
 """The summary compares the mean reward of so many episodes at the run's two ends."""
 
@@ -29,16 +32,13 @@ class EpisodeReport:
     metrics: dict[str, float]
     """Every value is finite; what could not be measured is absent."""
 
-    def to_json(self) -> str:
-        """One line of metrics.jsonl."""
-        names = {"episode": self.episode_id, "policy_version": self.policy_version, "weights_digest": self.weights_digest}
-        return json.dumps(names | self.metrics, allow_nan=False)
-
 
 class EpisodeTally:
     """Collects what the report says of an episode, as its groups and steps pass by."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rolled_out: bool = True) -> None:
+        """Answers that were not rolled out have neither rewards of their own nor an age."""
+        self._rolled_out = rolled_out
         self.samples = 0
         self._groups: list[Samples] = []
         self._scores: dict[str, list[np.ndarray]] = {}
@@ -62,6 +62,12 @@ class EpisodeTally:
         self._steps.append(dict(metrics))
         self._computed_tokens += computed_tokens
 
+    def ages(self, policy_version: int) -> dict[str, float]:
+        """How far behind `policy_version` the weights are that sampled the episode."""
+        if not self._rolled_out:
+            return {}
+        return sample_ages(np.concatenate([samples.policy_version_max for samples in self._groups]), policy_version)
+
     def metrics(self, seconds: Mapping[str, float], publication: Publication | None) -> dict[str, float]:
         """All metrics of the episode, given the seconds in each phase and the weight update at its end, if any."""
         total_s = sum(seconds.values())
@@ -79,30 +85,41 @@ class EpisodeTally:
     def _rollout_metrics(self) -> dict[str, float]:
         if not self.samples:
             return {"samples": 0.0}
+        lengths = np.concatenate([samples.response_ids.lengths for samples in self._groups])
+        counts = {
+            "samples": self.samples,
+            "response_length_mean": mean_of_finite(lengths),
+            "response_tokens": float(lengths.sum()),
+        }
+        return counts | self._reward_metrics() if self._rolled_out else counts
+
+    def _reward_metrics(self) -> dict[str, float]:
         status = np.concatenate([samples.reward_status for samples in self._groups])
         rewards = np.concatenate([samples.rewards for samples in self._groups])[status == RewardStatus.VALUE]
         finish = np.concatenate([samples.finish_reasons for samples in self._groups])
-        lengths = np.concatenate([samples.response_ids.lengths for samples in self._groups])
         return {
-            "samples": self.samples,
             "scored_samples": len(rewards),
-            "reward_mean": _mean(rewards),
+            "reward_mean": mean_of_finite(rewards),
             "reward_std": float(rewards.std(dtype=np.float64)) if len(rewards) else math.nan,
-            "reward_abstained": _mean(status == RewardStatus.ABSTAIN),
-            "reward_failed": _mean((status == RewardStatus.ERROR) | (status == RewardStatus.TIMEOUT)),
-            "response_length_mean": _mean(lengths),
-            "response_tokens": float(lengths.sum()),
-            "finish_rate": _mean(finish == FinishReason.STOP),
-            "truncated_share": _mean(finish == FinishReason.LENGTH),
-        } | {f"reward/{name}": _mean(np.concatenate(parts)) for name, parts in self._scores.items()}
+            "reward_abstained": mean_of_finite(status == RewardStatus.ABSTAIN),
+            "reward_failed": mean_of_finite((status == RewardStatus.ERROR) | (status == RewardStatus.TIMEOUT)),
+            "finish_rate": mean_of_finite(finish == FinishReason.STOP),
+            "truncated_share": mean_of_finite(finish == FinishReason.LENGTH),
+        } | {f"reward/{name}": mean_of_finite(np.concatenate(parts)) for name, parts in self._scores.items()}
 
     def _train_metrics(self) -> dict[str, float]:
         names = {name: None for step in self._steps for name in step}  # a dict keeps their order
-        means = {name: _mean([step[name] for step in self._steps if name in step]) for name in names}
+        means = {name: mean_of_finite([step[name] for step in self._steps if name in step]) for name in names}
         return means | {"train_steps": len(self._steps), "computed_tokens": self._computed_tokens}
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
+def sample_ages(versions: np.ndarray, policy_version: int) -> dict[str, float]:
+    """Metrics of the age of trained samples: how many versions the policy is ahead of each one's weights."""
+    ages = policy_version - versions
+    return {"sample_age_mean": float(ages.mean()), "sample_age_max": float(ages.max())}
+
+
+def mean_of_finite(values: Sequence[float] | np.ndarray) -> float:
     """The mean of the finite ones; NaN if there are none."""
     array = np.asarray(values, np.float64)
     array = array[np.isfinite(array)]
@@ -117,23 +134,56 @@ class RunReport:
         self.folder = folder
         self.episodes: list[EpisodeReport] = []
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / METRICS_FILE).exists():
+        if (folder / EPISODES_FILE).exists():
             raise ConflictError(f"{folder} holds the metrics of another run; start under another run id, or move it away")
+        self._sinks: list[Sink] = [JsonLines(folder)]
+
+    def open(self, config: LoggingConfig, run_id: str) -> None:
+        """Adds the sinks that the run file asks for, which may take seconds."""
+        self._sinks += open_sinks(config, self.folder, run_id)
 
     def add(self, report: EpisodeReport) -> None:
-        """Appends to metrics.jsonl."""
+        """Takes a finished episode."""
         self.episodes.append(report)
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(report.to_json() + "\n")
+        names = {"policy_version": report.policy_version, "weights_digest": report.weights_digest}
+        for sink in self._sinks:
+            sink.episode(report.episode_id, names, report.metrics)
+
+    def add_evaluation(self, global_step: int, finished_episodes: int, metrics: Mapping[str, float]) -> None:
+        """Takes an evaluation of the weights after so many episodes and optimizer steps."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for sink in self._sinks:
+            sink.evaluation(global_step, finished_episodes, finite)
+
+    def add_step(self, global_step: int, where: tuple[int, int, int], metrics: Mapping[str, float]) -> None:
+        """Takes an optimizer step, by its (episode, pass, step)."""
+        names = dict(zip(("episode", "pass", "step"), where, strict=True))
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        for sink in self._sinks:
+            sink.step(global_step, names, finite)
 
     def rewards(self) -> list[tuple[int, float]]:
         """(episode, mean reward) of all episodes that have one."""
-        return [(r.episode_id, r.metrics["reward_mean"]) for r in self.episodes if "reward_mean" in r.metrics]
+        return self._curve("reward_mean")
+
+    def _curve(self, metric: str) -> list[tuple[int, float]]:
+        return [(r.episode_id, r.metrics[metric]) for r in self.episodes if metric in r.metrics]
 
     def finish(self, state: RunState, seconds: Mapping[str, float], export: str) -> None:
-        """Writes summary.json and, if there is anything to see, reward.png."""
+        """Writes summary.json and, if there is anything to see, a plot of rewards or else of losses. Nothing takes metrics
+        afterwards."""
+        try:
+            self._write_summary(state, seconds, export)
+            drawn = next((metric for metric in PLOTS if self._curve(metric)), None)
+            if drawn:
+                _plot(self._curve(drawn), self.folder / PLOTS[drawn], f"{state.run_id}: {drawn} by episode")
+        finally:
+            for sink in self._sinks:
+                sink.close()
+
+    def _write_summary(self, state: RunState, seconds: Mapping[str, float], export: str) -> None:
         means = [reward for _, reward in self.rewards()]
-        first, last = _mean(means[:SUMMARY_EPISODES]), _mean(means[-SUMMARY_EPISODES:])
+        first, last = mean_of_finite(means[:SUMMARY_EPISODES]), mean_of_finite(means[-SUMMARY_EPISODES:])
         summary = {
             "run_id": state.run_id,
             "state": state.life,
@@ -151,23 +201,21 @@ class RunReport:
             "export": export,
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        if means:
-            _plot(self.rewards(), self.folder / "reward.png", state.run_id)
 
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plot(rewards: list[tuple[int, float]], path: Path, title: str) -> None:
+def _plot(points: list[tuple[int, float]], path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import, and only needed at the end
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(*zip(*rewards, strict=True), marker="o", markersize=3, color="#2563eb")
-    axes.set(title=f"{title}: mean reward by episode", xlabel="episode", ylabel="mean reward")
+    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color="#2563eb")
+    axes.set(title=title, xlabel="episode")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

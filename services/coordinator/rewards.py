@@ -18,8 +18,9 @@ from pebble import ProcessExpired, ProcessPool
 
 from baton.config import RunConfig
 from baton.config.task import RewardFunctionConfig, RewardsConfig
-from baton.engine import Engine, Group
+from baton.engine import Engine
 from baton.errors import ConfigError, DeadlineError, RunFailedError, ServiceFaultError
+from baton.flow import Group
 from baton.samples import RewardStatus
 from services.coordinator import reward_worker
 from services.coordinator.builtin_rewards import BUILTINS
@@ -166,8 +167,16 @@ def reward_functions(config: RunConfig, engine: Engine) -> list[RewardFunctionCo
     if functions and config.rewards.functions:
         raise ConfigError("rewards.functions: the run file and the app's engine both have rewards; remove one of the two")
     functions = functions or config.rewards.functions
-    if not functions and engine.flow is None:
-        raise ConfigError("rewards.functions: is empty; add one, as {function: verifier}, or an app with rewards or a flow")
+    if not (functions or engine.flow or config.models.reward or config.is_offline):
+        raise ConfigError(
+            "rewards.functions: is empty; add one, as {function: verifier}, or models.reward, or an app with rewards or a "
+            "flow"
+        )
+    if config.runtime.eval_episode_interval and not (functions or config.models.reward or config.is_offline):
+        raise ConfigError(
+            f"runtime.eval_episode_interval: got {config.runtime.eval_episode_interval}; an evaluation takes the run's "
+            "rewards, and the engine's flow alone gives them; add a reward function, or leave this out"
+        )
     return [_resolved(function) for function in functions]
 
 

@@ -3,24 +3,32 @@ another one if that replica dies."""
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 
 from baton.clients.rollout import Generation, Prompt, SamplingParams
-from baton.engine import Group, PromptItem
 from baton.errors import NotReadyError, ServiceFaultError, ServiceUnavailableError
+from baton.flow import Group, PromptItem
 from baton.samples import FinishReason
 from services.coordinator.connections import blame
 from services.coordinator.digests import check_digests
 from services.coordinator.fleet import Fleet
-from services.coordinator.replicas import Replica
+from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.streams import merge
 
 log = logging.getLogger(__name__)
 
 LOST = ServiceUnavailableError, NotReadyError
 """What a request raises whose replica died, was paused, or is another process now, of another version or none yet."""
+
+
+class Lost(Protocol):
+    """Is told which groups were lost with their replica, why, and whether they are asked for again."""
+
+    async def __call__(self, group_ids: Collection[str], reason: str, *, again: bool) -> None: ...
+
 
 
 class Rollouts:
@@ -43,14 +51,15 @@ class Rollouts:
         return {replica.address: replica.outstanding for replica in self._fleet.replicas}
 
     def generate(
-        self, prompts: Sequence[PromptItem], sampling: SamplingParams, *, episode_id: int, published: Mapping[int, str]
-    ) -> AsyncIterator[Group]:
+        self, prompts: Sequence[PromptItem], sampling: SamplingParams, *, episode_id: int, published: Mapping[int, str],
+        lost: Lost | None = None,
+    ) -> AsyncIterator[Group]:  # fmt: skip
         """Yields the groups as they complete, each once, all sampled from exactly the version that the fleet serves.
 
         A group stays with its replica for the whole episode, while that is healthy. What a replica has not answered when
-        it dies goes to another one. Raises DigestMismatchError if a sample's weights are not those in `published`
-        (version -> digest), ServiceUnavailableError if no replica is left, and whatever else a replica raises, with its
-        address.
+        it dies goes to another one, once `lost` knows. Raises DigestMismatchError if a sample's weights are not those in
+        `published` (version -> digest), ServiceUnavailableError if no replica is left, and whatever else a replica raises,
+        with its address.
         """
         if episode_id != self._episode:
             self._episode, self._homes = episode_id, {}
@@ -59,7 +68,6 @@ class Rollouts:
         async def answer(batch: Sequence[PromptItem]) -> AsyncIterator[Group]:
             waiting, attempts = {item.group_id: item for item in batch}, 0
             while waiting:
-                attempts += 1
                 replica = await self._fleet.take(len(waiting), self._homes.get(batch[0].group_id))
                 deaths = replica.deaths
                 self._homes |= dict.fromkeys(waiting, replica.address)
@@ -68,7 +76,7 @@ class Rollouts:
                         async for group in groups:
                             yield group
                 except LOST as error:
-                    await self._give_up(replica, deaths, waiting, attempts, error)
+                    attempts = await self._give_up(replica, deaths, waiting, attempts, error, lost)
                 finally:
                     replica.outstanding -= len(waiting)
 
@@ -79,7 +87,7 @@ class Rollouts:
         published: Mapping[int, str],
     ) -> AsyncIterator[Group]:  # fmt: skip
         """One request; takes out of `waiting` what is answered. The replica was taken with all of `waiting`."""
-        messages = [Prompt(item.group_id, chat=item.messages) for item in waiting.values()]
+        messages = [_message(item) for item in waiting.values()]
         with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
             async with self._fleet.while_alive(replica):
                 async for generation in self._fleet.client(replica).generate(
@@ -96,16 +104,21 @@ class Rollouts:
                 raise ServiceFaultError(f"ended its answer without the groups {', '.join(waiting)}")
 
     async def _give_up(
-        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception
-    ) -> None:  # fmt: skip
-        """After a request was lost to a replica that had died `deaths` times. Raises the error of the last attempt."""
+        self, replica: Replica, deaths: int, waiting: Mapping[str, PromptItem], attempts: int, error: Exception,
+        lost: Lost | None,
+    ) -> int:  # fmt: skip
+        """After a request was lost to a replica that had died `deaths` times, which `lost` is told. Returns the attempts so
+        far, of which one that a pause ended is none; raises the error of the last one."""
         if isinstance(error, ServiceUnavailableError):
             replica.broke(str(error))
         await self._fleet.look(replica)
         for group_id in waiting:
             self._homes.pop(group_id, None)
-        if not waiting:
-            return
+        if not waiting or replica.health is ReplicaHealth.PAUSED:
+            return attempts
+        attempts += 1
+        if lost:
+            await lost(waiting, str(error), again=attempts < self._max_attempts)
         if attempts == self._max_attempts:
             raise type(error)(
                 f"the groups {', '.join(waiting)} were lost with their replica {attempts} times, which is "
@@ -113,6 +126,7 @@ class Rollouts:
             ) from error
         if replica.deaths == deaths:  # else it was told with the death
             log.warning("rollout at %s: %d unanswered groups go elsewhere: %s", replica.address, len(waiting), error)
+        return attempts
 
     def _batches(self, prompts: Sequence[PromptItem]) -> list[Sequence[PromptItem]]:
         """Cut so small that all replicas have work; prompts with different homes are not put together."""
@@ -121,6 +135,12 @@ class Rollouts:
         for item in prompts:
             by_home.setdefault(self._homes.get(item.group_id), []).append(item)
         return [items[start : start + size] for items in by_home.values() for start in range(0, len(items), size)]
+
+
+def _message(item: PromptItem) -> Prompt:
+    if item.token_ids is None:
+        return Prompt(item.group_id, chat=item.messages)
+    return Prompt(item.group_id, token_ids=item.token_ids, continues=item.continues)
 
 
 def _groups(generation: Generation, waiting: dict[str, PromptItem]) -> list[Group]:

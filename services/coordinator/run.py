@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from baton.errors import BatonError
 from services.coordinator import liveness
+from services.coordinator.clock import StopAsked
 from services.coordinator.connections import Addresses
-from services.coordinator.driver import Driver, StopAsked
+from services.coordinator.driver import Driver
 from services.coordinator.state import Life
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Run:
         """Starts at once; needs a running event loop."""
         self.driver = driver
         self._watched = {"trainer": addresses.trainer}
+        self._watched |= {f"trainer group {name}": address for name, address in addresses.groups.items()}
         self._save_on_stop = False
         self._export = ""
         self._ending = False
@@ -46,8 +48,8 @@ class Run:
         if self._ending:
             return
         self._save_on_stop |= save_checkpoint
-        if not self.driver.stop_asked:
-            self.driver.stop_asked = True
+        if not self.driver.clock.stop_asked:
+            self.driver.clock.stop_asked = True
             state.life = Life.STOPPING
             self.driver.events.append(state)
             if state.phase not in FINISHED_ON_STOP:
@@ -95,9 +97,9 @@ class Run:
 
     async def _stopped(self) -> Life:
         if self._save_on_stop:
-            self.driver.stop_asked = False
+            self.driver.clock.stop_asked = False
             try:
-                await self.driver.checkpoint()
+                await self.driver.saving.checkpoint()
             except (BatonError, asyncio.CancelledError) as error:
                 asyncio.current_task().uncancel()
                 self.driver.state.error = f"stopped, but the checkpoint that was asked for failed: {error or 'cut off'}"

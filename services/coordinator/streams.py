@@ -39,6 +39,28 @@ def map_as_completed(function: Callable[[T], Awaitable[R]], stream: AsyncIterato
     return _collect(work)
 
 
+async def map_in_order(function: Callable[[T], Awaitable[R]], stream: AsyncIterator[T]) -> AsyncIterator[R]:
+    """Yields function(item) for all items, in their order, while later ones are worked on. Errors as in `merge`."""
+
+    async def numbered() -> AsyncIterator[tuple[int, T]]:
+        number = 0
+        async for item in stream:
+            yield number, item
+            number += 1
+
+    async def apply(item: tuple[int, T]) -> tuple[int, R]:
+        return item[0], await function(item[1])
+
+    early: dict[int, R] = {}
+    due = 0
+    async with aclosing(map_as_completed(apply, numbered())) as done:
+        async for number, result in done:
+            early[number] = result
+            while due in early:
+                yield early.pop(due)
+                due += 1
+
+
 async def in_order(
     stream: AsyncIterator[T], key: Callable[[T], Hashable], order: Iterable[Hashable]
 ) -> AsyncIterator[T]:  # fmt: skip

@@ -29,7 +29,7 @@ async def serve(options: Namespace) -> None:
     host, _, port = options.openai_listen.rpartition(":")
     listener, openai_address = listen(host.strip("[]"), int(port), "services.openai_port")
     name = run.model_name("policy")
-    directory = resolve_model(name)
+    directory = resolve_model(name, trust_remote_code=policy.trust_remote_code)
     prepare_environment(policy)
 
     from services.rollout.engine import VllmEngine
@@ -42,6 +42,7 @@ async def serve(options: Namespace) -> None:
     replica, recordings = Replica(engine, name, policy.max_outstanding_responses), Recordings(policy.max_recorded_tokens)
     add_services(server.grpc, replica, recordings, listener.getsockname()[1])
     try:
+        await engine.prepare()
         http = HttpServer(await openai_app(engine, replica, recordings, policy.openai_args), listener)
         serving = [asyncio.create_task(http.run_until_exit()), asyncio.create_task(server.run(options.ready_file))]
         logging.getLogger(__name__).info("serving OpenAI-compatible HTTP at http://%s/v1", openai_address)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.tokenizers import get_tokenizer
@@ -17,14 +16,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
-from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError
+from baton.errors import InvalidRequestError, NotReadyError, ServiceFaultError, ServiceUnavailableError
 from baton.samples import FinishReason
 from services.common.model_store import no_tokenizer
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
-from services.rollout.sampling import GroupSampling, group_sampling, special_tokens
+from services.rollout.sampling import GroupSampling, group_sampling
+from services.rollout.stop_texts import StopTexts
 
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 """vLLM's finish reasons."""
@@ -37,13 +37,15 @@ class VllmEngine:
 
     def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
         """Loads the model; takes tens of seconds. Raises ConfigError for options that vLLM cannot have."""
-        if config.tokenizer:
-            _check_tokenizer(config)
+        if config.tokenizer or config.stop_tokens:
+            _check_tokenizer(config, config.tokenizer or str(model))
         self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
         self.tokenizer = self.llm.get_tokenizer()
-        self._special = special_tokens(self.tokenizer)
+        self.stops = StopTexts(self.tokenizer)
         self.max_model_len: int = self.llm.model_config.max_model_len
         self.vocabulary: int = self.llm.model_config.get_vocab_size()
+        self.cache_blocks: int = self.llm.vllm_config.cache_config.num_gpu_blocks
+        self.cache_block_tokens: int = self.llm.vllm_config.cache_config.block_size
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
         self._config = config
         self._evaluation = config.for_evaluation()
@@ -52,12 +54,17 @@ class VllmEngine:
         self._searches: dict[str, asyncio.Task[RequestOutput]] = {}  # by request id
         self.loads = 0
 
+    async def prepare(self) -> None:
+        """Ends the start; to be awaited once, before anything else."""
+        if self._config.pipeline_model_parallel_size > 1:
+            await self.llm.collective_rpc("baton_prepare_stage")
+
     def params(
         self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool
     ) -> GroupSampling:  # fmt: skip
         """The run file's sampling options, overridden."""
         config = self._evaluation if evaluation else self._config
-        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self._special)
+        return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self.stops)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
@@ -120,22 +127,18 @@ class VllmEngine:
         """Receives a whole set of weights, and returns each worker's report. Kept responses are computed again from their
         tokens under the new weights, of which nothing else is cached.
 
-        Joins the group first if it is a new one. The engine stays paused: call `resume`.
+        Joins the group first if it is a new one. The engine stays paused: call `resume`. Raises ServiceFaultError if a
+        worker has not received all of it.
         """
         await self.llm.pause_generation(mode="keep" if keep else "abort", clear_cache=True)
-        if group_id != self._group_id:
-            info = {"group": group, "first_rank": first_rank, "timeout_s": timeout_s}
-            await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
-            self._group_id = group_id
-        await self.llm.start_weight_update()
-        try:
-            self.loads += 1
-            await self.llm.update_weights(WeightTransferUpdateRequest(update_info={"load": self.loads}))
-            await self.llm.finish_weight_update()
-        except Exception:
-            self._group_id = ""
-            raise
-        return await self.llm.collective_rpc("baton_weight_report")
+        joining = group_id != self._group_id
+        info = {"group": group, "first_rank": first_rank, "timeout_s": timeout_s} if joining else None
+        self._group_id, self.loads = "", self.loads + 1
+        reports = await self.llm.collective_rpc("baton_receive_weights", args=(info, self.loads))
+        if causes := [report["error"] for report in reports if "error" in report]:
+            raise ServiceFaultError(f"{len(causes)} of {len(reports)} workers have not all of it: {causes[0]}")
+        self._group_id = group_id
+        return reports
 
     async def resume(self) -> None:
         """Takes requests again; the caches of older weights are gone."""
@@ -174,14 +177,16 @@ class VllmEngine:
         self.llm.shutdown()
 
 
-def _check_tokenizer(config: PolicyConfig) -> None:
+def _check_tokenizer(config: PolicyConfig, name: str) -> None:
+    """Before processes start that would have to be ended. Raises ConfigError."""
     try:
-        get_tokenizer(
-            config.tokenizer, tokenizer_mode=config.tokenizer_mode, trust_remote_code=config.trust_remote_code,
+        tokenizer = get_tokenizer(
+            name, tokenizer_mode=config.tokenizer_mode, trust_remote_code=config.trust_remote_code,
             revision=config.tokenizer_revision,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise no_tokenizer(config.tokenizer, error) from error
+        raise no_tokenizer(name, error) from error
+    StopTexts(tokenizer).option_ids(config.stop_tokens)
 
 
 def _searched(completion: CompletionOutput, load: int) -> Completion:

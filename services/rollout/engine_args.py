@@ -36,8 +36,7 @@ def engine_args(config: PolicyConfig, model: Path, seed: int) -> AsyncEngineArgs
         "max_num_seqs": config.max_num_seqs,
         "block_size": config.block_size,
     }
-    if not current_platform.is_cpu():
-        by_option["gpu_memory_utilization"] = config.gpu_memory_utilization
+    by_option |= _cache_size(config)
     ours: dict[str, Any] = {
         "model": str(model),
         "seed": seed,
@@ -46,11 +45,21 @@ def engine_args(config: PolicyConfig, model: Path, seed: int) -> AsyncEngineArgs
         "override_generation_config": _defaults(config),
         "max_logprobs": -1,  # a beam asks for two to each of its responses
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-        "worker_extension_cls": "services.rollout.vllm_weights.WeightReports",
+        "worker_extension_cls": "services.rollout.vllm_worker.BatonWorker",
     }
     _check(config.engine_args, by_option, ours)
     given = {name: value for name, value in (by_option | ours).items() if value is not None}
     return AsyncEngineArgs(**{"enable_prefix_caching": True} | given | config.engine_args)
+
+
+def _cache_size(config: PolicyConfig) -> dict[str, Any]:
+    """On the CPU each worker's part: they share one memory, of which vLLM would give as much to every one."""
+    if not current_platform.is_cpu():
+        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+    workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    if config.cpu_kv_cache_gib is None:
+        return {"gpu_memory_utilization": config.gpu_memory_utilization / workers}
+    return {"kv_cache_memory_bytes": (config.cpu_kv_cache_gib << 30) // workers}
 
 
 def _defaults(config: PolicyConfig) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class RolloutEngine(Protocol):
     max_model_len: int
     vocabulary: int
     workers: int
+    cache_blocks: int
+    """Of the key-value cache; 0: it has none that outlives a batch."""
+    cache_block_tokens: int
     loads: int
     """How many sets of weights it was given; 0: it has those that it was started with."""
     interruptible: bool

@@ -78,6 +78,7 @@ class RecordingEngine:
         what cannot be recorded.
         """
         _check(params)
+        self._engine.stops.token_ids(params.stop)  # raises before anything begins
         self._recordings.check_room()
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
         asked = ASKED.get()
@@ -96,6 +97,7 @@ class RecordingEngine:
         request_id: str, options: dict[str, Any],
     ) -> None:  # fmt: skip
         asked = params.clone()
+        asked.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
         asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + 1, True  # one more: the raw model's
         responses: dict[int, _Response] = {}
         try:

@@ -1,8 +1,6 @@
 """The run file's sampling options, overridden per request, as what the engine is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from vllm import SamplingParams
@@ -13,6 +11,8 @@ from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
 from services.rollout.generation import room_for_response
+from services.rollout.stop_texts import StopTexts
+from services.rollout.vllm_logprobs import PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +35,13 @@ class GroupSampling:
         return 0.0 if self.is_beam else self.params.temperature
 
 
-def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Ids of the tokens that responses' texts leave out, by their text."""
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-
-
 def group_sampling(
-    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int,
-    special: Mapping[str, int] = MappingProxyType({}),
+    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int, stops: StopTexts
 ) -> GroupSampling:  # fmt: skip
-    """How to answer one prompt of `prompt_tokens`, in a model of `context` tokens and these `special` ones. A stop text that
-    is one of those stops by its id, for it never comes in a text.
+    """How to answer one prompt of `prompt_tokens`, in a model of `context` tokens.
 
-    Raises InvalidRequestError, naming the group, for options that contradict each other or are out of range, and if the
-    prompt leaves no room for a response.
+    Raises InvalidRequestError, naming the group, for options that contradict each other or are out of range, for stop texts
+    that cannot come, and if the prompt leaves no room for a response.
     """
     given = {field.name: value for field, value in overrides.ListFields()}
     room = room_for_response(group_id, prompt_tokens, context)
@@ -67,11 +59,12 @@ def group_sampling(
             **options,
             seed=given.get("seed"),
             stop=stop or None,
-            stop_token_ids=[special[text] for text in stop if text in special] or None,
+            stop_token_ids=stops.token_ids(stop) or None,
             max_tokens=room if limit is None else min(limit, room),
             logprobs=1,  # the sampled token's own, and in place of the likeliest's the raw model's: see vllm_sampler
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=PLAIN,
         )
     except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error

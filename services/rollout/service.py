@@ -154,7 +154,7 @@ class Replica:
             raise DeadlineError(self.gate.reason) from None
         except BatonError as error:
             self.gate.fail(version, str(error))
-            raise
+            raise type(error)(self.gate.reason) from error
         except Exception as error:
             self.gate.fail(version, str(error))
             raise ServiceFaultError(self.gate.reason) from error
@@ -286,4 +286,6 @@ class Replica:
             generated_tokens=self.generated_tokens,
             state_reason="its engine died" if dead else self.gate.reason,
             instance_id=self.instance_id,
+            cache_blocks=self.engine.cache_blocks,
+            cache_block_tokens=self.engine.cache_block_tokens,
         )

@@ -7,14 +7,16 @@ def register() -> None:
     """Makes WeightTransferConfig(backend="baton") known, has both log-probabilities returned, and ties vLLM's processes to
     the one that started them."""
     import multiprocessing
+    import signal
 
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     from services.common.server import end_with_parent
-    from services.rollout import vllm_sampler
+    from services.rollout import vllm_logprobs, vllm_sampler
 
     if multiprocessing.parent_process() is not None:  # an engine core or a worker, not the service itself
-        end_with_parent()
+        end_with_parent(signal.SIGKILL)  # vLLM's handler of SIGTERM deadlocks if a second one interrupts it
     vllm_sampler.install()
+    vllm_logprobs.install()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "services.rollout.vllm_weights", "BroadcastReceiver")

@@ -125,11 +125,3 @@ def drop_unfinished(model: torch.nn.Module) -> None:
         if info.kernel_tensors is not None:
             _place_kernel_tensors(layer, info)
         info.reset()
-
-
-class WeightReports:
-    """Mixed into vLLM's worker class (`worker_extension_cls`): answers what the last update brought."""
-
-    def baton_weight_report(self) -> dict[str, Any]:
-        """Digest, bytes and seconds per phase of the last update."""
-        return self.weight_transfer_engine.report

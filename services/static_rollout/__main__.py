@@ -7,8 +7,12 @@ import asyncio
 import os
 import signal
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
+
+if TYPE_CHECKING:
+    from baton.config.policy import PolicyConfig
 
 
 def start(options: Namespace) -> None:
@@ -16,22 +20,16 @@ def start(options: Namespace) -> None:
     from baton.config import load_run
     from baton.errors import ConfigError
     from services.common.model_store import resolve_model
+    from services.rollout.stop_texts import StopTexts
     from services.static_rollout.tokens import end_tokens, load_tokenizer
     from services.trainer.megatron.parallel import Layout
 
     run = load_run(options.run_file, options.set)
     config, name = run.models.policy, run.model_name("policy")
-    if config.generator != "megatron":
-        raise ConfigError(
-            f"models.policy.generator is {config.generator!r}: start `python -m services.rollout`, or write megatron"
-        )
-    size = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
-    if (world := int(os.environ.get("WORLD_SIZE", "1"))) != size:
-        raise ConfigError(
-            f"torchrun started {world} processes, but models.policy asks for TP x PP = {size}; pass --nproc-per-node {size}"
-        )
-    directory = resolve_model(name)
+    _check_start(config)
+    directory = resolve_model(name, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(config.tokenizer or directory, trust_remote_code=config.trust_remote_code)
+    stop_ids = StopTexts(tokenizer).option_ids(config.stop_tokens)
     longest = max(run.deadlines.generate_s, run.deadlines.publish_s)
     layout = Layout.start(
         tensor=config.tensor_model_parallel_size, pipeline=config.pipeline_model_parallel_size,
@@ -62,13 +60,30 @@ def start(options: Namespace) -> None:
             from services.rollout.service import Replica
             from services.static_rollout.engine import StaticEngine
 
-            engine = StaticEngine(config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica))
+            engine = StaticEngine(
+                config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica), stop_ids
+            )
             asyncio.run(serve(options, engine, ranks, Replica(engine, name, config.max_outstanding_responses)))
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when the group ends
             ranks.follow()
     finally:
         dist.destroy_process_group()
+
+
+def _check_start(config: "PolicyConfig") -> None:
+    """Raises ConfigError for another generator's section, and for another number of processes than it asks for."""
+    from baton.errors import ConfigError
+
+    if config.generator != "megatron":
+        raise ConfigError(
+            f"models.policy.generator is {config.generator!r}: start `python -m services.rollout`, or write megatron"
+        )
+    size = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) != size:
+        raise ConfigError(
+            f"torchrun started {world} processes, but models.policy asks for TP x PP = {size}; pass --nproc-per-node {size}"
+        )
 
 
 async def serve(options: Namespace, engine: object, ranks: object, replica: object) -> None:

@@ -44,13 +44,19 @@ class StaticEngine:
 
     interruptible = False
 
-    def __init__(self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, vocabulary: int, seed: int) -> None:
-        """Call `run` beside it: it makes the batches. `vocabulary`: rows of the model's embedding."""
+    def __init__(
+        self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, vocabulary: int, seed: int,
+        stop_ids: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """Call `run` beside it: it makes the batches. `vocabulary`: rows of the model's embedding; `stop_ids`: of the run
+        file's stop texts that are special tokens."""
         self.tokenizer = tokenizer
         self.max_model_len = config.seq_length
         self.vocabulary = vocabulary
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self.cache_blocks = self.cache_block_tokens = 0
         self._config = config
+        self._stop_ids = stop_ids
         self._evaluation = config.for_evaluation()
         self._ranks = ranks
         self._seed = seed
@@ -67,8 +73,9 @@ class StaticEngine:
     ) -> RowOptions:  # fmt: skip
         """The run file's sampling options, overridden."""
         return row_options(
-            self._evaluation if evaluation else self._config, overrides, group_id, prompt_tokens, self.max_model_len
-        )
+            self._evaluation if evaluation else self._config, overrides, group_id, prompt_tokens, self.max_model_len,
+            self._stop_ids,
+        )  # fmt: skip
 
     async def generate(self, group_id: str, token_ids: list[int], params: RowOptions) -> Answer:
         """All responses to one prompt. If it is cancelled while it waits it is never begun."""
@@ -76,9 +83,12 @@ class StaticEngine:
             raise NotReadyError("this replica is receiving weights; ask again for the version that it serves afterwards")
         seed, name = self._draws(group_id, params)
         rows = [
-            Row(f"{name}/{index}", token_ids, params.limit, params.sampling, seed, params.ignore_eos, params.stop)
+            Row(
+                f"{name}/{index}", token_ids, params.limit, params.sampling, seed, params.ignore_eos, params.stop,
+                params.stop_ids,
+            )
             for index in range(params.n)
-        ]
+        ]  # fmt: skip
         waiting = _Waiting(rows, self._length(token_ids), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()

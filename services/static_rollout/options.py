@@ -25,6 +25,8 @@ class RowOptions:
     """The request's own; None: the replica's."""
     ignore_eos: bool
     stop: Sequence[str]
+    stop_ids: Sequence[int]
+    """Tokens that end the response whatever `ignore_eos` says."""
 
     @property
     def temperature(self) -> float:
@@ -33,9 +35,11 @@ class RowOptions:
 
 
 def row_options(
-    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int
-) -> RowOptions:
-    """Returns what to sample one prompt of `prompt_tokens` with, in a model of `context` tokens.
+    config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int,
+    stop_ids: Sequence[int] = (),
+) -> RowOptions:  # fmt: skip
+    """Returns what to sample one prompt of `prompt_tokens` with, in a model of `context` tokens. `stop_ids`: of the run
+    file's stop texts that are special tokens.
 
     Raises InvalidRequestError, naming the group, if the prompt is empty or leaves no room, or if options make no sense.
     """
@@ -60,6 +64,7 @@ def row_options(
         seed=given.get("seed"),
         ignore_eos=given.get("ignore_eos", config.ignore_eos),
         stop=config.stop_tokens,
+        stop_ids=stop_ids,
     )
     sampling = options.sampling
     rules = {

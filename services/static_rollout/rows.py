@@ -24,6 +24,8 @@ class Row:
     """Go on after an end token."""
     stop: Sequence[str] = ()
     """Texts that end the response."""
+    stop_ids: Sequence[int] = ()
+    """Tokens that do, whatever `ignore_eos` says."""
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class Writer:
         return tokens
 
     def _finish(self, row: Row, token_ids: list[int]) -> FinishReason | None:
-        if not row.ignore_eos and token_ids[-1] in self._end_tokens:
+        if token_ids[-1] in row.stop_ids or (not row.ignore_eos and token_ids[-1] in self._end_tokens):
             return FinishReason.STOP
         if row.stop and any(text in self._decode(token_ids) for text in row.stop):
             return FinishReason.STOP

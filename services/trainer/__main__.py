@@ -9,6 +9,7 @@ import signal
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from baton.memory import keep_freed_memory
 from services.common.server import Server, configure_logging, end_with_parent, service_arguments
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--group", metavar="NAME", default="trainer", help="which group of the run file; default trainer")
     options = parser.parse_args()
     configure_logging(f"{options.group}-{os.environ.get('RANK', '0')}")
+    keep_freed_memory()
     end_with_parent()  # torchrun gives its workers sessions of their own; they must not outlive it
     from baton.errors import ConfigError
 

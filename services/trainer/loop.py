@@ -15,6 +15,7 @@ from baton.config.algorithm import AlgorithmConfig
 from baton.errors import InvalidRequestError, NotReadyError
 from baton.samples import Samples
 from services.trainer.checks import check_lengths
+from services.trainer.megatron.heads import Head
 from services.trainer.objectives import Objective, objective_for
 from services.trainer.ranks import Handler
 from services.trainer.scoring import answer_of
@@ -43,14 +44,14 @@ class Loop:
     def _forward_backward(self, request: pb.ForwardBackwardRequest) -> bytes:
         """This rank's part: a response whose scores are a part for `joined`."""
         engine = self._trainer.models.engine(request.role)
-        objective = self._objective(request.loss)
+        config = self._config(request.loss)
+        _check_head(config.name, engine.head, request.role or "ppo_policy")
+        objective = self._trainer.objective if config is self._run.algorithm else objective_for(config)
         batches = self._checked(Samples.from_proto(request.samples), objective, request, engine.shape.max_positions)
         layout = engine.layout
         bounds = [len(batches) * rank // layout.data_size for rank in (layout.data_rank, layout.data_rank + 1)]
         prepared = prepare(objective, engine, batches[slice(*bounds)], tail="wrap")
         loss = prepared.plan.loss if engine.head != "values" else prepared.plan.value_loss
-        if loss is None:
-            raise InvalidRequestError(f"this loss trains no critic, and {request.role} is one; name one that does, as ppo")
         found = backward(engine, prepared.rows, loss, scale=request.loss.scale or 1.0)
         if objective is self._trainer.objective and engine.head != "values":
             self._state = dict(prepared.plan.state)
@@ -74,12 +75,12 @@ class Loop:
             check_lengths(part, context)
         return [MicroBatch("", part, np.zeros(len(part), bool)) for part in parts]
 
-    def _objective(self, loss: pb.LossSpec) -> Objective:
-        """The run's own, whose state lasts, or one for this call alone."""
+    def _config(self, loss: pb.LossSpec) -> AlgorithmConfig:
+        """The run's own, whose objective has a state that lasts, or one for this call alone."""
         if not loss.algorithm:
-            return self._trainer.objective
+            return self._run.algorithm
         try:
-            return objective_for(_ALGORITHM.validate_python(json.loads(loss.algorithm)))
+            return _ALGORITHM.validate_python(json.loads(loss.algorithm))
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             raise InvalidRequestError(f"loss: {found}; write it like the run file's `algorithm` section") from None
@@ -103,3 +104,10 @@ class Loop:
             global_step=self._trainer.global_step, grad_norm=update.grad_norm, learning_rate=update.learning_rate,
             skipped=update.skipped,
         )  # fmt: skip
+
+
+def _check_head(algorithm: str, head: Head, role: str) -> None:
+    """Raises InvalidRequestError if the algorithm has no loss of what the role's model makes."""
+    losses = {"ppo": ("logprobs", "values"), "reward_model": ("scores",)}.get(algorithm, ("logprobs",))
+    if head not in losses:
+        raise InvalidRequestError(f"models.{role} makes {head}, and {algorithm} has a loss of {' and '.join(losses)} only")

@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.clients import BufferClient
 from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
-from baton.errors import InvalidRequestError, LeaseLostError, NotReadyError
+from baton.errors import BatonError, InvalidRequestError, LeaseLostError, NotReadyError
 from services.common.weight_sync.digest import WeightsDigest
 from services.trainer import whole_directory
 from services.trainer.checks import check_digests, check_lengths
@@ -99,10 +100,14 @@ class Trainer:
             context = self._trained_together()
             started = time.perf_counter()
             batches = asyncio.run(self._lease(request))
-            for batch in batches:
-                self.objective.check(batch.samples)
-                check_lengths(batch.samples, context)
-                check_digests(batch.samples, request.expected_digests)
+            try:
+                for batch in batches:
+                    self.objective.check(batch.samples)
+                    check_lengths(batch.samples, context)
+                    check_digests(batch.samples, request.expected_digests)
+            except BatonError as error:
+                asyncio.run(self._release(request, batches[0].lease_id, str(error)))
+                raise
             self._leased = _Leased(key, batches, time.perf_counter() - started)
         return b""
 
@@ -159,6 +164,12 @@ class Trainer:
             batches = [batch async for batch in stream]
         tokens, policy = self._run.runtime.train_micro_batch_tokens, self.models.engine("ppo_policy")
         return merged(batches, tokens, share_prefix=policy.share_prefix) if tokens else batches
+
+    async def _release(self, request: pb.TrainStepRequest, lease_id: str, reason: str) -> None:
+        """Gives the step back, so that the ledger knows why it was not trained; whatever comes of that."""
+        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
+            with suppress(BatonError):  # another rank was quicker, or the buffer is away
+                await buffer.release_lease(request.run_id, request.episode_id, lease_id, reason=reason)
 
     async def _acknowledge(self, request: pb.TrainStepRequest, taken: _Taken) -> None:
         where = request.run_id, request.episode_id

@@ -83,6 +83,7 @@ class Model:
         self.ack_on_step = ack_on_step
         self.episodes: dict[int, Episode] = {}
         self.ended: dict[int, int] = {}
+        self.lost: dict[int, int] = {}
         self.global_steps: dict[int, tuple[int, int]] = {}
         self.dead: set[str] = set()
 
@@ -110,6 +111,7 @@ class Model:
                 return "granted" if issue.producer == producer else "held"
             attempt = issue.attempt + 1
         if attempt > ATTEMPTS:
+            issue.failed = True
             self.dead.add(f"episode {at} group g{group}")
             return "dead"
         episode.issues[group] = Issue(attempt, producer)
@@ -208,8 +210,11 @@ class Model:
 
     def renew(self, at: int, step: int, attempt: int, lessee: str):
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
-        if held and held.lessee is None and held.global_step is None:
-            return NotFoundError
+        if held and held.global_step is None:
+            if held.lessee is None:
+                return NotFoundError
+            if held.lessee == lessee:  # maybe a rank of it was slow
+                attempt = max(attempt, held.attempt)
         if not isinstance(held := self._held(at, step, attempt), Step):
             return held
         if held.lessee != lessee:
@@ -265,12 +270,23 @@ class Model:
         if training != [] and (not episode.closed or training is None or episode.acked() < steps_of(len(training))):
             return NotReadyError
         if episode.closed:
-            self.ended[at] = len(training)
+            self.ended[at], self.lost[at] = len(training), len(self.never_put(episode))
         if stays:
             episode.ended, episode.steps, episode.issues, episode.requests = True, {}, {}, {}
         else:
             del self.episodes[at]
         return len(episode.samples)
+
+    def never_put(self, episode: Episode) -> list[int]:
+        return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
+
+    def faults(self) -> int:  # one for each group of an episode, or for all of an ended one
+        return sum(len(self.never_put(e)) for e in self.episodes.values()) + sum(map(bool, self.lost.values()))
+
+    def failed(self) -> set[str]:
+        """Groups that a closed episode lacks, and why is known."""
+        closed = {at: e.issues.items() for at, e in self.episodes.items() if e.closed}
+        return {f"episode {at} group g{group}" for at in closed for group, issue in closed[at] if issue.failed}
 
     def counts(self, at: int):
         if (episode := self.episodes.get(at)) is None:

@@ -175,8 +175,9 @@ class Pair:
         for at in range(len(self.kinds)):
             self.count(at)
         audit = self.ledger.audit(self.run_id)
-        assert list(audit.faults) == []
-        assert {line.partition(":")[0] for line in audit.dead} == self.model.dead
+        assert len(audit.faults) == self.model.faults(), list(audit.faults)
+        assert all(fault.endswith("never put") for fault in audit.faults)
+        assert {line.partition(":")[0] for line in audit.dead} == self.model.dead | self.model.failed()
         assert audit.optimizer_steps == len(self.model.global_steps)
         assert (audit.ended_episodes, audit.ended_samples) == (len(self.model.ended), sum(self.model.ended.values()))
         for client in (self.buffer, self.ledger, self.relay):

@@ -149,7 +149,7 @@ class ClusterServers(Group):
 
 
 class SentinelServers(Group):
-    """A master, its replica and a sentinel that replaces a dead master after a few tenths of a second."""
+    """A master, its replica and a sentinel that replaces a dead master after a second."""
 
     PASSWORD, SENTINEL_PASSWORD = "data-secret", "watch-secret"
 
@@ -158,7 +158,7 @@ class SentinelServers(Group):
         self.master = Server(directory, master, password=self.PASSWORD)
         self.replica = Server(directory, replica, "--replicaof", f"127.0.0.1 {master}", password=self.PASSWORD)
         monitor = (f"monitor relay 127.0.0.1 {master} 1", f"auth-pass relay {self.PASSWORD}")
-        times = ("down-after-milliseconds relay 300", "failover-timeout relay 5000")
+        times = ("down-after-milliseconds relay 1000", "failover-timeout relay 5000")
         lines = [f"sentinel {line}" for line in (*monitor, *times)]
         self.sentinel = make_sentinel(directory, port, f"requirepass {self.SENTINEL_PASSWORD}", *lines)
         self.servers = [self.master, self.replica, self.sentinel]

@@ -126,8 +126,9 @@ async def test_opening_again_returns_what_is_stored_and_other_sizes_are_a_confli
     assert await client.open_episode(run_id, 0, **sizes) == 0
     await client.put(run_id, 0, make_samples(range(4)))
     assert await client.open_episode(run_id, 0, **sizes) == 4
-    for other in ({"expected_samples": None}, {"expected_samples": 9}, {"micro_batch_size": 2}, {"relayed": True}):
-        with pytest.raises(ConflictError, match=r"\[8, 8, 4, 0\]"):
+    others = {"expected_samples": 9}, {"micro_batch_size": 2}, {"relayed": True}, {"passes": 2}
+    for other in ({"expected_samples": None}, *others):
+        with pytest.raises(ConflictError, match=r"\[8, 8, 4, 0, 0, 1\]"):
             await client.open_episode(run_id, 0, **sizes | other)
 
 

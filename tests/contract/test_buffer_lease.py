@@ -222,6 +222,28 @@ async def test_micro_batches_are_cut_by_tokens_if_that_is_asked_for(client, run_
     assert await lease(client, run_id, 0, micro_batch_tokens=1) == [[number] for number in range(8)]
 
 
+async def test_pairs_stay_together_in_later_passes_and_in_micro_batches(client, run_id):
+    sizes = {"expected_samples": 16, "global_batch_size": 8, "micro_batch_size": 4, "samples_per_unit": 2}
+    await client.open_episode(run_id, 0, **sizes)
+    await client.put(run_id, 0, make_samples(range(16)))
+    rows = [row for step in range(2) for row in await lease(client, run_id, step, pass_index=1, micro_batch_tokens=20)]
+    pairs = [row[at : at + 2] for row in rows for at in range(0, len(row), 2)]
+    assert sorted(pairs) == [[number, number + 1] for number in range(0, 16, 2)] != pairs
+
+
+async def test_what_divides_a_pair_is_refused(client, run_id):
+    with pytest.raises(InvalidRequestError, match="samples_per_unit is 2, of which micro_batch_size 3"):
+        await client.open_episode(
+            run_id, 0, expected_samples=None, global_batch_size=6, micro_batch_size=3, samples_per_unit=2
+        )
+    await client.open_episode(
+        run_id, 0, expected_samples=None, global_batch_size=4, micro_batch_size=4, samples_per_unit=2
+    )
+    with pytest.raises(InvalidRequestError, match=r"3 samples are put, but .* keeps every 2 together"):
+        await client.put(run_id, 0, make_samples([0, 1, 2]))
+    assert await client.put(run_id, 0, make_samples([0, 1])) == 2
+
+
 async def test_an_optimizer_step_trains_one_step_only(client, run_id):
     await open_with(client, run_id, 16)
     for step in (0, 1):

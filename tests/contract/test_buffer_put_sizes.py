@@ -1,12 +1,16 @@
 """How much one put may bring, and what happens beyond."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import redis
 from buffer_samples import make_samples
 
+from baton import bulk
 from baton.api.buffer.v1 import buffer_pb2 as pb
+from baton.bulk import Encoded
 from baton.clients.buffer import BufferClient
 from baton.errors import ConflictError, InvalidRequestError
 from baton.samples import Ragged, Samples
@@ -65,3 +69,38 @@ async def test_a_put_of_thousands_of_samples_is_accepted(client, run_id):
         others = [f"t{number}" for number in range(1_999)]
         with pytest.raises(ConflictError, match=rf"sample {last} already"):
             await client.put(run_id, 0, bare([*others, last]))
+
+
+async def test_a_put_that_is_refused_at_its_first_message_says_why_however_much_was_to_follow(client, run_id, store):
+    await open_dynamic(client, run_id)
+    many = make_samples(range(64), tokens=2**16)
+    one_group = replace(many, group_ids=["g"] * 64, policy_version_max=np.full(64, -1))
+    for _ in range(5):
+        with pytest.raises(InvalidRequestError, match="sample s0: no policy version"):
+            await client.put(run_id, 0, one_group)
+    last_is_bad = replace(one_group, policy_version_max=np.r_[np.ones(63, np.int64), -1])
+    with pytest.raises(InvalidRequestError, match="sample s63: no policy version"):
+        await client.put(run_id, 0, last_is_bad)
+    assert (await client.get_episode(run_id, 0)).stored == 0
+    with redis.Redis.from_url(store.url) as raw:
+        assert not list(raw.scan_iter(f"baton:{{{run_id}}}:chunk:*")), "what came before the bad one is taken back"
+
+
+async def test_a_request_of_gigabytes_is_refused_by_the_service_too_and_leaves_nothing(client, run_id, store):
+    await open_dynamic(client, run_id)
+    part = make_samples([0], tokens=200_000)
+    sent = 0
+
+    def without_end() -> Iterator[bytes]:
+        nonlocal sent
+        head = pb.PutRequest(run_id=run_id, request_id="a")
+        for number in range(5 * 2**30 // 2**21):
+            sent += 1
+            yield bulk.serialized(head, Encoded.of(replace(part, sample_ids=[f"s{number}"])))
+
+    with pytest.raises(InvalidRequestError, match="more than 268435456 bytes"):
+        await client._upload("Put", without_end)
+    assert sent < 1000, "the rest was not sent"
+    assert (await client.get_episode(run_id, 0)).stored == 0
+    with redis.Redis.from_url(store.url) as raw:
+        assert not list(raw.scan_iter(f"baton:{{{run_id}}}:chunk:*"))

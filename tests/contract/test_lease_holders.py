@@ -144,3 +144,24 @@ async def test_a_step_is_given_up_after_so_many_attempts_with_the_last_reason(hu
             "episode 0 step p0-s0: two ran out of memory",
             "episode 0 step p0-s1: leased 2 times, and never acknowledged in time; last by two",
         ]
+
+
+async def test_ranks_of_one_lessee_that_lease_around_an_expiry_train_the_step_once(hurried, run_id):
+    await hurried.open_episode(run_id, 0, **SIZES)
+    await hurried.put(run_id, 0, make_samples(range(8)))
+
+    async def rank(number: int) -> str:
+        share = {"data_parallel_rank": number, "data_parallel_size": 2, "lessee": "one"}
+        [lease_id] = {batch.lease_id async for batch in hurried.lease(run_id, 0, pass_index=0, step_index=0, **share)}
+        return lease_id
+
+    early = await rank(0)
+    await asyncio.sleep(0.6)
+    late = await rank(1)
+    assert (early, late) == ("p0-s0-a1", "p0-s0-a2")
+    with pytest.raises(LeaseLostError, match="as attempt 2, by one"):
+        await hurried.ack(run_id, 0, early, global_step=1)
+    with pytest.raises(LeaseLostError, match="as attempt 2, by one"):
+        await hurried.renew_lease(run_id, 0, early, lessee="another")
+    assert (await hurried.renew_lease(run_id, 0, early, lessee="one"))[0] == late, "as the trainer does, for all its ranks"
+    assert await hurried.ack(run_id, 0, late, global_step=1) == 1

@@ -247,7 +247,10 @@ async def test_a_history_beyond_its_bytes_is_an_error_or_an_eviction_as_asked_fo
         await run.relay.trim_history(run.run_id, keep_bytes=keep)
     assert await run.relay.list_history(run.run_id) == episodes
     assert await run.relay.trim_history(run.run_id, keep_bytes=keep, evict_for_bytes=True) == [0]
-    assert await run.relay.trim_history(run.run_id, keep_bytes=1, evict_for_bytes=True) == [1], "the newest stays"
+    with pytest.raises(InvalidRequestError, match=r"episode 2 of .* alone has \d+ bytes, more than store.relay_max"):
+        await run.relay.trim_history(run.run_id, keep_bytes=1, evict_for_bytes=True)
+    newest = (await run.relay.list_history(run.run_id))[-1].bytes
+    assert await run.relay.trim_history(run.run_id, keep_bytes=newest, evict_for_bytes=True) == [1], "the newest stays"
 
 
 async def test_a_relayed_episode_cannot_be_trained_before_its_set_is_chosen(run):

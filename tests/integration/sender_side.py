@@ -20,13 +20,14 @@ TIMEOUT_S = 30.0
 class SentModel:
     """The parameters of a model by transformers, in its order, each in a bucket of its own."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Opens a group for one update of one replica."""
+    def __init__(self, model: torch.nn.Module, *, workers: int = 1, **further: torch.Tensor) -> None:
+        """Opens a group for one update of one replica of so many workers. `further` tensors, which the model has not, come
+        last."""
         self.may_go_on = threading.Event()
         """What an update that stops at a tensor waits for before it leaves."""
-        self._tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self._tensors = {name: parameter.detach() for name, parameter in model.named_parameters()} | further
         self._store = open_store(HOST)
-        self.group = weights_pb2.WeightGroup(group_id=uuid.uuid4().hex, backend="gloo", receivers=1, bucket_bytes=1)
+        self.group = weights_pb2.WeightGroup(group_id=uuid.uuid4().hex, backend="gloo", receivers=workers, bucket_bytes=1)
         shapes = ((name, tuple(tensor.shape)) for name, tensor in self._tensors.items())
         tensors = describe(shapes, torch.float32)
         self.group.senders.add(store_host=HOST, store_port=self._store.port, tensors=tensors)
@@ -44,7 +45,8 @@ class SentModel:
 
     def _send(self, stop_after: str) -> Transfer | None:
         group = BroadcastGroup(
-            self._store, HOST, rank=0, size=2, backend="gloo", group_id=self.group.group_id, timeout_s=TIMEOUT_S
+            self._store, HOST, rank=0, size=1 + self.group.receivers, backend="gloo", group_id=self.group.group_id,
+            timeout_s=TIMEOUT_S,
         )  # fmt: skip
         try:
             return send(group, plan_buckets(self.group.senders[0].tensors, 1), self._until(stop_after), torch.device("cpu"))

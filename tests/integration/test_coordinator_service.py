@@ -235,7 +235,7 @@ def test_help_answers_without_loading_anything_heavy():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "no address for buffer and trainer and rollout: give --buffer, --trainer, --rollout"),
+        ([], "no address for --buffer HOST:PORT, --trainer HOST:PORT, --rollout HOST:PORT: give it, or addresses in"),
         (["--set", "runtime.num_episod=3"], "runtime.num_episod: got 3; is not an option; did you mean num_episode?"),
         (["--app", "nowhere:engine"], "app nowhere:engine: there is no module 'nowhere'"),
     ],

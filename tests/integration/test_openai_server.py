@@ -10,6 +10,7 @@ import openai
 import pytest
 from rollout_side import vllm_service
 from transformers import AutoTokenizer
+from vanishing_client import killed_while_it_waits
 
 from baton.clients import BufferClient, RolloutClient, RolloutControlClient, RolloutRecordingClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
@@ -32,7 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    options = {"seq_length": CONTEXT, "max_new_tokens": LIMIT, "top_k": 20, "temperature": 0.5}
+    options = {"seq_length": CONTEXT, "max_new_tokens": LIMIT, "top_k": 20, "temperature": 0.5,
+               "openai_args": {"enable_auto_tool_choice": True, "tool_call_parser": "pythonic"}}  # fmt: skip
     service = vllm_service(tmp_path_factory.mktemp("rollout"), model, max_recorded_tokens=ROOM, **options)
     try:
         yield service.start(timeout_s=240)
@@ -241,12 +243,26 @@ async def test_the_work_of_an_agent_that_leaves_ends_and_is_not_recorded(agent, 
     assert await recording.recorded(["left"]) == []
 
 
+async def test_the_work_of_an_agent_that_is_killed_ends_and_is_not_recorded(recording, rollout, model) -> None:
+    await killed_while_it_waits(rollout, await recording.base_url("killed"), str(model))
+    assert await recording.recorded(["killed"]) == []
+
+
+async def test_a_stop_text_that_is_a_special_token_ends_a_response(agent, recording) -> None:
+    speaker, options = await agent("stopped"), {"max_tokens": 400, "temperature": 2, "stop": ["</s>", "w500"]}
+    answer = await speaker.complete("w3", n=8, extra_body={"ignore_eos": True, "top_k": 0}, **options)
+    rows = [row.tolist() for row in one(await recording.recorded(["stopped"])).response_ids.rows()]
+    assert {choice.finish_reason for choice in answer.choices if 2 in rows[choice.index]} == {"stop"}
+    assert all(2 not in row[:-1] for row in rows)
+
+
 async def until_running(control: RolloutControlClient, responses: int) -> None:
     async with RolloutClient(control.address) as rollout, asyncio.timeout(20):
         while (await rollout.get_status()).running_requests != responses:
             await asyncio.sleep(0.01)
 
 
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 REFUSED = {
     "beam search": ({"extra_body": {"use_beam_search": True}, "temperature": 0}, "a beam search cannot be recorded"),
     "a negative limit": ({"max_tokens": -1}, "max_tokens"),
@@ -254,6 +270,14 @@ REFUSED = {
     "a response format": ({"response_format": {"type": "json_object"}}, r"structured outputs .* cannot be recorded"),
     "a regular expression": (
         {"extra_body": {"structured_outputs": {"regex": "w[0-9]"}}}, r"structured outputs .* cannot be recorded",
+    ),
+    "a stop text that cannot come": ({"stop": ["nothing"]}, "stop text 'nothing': the tokenizer has no tokens for it"),
+    "a tool that must be called": (
+        {"tools": [TOOL], "tool_choice": "required"}, r"structured outputs .* cannot be recorded",
+    ),
+    "one tool that must be called": (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}},
+        r"structured outputs .* cannot be recorded",
     ),
     "too long a prompt": ({"messages": [{"role": "user", "content": "w3 " * (CONTEXT + 1)}]}, "maximum context length"),
 }

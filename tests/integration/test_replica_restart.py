@@ -8,7 +8,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -90,7 +89,7 @@ class Run:
 
     def __init__(self, place: Place, coordinator: CoordinatorClient, http: httpx.AsyncClient, victim: str) -> None:
         self.place, self.coordinator, self.http, self.victim = place, coordinator, http, victim
-        self.victim_pid, self.engine_pids = 0, []
+        self.victim_pid = 0
 
     async def within_an_episode(self) -> None:
         """Returns while the victim has groups to answer; its engine stands still, so that it cannot answer them before."""
@@ -147,16 +146,12 @@ class Run:
     def freeze(self) -> None:
         """Has the victim's engine stand still; its service goes on answering."""
         self.victim_pid = json.loads((self.place.runs / "a" / "ready" / "rollout-1.json").read_text())["pid"]
-        self.engine_pids = descendants(self.victim_pid)
-        for pid in self.engine_pids:
+        for pid in descendants(self.victim_pid):
             os.kill(pid, signal.SIGSTOP)
 
     def kill(self) -> None:
-        """kill -9 of the service itself, below its keeper; its engine goes on, to see that and end."""
+        """kill -9 of the service itself, below its keeper; its engine ends with it."""
         os.kill(self.victim_pid, signal.SIGKILL)
-        for pid in self.engine_pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
     def told(self) -> list[str]:
         """What the coordinator's log says of the victim."""

@@ -1,17 +1,17 @@
 """Every sampling option in real vLLM: its effect, and log-probabilities that are exactly those of what was sampled from."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rollout_side import collect, vllm_service
+from exact_sampling import Logits, answers, distribution, log_softmax, reference
+from rollout_side import vllm_service
 
 from baton.clients import RolloutClient
-from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import BackpressureError, InvalidRequestError
 from baton.samples import FinishReason
 from models import VOCABULARY, make_model
@@ -49,18 +49,8 @@ async def rollout(process: ServiceProcess) -> AsyncIterator[RolloutClient]:
 
 
 @pytest.fixture(scope="module")
-def logits(model: Path) -> Any:
-    """Token ids -> the raw model's logits after each of them, by transformers: float64 [tokens, vocabulary]."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-
-    def forward(*rows: list[int]) -> np.ndarray:
-        with torch.no_grad():
-            return reference(torch.tensor(rows)).logits.double().numpy()
-
-    return forward
+def logits(model: Path) -> Logits:
+    return reference(model)
 
 
 @pytest.fixture(scope="module")
@@ -71,43 +61,11 @@ def tolerance() -> float:
     return 2e-3 if torch.cuda.is_available() else 1e-4
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def distribution(
-    logits: np.ndarray, prompt: list[int], response: list[int], *, temperature: float = 1.0, top_p: float = 1.0,
-    top_k: int = -1, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, repetition_penalty: float = 1.0,
-) -> np.ndarray:  # fmt: skip
-    """Log-probabilities [vocabulary] of the token after prompt and response, from the raw model's logits there."""
-    logits = logits.copy()
-    seen = sorted({*prompt, *response})
-    logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty)
-    for token, count in Counter(response).items():
-        logits[token] -= frequency_penalty * count + presence_penalty
-    logits /= temperature
-    if top_k > 0:
-        logits[logits < np.sort(logits)[-top_k]] = -np.inf
-    order = np.argsort(-logits)
-    before = np.cumsum(np.exp(log_softmax(logits)[order])) - np.exp(log_softmax(logits)[order])
-    logits[order[before >= top_p]] = -np.inf
-    return log_softmax(logits)
-
-
 def chance(chi_square: float, freedom: int) -> float:
     """Of a value at least so large, if the draws are of the expected distribution."""
     import torch
 
     return torch.special.gammaincc(torch.tensor(freedom / 2.0), torch.tensor(chi_square / 2.0)).item()
-
-
-async def answers(rollout: RolloutClient, *prompts: list[int], evaluation: bool = False, **options: Any) -> list[Generation]:
-    """One group for each prompt, in their order."""
-    asked = [Prompt(str(at), token_ids=prompt) for at, prompt in enumerate(prompts)]
-    stream = rollout.generate(asked, sampling=SamplingParams(**options), evaluation=evaluation)
-    groups = await collect(stream)
-    return [groups[prompt.group_id] for prompt in asked]
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -188,6 +146,18 @@ async def test_an_evaluation_alone_has_the_top_k_of_evaluations(rollout, logits)
     assert set(evaluated.samples.response_ids.values.tolist()) == likeliest
     drawn = (await answers(rollout, PROMPT, **options))[0]
     assert len(set(drawn.samples.response_ids.values.tolist())) > 2
+
+
+async def test_with_new_token_limit_a_response_has_at_most_max_new_tokens(rollout):
+    """Without it see test_engine_options."""
+    short, long = await answers(rollout, PROMPT, [5] * (CONTEXT - LIMIT + 3), ignore_eos=True)
+    assert short.samples.response_ids.lengths.tolist() == [LIMIT]
+    assert long.samples.response_ids.lengths.tolist() == [LIMIT - 3], "no more than the context has room for"
+
+
+async def test_a_stop_text_that_no_response_can_have_is_refused(rollout):
+    with pytest.raises(InvalidRequestError, match="group 0: stop text 'nothing': the tokenizer has no tokens for it"):
+        await answers(rollout, PROMPT, stop=["w7", "nothing"])
 
 
 async def test_a_stop_text_ends_a_response(rollout):

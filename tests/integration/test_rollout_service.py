@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rollout_side import check_each_group_is_whole, collect, vllm_service
 from static_side import LIMIT, PROMPTS, prompts, static
+from vanishing_client import killed_while_it_waits
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
@@ -140,6 +141,10 @@ async def test_a_cancelled_request_leaves_nothing_running(rollout: RolloutClient
             await asyncio.sleep(0.02)
 
 
+async def test_the_work_of_a_client_that_is_killed_is_aborted(process: ServiceProcess, rollout: RolloutClient) -> None:
+    await killed_while_it_waits(rollout, process.address)
+
+
 async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: RolloutClient) -> None:
     """The last test of this file: it leaves no replica to the others."""
     sampling = SamplingParams(max_new_tokens=CONTEXT, ignore_eos=True)
@@ -156,10 +161,18 @@ async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: 
     assert "the engine's process died" in process.output()
 
 
-def test_an_unknown_tokenizer_ends_the_service_and_names_the_option(tmp_path: Path) -> None:
-    service = vllm_service(tmp_path, make_model(tmp_path / "model", layers=1), tokenizer="/nowhere/tokenizer")
+REFUSED = {
+    "tokenizer": ("/nowhere/tokenizer", r"models\.policy\.tokenizer: '/nowhere/tokenizer' could not be loaded"),
+    "stop_token_list": ("w7;nothing", r"models\.policy\.stop_token_list: stop text 'nothing': the tokenizer has no tokens"),
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_what_the_tokenizer_rules_out_ends_the_service_and_names_the_option(tmp_path: Path, option: str) -> None:
+    value, reason = REFUSED[option]
+    service = vllm_service(tmp_path, make_model(tmp_path / "model", layers=1), **{option: value})
     try:
-        with pytest.raises(AssertionError, match=r"models\.policy\.tokenizer: '/nowhere/tokenizer' could not be loaded"):
+        with pytest.raises(AssertionError, match=reason):
             service.start(timeout_s=120)
     finally:
         service.kill()

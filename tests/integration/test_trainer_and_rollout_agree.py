@@ -78,6 +78,24 @@ async def greedy_difference(rollout: RolloutClient, trainer: TrainerClient) -> f
     return float(np.abs(scored.values - samples.model_logprobs.values).mean())
 
 
+async def prompt_difference(rollout: RolloutClient, trainer: TrainerClient) -> float:
+    """The largest one of log-probabilities of 16 prompts' own tokens, all but each first, which nothing predicts."""
+    rng = np.random.default_rng(3)
+    rows = [rng.integers(3, 500, 2 + 3 * i) for i in range(16)]
+    prompts = [Prompt(f"p{i}", token_ids=row.tolist()) for i, row in enumerate(rows)]
+    asked, found = SamplingParams(prompt_logprobs=0, max_new_tokens=1), {}
+    async for group in rollout.generate(prompts, sampling=asked):
+        found |= {name: table.logprobs[:, 0] for name, table in group.prompt_logprobs.items()}
+    scored = await trainer.compute_logprobs(
+        Samples(
+            sample_ids=[f"p{i}" for i in range(16)],
+            prompt_ids=Ragged.of([row[:1] for row in rows], np.int32),
+            response_ids=Ragged.of([row[1:] for row in rows], np.int32),
+        )
+    )
+    return max(float(np.abs(row - found[f"p{i}"]).max()) for i, row in enumerate(scored.rows()))
+
+
 def training_samples() -> Samples:
     """Four groups of four with unequal lengths; the rollout log-probabilities are near those of a random model."""
     rng = np.random.default_rng(2)
@@ -142,6 +160,8 @@ async def test_log_probabilities_agree_fresh_and_after_every_publish(
             assert await greedy_difference(rollout, trainer) < TOLERANCE[replica.dtype]
             assert trained.weights_digest != fresh.weights_digest
             assert (await rollout.get_status()).weights_digest == trained.weights_digest
+            if replica.dtype == "float32":
+                assert await prompt_difference(rollout, trainer) < TOLERANCE["float32"]
     finally:
         await asyncio.to_thread(process.stop)
 

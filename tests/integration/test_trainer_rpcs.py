@@ -5,6 +5,7 @@ TP 2 x DP 2: each call here is one that only some of the ranks have a reason to 
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from training import SIZE, logprobs_of, step, train, trainer, training_samples, without, write_run_file
 
 from baton.api.trainer.v1 import scoring_pb2
-from baton.clients import ScoringClient, TrainerClient
+from baton.clients import LedgerClient, ScoringClient, TrainerClient
 from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, NotFoundError
 from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
@@ -64,6 +65,9 @@ async def test_a_sample_of_a_version_that_was_never_published_is_refused(
 ) -> None:
     with pytest.raises(DigestMismatchError, match="as version 1, but the trainer published nothing as that version"):
         await step(client, buffer.address, run_id, training_samples(), {2: "good"})
+    async with LedgerClient(buffer.address) as ledger:
+        (state,) = (await ledger.find_sample(run_id, "s0")).steps
+    assert re.search(r"released \d+ sample s\d+ .* published nothing as that version", state), "given back, with the reason"
 
 
 async def test_samples_of_published_weights_are_trained(client: TrainerClient, buffer: ServiceProcess, run_id: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.cli.console import console
 from baton.cli.view import state_word
-from baton.clients import CoordinatorClient
+from baton.clients import CoordinatorClient, TrainerClient
 from baton.errors import BatonError
 from baton.local.health import is_answering, is_serving
 from baton.local.run_directory import DeploymentRecord, RunDirectory
@@ -43,6 +43,9 @@ async def _ask(record: DeploymentRecord) -> dict[str, Any]:
         for name, health in zip(names, answers, strict=True)
     }
     coordinator = services.get("coordinator", {"health": "not started"})
+    trainers = [name for name in names if name.startswith("trainer") and services[name]["health"] == "serving"]
+    for name in trainers:
+        services[name]["roles"] = await _roles(services[name]["address"])
     return {"services": services, "run": await _run(coordinator["address"]) if coordinator["health"] == "serving" else None}
 
 
@@ -52,6 +55,15 @@ async def _health(name: str, record: DeploymentRecord) -> str:
         return "ended"  # its port may be another process's by now
     answers = await (is_answering if name == "store" else is_serving)(service.address or "", ASK_S)
     return "serving" if answers else "not answering"
+
+
+async def _roles(address: str) -> list[str]:
+    """The roles whose models a trainer group holds; none while it does not say."""
+    async with TrainerClient(address, timeout_s=ASK_S) as client:
+        try:
+            return [role.role for role in (await client.get_status()).roles]
+        except BatonError:
+            return []
 
 
 async def _run(address: str) -> dict[str, Any] | None:
@@ -69,9 +81,10 @@ async def _run(address: str) -> dict[str, Any] | None:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    table = Table("service", "address", "pid", "health", box=None)
+    table = Table("service", "address", "pid", "health", "roles", box=None)
     for name, service in facts["services"].items():
-        table.add_row(name, service["address"], str(service["pid"] or "elsewhere"), service["health"])
+        place, roles = str(service["pid"] or "elsewhere"), ", ".join(service.get("roles", ()))
+        table.add_row(name, service["address"], place, service["health"], roles)
     console.say(f"{facts['run_id']}: {'up' if facts['running'] else 'not running'} ({facts['directory']})")
     if facts["error"]:
         console.say(f"it ended: {facts['error']}")

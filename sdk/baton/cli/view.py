@@ -23,7 +23,11 @@ COLUMNS = {
     "loss": ("loss", ".4f"),
     "mismatch_kl": ("mismatch_kl", ".2e"),
     "length": ("response_length_mean", ".1f"),
+    "eval reward": ("eval/reward", ".3f"),
+    "eval loss": ("eval/loss", ".4f"),
+    "eval accuracy": ("eval/accuracy", ".3f"),
 }
+"""Those that no shown episode has are left out."""
 
 
 class RunView(Protocol):
@@ -132,7 +136,9 @@ class LiveView:
     def _render(self) -> RenderableType:
         if not self._reports:
             return self._progress
-        table = Table("episode", *COLUMNS, "seconds", box=None)
-        for report in self._reports:
-            table.add_row(str(report.episode_id), *metric_cells(report.metrics).values(), seconds_cell(report.metrics))
+        rows = [metric_cells(report.metrics) for report in self._reports]
+        headings = [heading for heading in COLUMNS if any(row[heading] for row in rows)]
+        table = Table("episode", *headings, "seconds", box=None)
+        for report, row in zip(self._reports, rows, strict=True):
+            table.add_row(str(report.episode_id), *(row[heading] for heading in headings), seconds_cell(report.metrics))
         return Group(self._progress, table)

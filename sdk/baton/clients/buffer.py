@@ -70,16 +70,19 @@ class BufferClient(ServiceClient):
 
     async def open_episode(
         self, run_id: str, episode_id: int, *, expected_samples: int | None, global_batch_size: int, micro_batch_size: int,
-        relayed: bool = False,
+        relayed: bool = False, passes: int = 0, samples_per_unit: int = 1,
     ) -> int:  # fmt: skip
         """Declares an episode: fixed if `expected_samples` is given, else dynamic. Returns how many samples it holds.
 
-        A relayed one becomes part of the history, and trains what `RelayClient.select` chooses.
+        A relayed one becomes part of the history, and trains what `RelayClient.select` chooses. The episode does not end
+        before `passes` passes are trained, if that is given. Every `samples_per_unit` consecutive samples, as the two of a
+        pair, stay together in later passes and in micro-batches.
         """
         kind = pb.EPISODE_KIND_DYNAMIC if expected_samples is None else pb.EPISODE_KIND_FIXED
         request = pb.OpenEpisodeRequest(
             run_id=run_id, episode_id=episode_id, kind=kind, expected_samples=expected_samples or 0,
             global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, relayed=relayed,
+            passes=passes, samples_per_unit=samples_per_unit,
         )  # fmt: skip
         return (await self._call("OpenEpisode", request)).stored_samples
 

@@ -11,6 +11,7 @@ from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
 from baton.channel import ServiceClient
 from baton.clients.rollout_control import IN_FLIGHT, InFlight
+from baton.errors import InvalidRequestError
 from baton.samples import Samples
 
 
@@ -52,15 +53,20 @@ class SamplingParams:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    stop: Sequence[str] | None = None
-    """Texts that end a response."""
+    stop: str | Sequence[str] | None = None
+    """Texts that end a response, or one."""
     use_beam_search: bool | None = None
     prompt_logprobs: int | None = None
     """Log-probabilities to return for each prompt token, besides its own: so many of the likeliest."""
 
     def to_proto(self) -> pb.SamplingParams:
-        """The wire form."""
-        return pb.SamplingParams(**{name: value for name, value in asdict(self).items() if value is not None})
+        """The wire form. Raises InvalidRequestError for a stop text that is none."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.stop is not None:
+            given["stop"] = [self.stop] if isinstance(self.stop, str) else list(self.stop)
+            if odd := [text for text in given["stop"] if not isinstance(text, str)]:
+                raise InvalidRequestError(f"stop: got {odd[0]!r}; must be texts; of tokens, give their text")
+        return pb.SamplingParams(**given)
 
 
 @dataclass(frozen=True, slots=True)

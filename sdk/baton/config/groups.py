@@ -40,6 +40,11 @@ class TrainerGroup:
         return self.leader.tensor_model_parallel_size * self.leader.pipeline_model_parallel_size * self.data_parallel_size
 
 
+def service_name(group: str) -> str:
+    """What a group's process is called in records and logs."""
+    return group if group == MAIN_GROUP else f"{MAIN_GROUP}-{group}"
+
+
 def trainer_groups(run: RunConfig) -> dict[str, TrainerGroup]:
     """The run's groups by name, that of ppo_policy first."""
     members: dict[str, dict[str, Hosted]] = {}
@@ -56,6 +61,12 @@ def group_problems(run: RunConfig) -> Iterator[str]:
         yield problem(
             "models.value.group", models.value.group,
             f"must be {MAIN_GROUP}: value is models.ppo_value's own model, evaluated where that is trained",
+            "leave it out",
+        )  # fmt: skip
+    if models.value and models.ppo_value and models.value.model not in (None, models.ppo_value.model or models.value.model):
+        yield problem(
+            "models.value.model", models.value.model,
+            f"must be the model of models.ppo_value ({models.ppo_value.model}), whose weights value has",
             "leave it out",
         )  # fmt: skip
     for group in groups.values():

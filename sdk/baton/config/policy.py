@@ -34,10 +34,12 @@ class PolicyConfig(SamplingConfig):
     """Tokens in one block of the key-value cache. null: the engine decides."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of a GPU's memory that the engine may take, weights and cache together."""
+    """Share of a GPU's memory that the engine may take, weights and cache together. On a CPU it is of the
+    machine's memory, and holds while `cpu_kv_cache_gib` is null."""
 
-    cpu_kv_cache_gib: PositiveInt = 1
-    """Size of the key-value cache of one replica on a CPU, in GiB."""
+    cpu_kv_cache_gib: PositiveInt | None = 1
+    """Size of the key-value cache of one replica on a CPU, in GiB. null: what `gpu_memory_utilization`
+    leaves."""
 
     enforce_eager: bool = False
     """Neither compile the model nor capture CUDA graphs: a quicker start, a slower rollout."""

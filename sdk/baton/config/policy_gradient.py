@@ -74,6 +74,10 @@ class GrpoConfig(PolicyGradientConfig):
     """Per token, with d = log policy - log reference. `k1`: d, whose gradient is zero on average. `k2`: d squared
     / 2, whose gradient is the divergence's. `k3`: exp(-d) - 1 + d, which is never negative."""
 
+    kl_weighting: bool = False
+    """Multiply each token's divergence by its probability ratio to the old policy, so that the gradient is the
+    divergence's with `k1` and `k3` too, and for older samples."""
+
 
 class GspoConfig(PolicyGradientConfig):
     """Group sequence policy optimisation: as grpo, but a response has one probability ratio, the geometric mean of its

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baton.config.algorithm_rules import algorithm_problems, group_size_problems
+from baton.config.algorithm_rules import algorithm_problems, distribution_problems, group_size_problems
+from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
+from baton.config.needs import need_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
 from baton.config.unbuilt import unbuilt_problems
@@ -57,7 +59,15 @@ def broken_rules(run: RunConfig) -> list[str]:
 
 def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
-    problems = [*group_size_problems(run), *_fixed_totals(run), *unbuilt_problems(run), *generator_problems(run)]
+    problems = [
+        *group_size_problems(run),
+        *distribution_problems(run),
+        *_fixed_totals(run),
+        *need_problems(run),
+        *unbuilt_problems(run),
+        *generator_problems(run),
+        *budget_problems(run),
+    ]
     runtime = run.runtime
     if runtime.relay_enabled and runtime.relay_sample_fn is None and not has_relay_sample_fn:
         problems.append(

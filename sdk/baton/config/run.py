@@ -6,11 +6,13 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from baton.config.algorithm import AlgorithmConfig, GrpoConfig
+from baton.config.algorithm import AlgorithmConfig, GrpoConfig, OnlineDpoConfig
 from baton.config.base import Section
 from baton.config.groups import TrainerGroup, trainer_groups
 from baton.config.inert import INERT_OPTIONS
+from baton.config.logging import LoggingConfig
 from baton.config.models import ModelsConfig
+from baton.config.needs import Offline, Paired
 from baton.config.problems import BrokenRules, config_error, from_validation
 from baton.config.roles import BUILTIN_MODEL
 from baton.config.rules import broken_rules, broken_start_rules
@@ -57,6 +59,9 @@ class RunConfig(Section):
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     """What answers are worth."""
 
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """Where the metrics go."""
+
     store: StoreConfig = Field(default_factory=StoreConfig)
     """The server behind the buffer, and the rules of the data in it."""
 
@@ -90,14 +95,31 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
 
     @property
+    def is_offline(self) -> bool:
+        """Whether the answers are given: nothing is rolled out, and no weights are published."""
+        return isinstance(self.algorithm, Offline)
+
+    @property
+    def rollout_replicas(self) -> int:
+        """Rollout engines of the run: none if the answers are given."""
+        return 0 if self.is_offline else self.models.policy.replicas
+
+    @property
     def prompts_per_episode(self) -> int:
-        """Different prompts in one episode, each repeated `num_inference_per_prompt` times."""
-        return self.runtime.sample_per_episode // self.runtime.num_inference_per_prompt
+        """Different prompts in one episode, each with several answers if repeated or paired."""
+        return self.runtime.sample_per_episode // (self.group_size // self.models.policy.n)
 
     @property
     def group_size(self) -> int:
         """Responses to one prompt in one episode."""
+        if isinstance(self.algorithm, Paired):
+            return 2
         return self.runtime.num_inference_per_prompt * self.models.policy.n
+
+    @property
+    def samples_per_unit(self) -> int:
+        """Consecutive samples that the algorithm compares with each other, so that nothing may divide them."""
+        return self.group_size if isinstance(self.algorithm, Paired | OnlineDpoConfig) else 1
 
     def trainer_groups(self) -> dict[str, TrainerGroup]:
         """The torchrun groups that hold the trainer's roles, by name; the first is `trainer`."""
@@ -128,6 +150,13 @@ class RunConfig(Section):
         model = self.models.roles()[role]
         size = model.generation_batch_size if model.generation_batch_size > 0 else self.runtime.generation_batch_size
         return max(1, min(size, self.runtime.sample_per_episode // model.num_replica))
+
+    @property
+    def prompts_per_request(self) -> int:
+        """Prompts in one request to a rollout replica at most. With `ranking`, all that an episode gives it: what comes in
+        one request is ranked as one window."""
+        ranking = self.models.policy.batch_generation.ranking
+        return self.prompts_per_episode if ranking else self.generation_batch_size("policy")
 
     def engine_seed(self, replica: int) -> int:
         """Seed of rollout replica `replica`."""

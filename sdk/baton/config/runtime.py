@@ -74,7 +74,8 @@ class RuntimeConfig(Section):
     """Episodes between two checkpoints. 0 or null: only the one at the end is written."""
 
     eval_episode_interval: Count = 0
-    """Episodes between two evaluations. 0: never."""
+    """Episodes between two evaluations, on the prompts of `prompts.holdout`; there is one before the first episode,
+    too. 0: never."""
 
     log_interval: PositiveInt = 1
     """Optimizer steps between two log lines."""

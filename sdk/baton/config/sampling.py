@@ -34,7 +34,8 @@ class SamplingConfig(RoleConfig):
     beam."""
 
     temperature: NonNegativeFloat = 1.0
-    """Divisor of the logits; lower is more deterministic. 0: the likeliest token always."""
+    """Divisor of the logits; lower is more deterministic. 0: the likeliest token always. With top_p, top_k or a
+    penalty it must be 1 in training: docs/adr/0008 says why."""
 
     top_p: TopP = 1.0
     """Sample among the likeliest tokens whose probabilities add up to this. 1: among all."""

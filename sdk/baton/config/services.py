@@ -63,6 +63,10 @@ class ServicesConfig(Section):
     group_addresses: dict[str, Address] = Field(default_factory=dict)
     """host:port of each further trainer group that runs already, by its name. A group that is not here is started."""
 
+    def address_of(self, group: str) -> Address | None:
+        """Where a trainer group runs already; None if the run starts it."""
+        return self.trainer_address if group == "trainer" else self.group_addresses.get(group)
+
     rollout_addresses: list[Address] = Field(default_factory=list)
     """host:port of each rollout replica that runs already, in the order of their ids. Empty: start them."""
 
@@ -115,7 +119,10 @@ class DeadlinesConfig(Section):
     """One generation request."""
 
     reward_s: Seconds = 120.0
-    """Scoring of one batch of samples, by functions or by a model."""
+    """How long the reward functions' workers may be silent while calls wait."""
+
+    score_s: Seconds = 1800.0
+    """One evaluation of samples by a model of a trainer group, which may have to wait for an optimizer step."""
 
     relay_s: Seconds = 120.0
     """One call of the relay function."""

@@ -23,12 +23,15 @@ class _Prompts(Section):
     system_prompt: str | None = None
     """System message put before every prompt. null: none."""
 
+    holdout: Count = 0
+    """Prompts at the end of the data that are not trained on: evaluations are on them. 0: none."""
+
     template: Annotated[str, AfterValidator(_check_template)] | None = None
     """Text of the user message, in which {prompt} stands for the prompt. null: the prompt alone."""
 
 
 class ReasoningGymPrompts(_Prompts):
-    """Procedurally generated tasks, which come with verifiers."""
+    """Procedurally generated tasks, which come with verifiers, and with an answer each that `sft` learns."""
 
     source: Literal["reasoning_gym"]
     """Where the prompts come from."""
@@ -43,7 +46,18 @@ class ReasoningGymPrompts(_Prompts):
     """Number of prompts to generate."""
 
 
-class JsonlPrompts(_Prompts):
+class _Answered(_Prompts):
+    chosen_key: str = "chosen"
+    """Key of the better answer to the prompt, a text; of `dpo` and `reward_model`."""
+
+    rejected_key: str = "rejected"
+    """Key of the worse answer."""
+
+    completion_key: str = "completion"
+    """Key of the answer to learn; of `sft`."""
+
+
+class JsonlPrompts(_Answered):
     """Prompts from a JSON Lines file, one object a line; the object's other keys travel with the sample."""
 
     source: Literal["jsonl"]
@@ -56,7 +70,7 @@ class JsonlPrompts(_Prompts):
     """Key that holds the prompt: a string, or a list of chat messages."""
 
 
-class AppPrompts(_Prompts):
+class AppPrompts(_Answered):
     """Prompts that the user's Python program hands to the engine."""
 
     source: Literal["app"]
@@ -86,8 +100,11 @@ class RewardsConfig(Section):
     """The reward functions, which run in worker processes of the coordinator."""
 
     functions: list[RewardFunctionConfig] = Field(default_factory=list)
-    """The functions whose weighted values add up to a sample's reward. Empty: the engine's flow gives
-    rewards."""
+    """The functions whose weighted values add up to a sample's reward. Empty: `models.reward` or the engine's
+    flow gives rewards."""
+
+    model_weight: float = 1.0
+    """Factor of the score of `models.reward`, which is added to the functions' values."""
 
     max_error_rate: Fraction = 0.0
     """Share of an episode's calls that may fail or time out before the run stops. 0: the first failure stops

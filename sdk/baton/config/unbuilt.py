@@ -16,30 +16,23 @@ if TYPE_CHECKING:
 
 UNBUILT_OPTIONS = {
     "runtime": (
-        "eval_episode_interval", "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
+        "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
         "load", "lora", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),
-    "models.policy": (
-        # the trainer does not mirror these yet: its log-probabilities would be of another distribution
-        "use_beam_search", "top_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    ),
+    "models.policy": ("use_beam_search",),
     "models.ppo_policy": ("batch_generation", "recompute_granularity", "sequence_parallel", "trust_remote_code"),
     "models.reference": ("batch_generation",),
     "models.value": ("batch_generation",),
     "models.reward": ("batch_generation",),
     "models.ppo_value": ("batch_generation",),
-    "algorithm": ("kl_coef",),  # nobody gives a reference's log-probabilities yet
 }  # fmt: skip
-UNBUILT_ALGORITHMS = ("ppo", "dpo", "online_dpo", "sft", "reward_model")
-"""The trainer has their losses, but no flow makes their samples."""
-UNBUILT_ROLES = ("reference", "value", "reward", "ppo_value")
 
 
 def unbuilt_problems(run: RunConfig) -> Iterator[str]:
-    """One line for each option that differs from its default but would have no effect, and each role that nobody plays."""
-    sections: dict[str, Section] = {"runtime": run.runtime, "algorithm": run.algorithm}
+    """One line for each option that differs from its default but would have no effect."""
+    sections: dict[str, Section] = {"runtime": run.runtime}
     sections |= {f"models.{name}": role for name, role in run.models.roles().items()}
     for path, section in sections.items():
         names = UNBUILT_OPTIONS.get(path, ()) + (UNBUILT_OPTIONS["models.*"] if path.startswith("models.") else ())
@@ -49,11 +42,6 @@ def unbuilt_problems(run: RunConfig) -> Iterator[str]:
             value, default = getattr(section, name), type(section).model_fields[name].get_default()
             if value != default and not _is_off(value):
                 yield problem(f"{path}.{name}", value, "is not carried out by any service yet", "leave it out")
-    if run.algorithm.name in UNBUILT_ALGORITHMS:
-        yield problem("algorithm.name", run.algorithm.name, "no flow makes its samples yet", "write grpo or gspo")
-    for role in UNBUILT_ROLES:
-        if role in run.models.roles():
-            yield problem(f"models.{role}", "a section", "no service plays this role yet", "leave the section out")
 
 
 def _is_off(value: object) -> bool:

@@ -1,10 +1,12 @@
 """The command line of each service, as the run file asks for it. The SDK knows services by their module names only."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from baton.config import RunConfig
+from baton.config.groups import TrainerGroup
+from baton.config.trainable import MAIN_GROUP
 from baton.local.store import LOOPBACK, free_port
 
 
@@ -44,22 +46,26 @@ def rollout_command(config: RunConfig, run_file: Path, ready_file: Path, replica
     return [sys.executable, "-m", "services.rollout", *options, *openai]
 
 
-def trainer_command(config: RunConfig, run_file: Path, ready_file: Path) -> list[str]:
-    """The trainer's ranks, under torchrun; rank 0 listens."""
-    common = _common(config, run_file, config.services.trainer_port, ready_file)
-    return [*_torchrun(config.models.ppo_policy.world_size), "-m", "services.trainer", *common]
+def trainer_command(config: RunConfig, run_file: Path, ready_file: Path, group: TrainerGroup) -> list[str]:
+    """The ranks of a trainer group, under torchrun; rank 0 listens."""
+    is_main = group.name == MAIN_GROUP
+    options = _common(config, run_file, config.services.trainer_port if is_main else 0, ready_file)
+    options += [] if is_main else ["--group", group.name]
+    return [*_torchrun(group.world_size), "-m", "services.trainer", *options]
 
 
 def coordinator_command(
     config: RunConfig, run_file: Path, ready_file: Path, *, app: str | None, output_dir: Path,
-    buffer: str, trainer: str, rollouts: Sequence[str],
+    buffer: str, trainers: Mapping[str, str], rollouts: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """The coordinator, told where the others listen; `app` is the user's program as module:attribute."""
+    """The coordinator, told where the others listen, trainers by group; `app` is the user's program as module:attribute."""
     command = [
         sys.executable, "-m", "services.coordinator",
         *_common(config, run_file, config.services.coordinator_port, ready_file),
-        "--buffer", buffer, "--trainer", trainer, "--output-dir", str(output_dir),
+        "--buffer", buffer, "--trainer", trainers[MAIN_GROUP], "--output-dir", str(output_dir),
     ]  # fmt: skip
+    for group, address in trainers.items():
+        command += ["--trainer-group", f"{group}={address}"] if group != MAIN_GROUP else []
     for address in rollouts:
         command += ["--rollout", address]
     return [*command, "--app", app] if app else command

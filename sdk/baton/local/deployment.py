@@ -2,7 +2,7 @@
 
     store -> buffer |
     rollout replicas | -> coordinator
-    trainer         |
+    trainer groups  |
 
 A service that has an address in the run file runs elsewhere: it is not started, only checked. An external coordinator
 brings its own services, so then nothing is started at all. A replica that dies is started again; the death of any other
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.clients import CoordinatorClient
+from baton.config.groups import TrainerGroup, service_name
 from baton.errors import BatonError, ServiceFaultError
 from baton.local import commands, devices
 from baton.local.health import wait_serving
@@ -120,14 +121,17 @@ class Deployment:
         if services.coordinator_address:
             self.coordinator = await self._external("coordinator", services.coordinator_address)
             return
-        replicas = services.rollout_addresses or [None] * config.models.policy.replicas
-        buffer, trainer, *rollouts = await _together(
-            self._buffer(), self._trainer(), *(self._rollout(index, address) for index, address in enumerate(replicas))
-        )
+        replicas = (services.rollout_addresses or [None] * config.rollout_replicas)[: config.rollout_replicas]
+        groups = config.trainer_groups()
+        buffer, *others = await _together(
+            self._buffer(), *(self._trainer(group) for group in groups.values()),
+            *(self._rollout(index, address) for index, address in enumerate(replicas)),
+        )  # fmt: skip
+        trainers, rollouts = dict(zip(groups, others, strict=False)), others[len(groups) :]
         directory = self.plan.directory
         command = commands.coordinator_command(
             config, directory.run_file, directory.ready_file("coordinator"), app=self.plan.app, output_dir=directory.path,
-            buffer=buffer, trainer=trainer, rollouts=rollouts,
+            buffer=buffer, trainers=trainers, rollouts=rollouts,
         )  # fmt: skip
         self.coordinator = await self._service("coordinator", command)
 
@@ -139,13 +143,12 @@ class Deployment:
         command = commands.buffer_command(config, directory.run_file, directory.ready_file("buffer"), store_url)
         return await self._service("buffer", command)
 
-    async def _trainer(self) -> str:
-        config, directory = self.plan.config, self.plan.directory
-        if config.services.trainer_address:
-            return await self._external("trainer", config.services.trainer_address)
-        command = commands.trainer_command(config, directory.run_file, directory.ready_file("trainer"))
-        threads = commands.thread_environment(config.models.ppo_policy.omp_threads)
-        return await self._service("trainer", command, threads)
+    async def _trainer(self, group: TrainerGroup) -> str:
+        config, directory, name = self.plan.config, self.plan.directory, service_name(group.name)
+        if address := config.services.address_of(group.name):
+            return await self._external(name, address)
+        command = commands.trainer_command(config, directory.run_file, directory.ready_file(name), group)
+        return await self._service(name, command, commands.thread_environment(group.leader.omp_threads))
 
     async def _rollout(self, replica: int, address: str | None) -> str:
         config, directory, name = self.plan.config, self.plan.directory, f"rollout-{replica}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from baton.config import ConfigError, RunConfig
+from baton.config.groups import service_name
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -36,13 +37,14 @@ def place(config: RunConfig, gpus: Sequence[str]) -> dict[str, str]:
 
 def _demands(config: RunConfig) -> dict[str, int]:
     """GPUs by service that is started here: one for each of its processes, none if it runs on the CPU."""
-    services, trainer, policy = config.services, config.models.ppo_policy, config.models.policy
+    services, policy = config.services, config.models.policy
     demands: dict[str, int] = {}
     if services.coordinator_address:
         return demands
-    if not services.trainer_address:
-        demands["trainer"] = 0 if trainer.device == "cpu" else trainer.world_size
+    for name, group in config.trainer_groups().items():
+        if not services.address_of(name):
+            demands[service_name(name)] = 0 if group.leader.device == "cpu" else group.world_size
     if not services.rollout_addresses:
         each = 0 if policy.device == "cpu" else policy.gpus_per_replica
-        demands |= {f"rollout-{replica}": each for replica in range(policy.replicas)}
+        demands |= {f"rollout-{replica}": each for replica in range(config.rollout_replicas)}
     return demands

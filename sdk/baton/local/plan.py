@@ -35,7 +35,7 @@ def make_plan(
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config = load_run(run_file, overrides)
+        config = _load(run_file, overrides, app)
     remarks = [str(warning.message) for warning in caught]
     remarks += [f"{option} has no effect: {reason}" for option, reason in config.inert_options().items()]
     preflight.check(config, app=app)
@@ -44,6 +44,16 @@ def make_plan(
     directory.run_file.touch(mode=0o600)  # what came from the environment may be secret
     directory.run_file.write_text(_complete(config))
     return Plan(config, run_id, directory, app), remarks
+
+
+def _load(run_file: Path, overrides: Sequence[str], app: str | None) -> RunConfig:
+    """The run; a file that leaves the choice of the algorithm to the engine gets that of the engine, which the trainer does
+    not know."""
+    config = load_run(run_file, overrides)
+    if app is None or "algorithm" in config.model_fields_set:
+        return config
+    algorithms = preflight.load_app(app).ALGORITHMS
+    return load_run(run_file, [*overrides, f"algorithm.name={algorithms[0]}"]) if algorithms else config
 
 
 def _complete(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from baton.config import ConfigError, RunConfig
-from baton.engine import load_engine
+from baton.engine import Engine, load_engine
 from baton.local import devices
 from baton.local.store import LOOPBACK, find_server
 
@@ -24,8 +24,9 @@ def check(config: RunConfig, *, app: str | None) -> None:
         raise ConfigError(f"baton starts services on Linux only, and this is {sys.platform}; use a Linux container")
     runtime, has_relay_sample_fn = config.runtime, False
     if app is not None and runtime.relay_enabled and runtime.relay_sample_fn is None:
-        sys.path[:0] = [str(Path.cwd())]  # as the coordinator will find it
-        has_relay_sample_fn = load_engine(app).relay_sample_fn is not None
+        has_relay_sample_fn = load_app(app).relay_sample_fn is not None
+    if config.services.coordinator_address is None:
+        config.logging.require_installed()
     config.require_startable(has_relay_sample_fn=has_relay_sample_fn)
     problems = [*_missing_directories(config), *_taken_ports(config)]
     if problems:
@@ -34,6 +35,13 @@ def check(config: RunConfig, *, app: str | None) -> None:
     services = config.services
     if services.coordinator_address is None and services.buffer_address is None and config.store.url is None:
         find_server()
+
+
+def load_app(app: str) -> Engine:
+    """The user's program, found as the coordinator will find it: from the working directory on."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path[:0] = [folder]
+    return load_engine(app)
 
 
 def _is_path(name: str) -> bool:
@@ -68,7 +76,7 @@ def _asked_ports(config: RunConfig) -> Iterator[tuple[str, str, int]]:
         yield "services.trainer_port", services.host, services.trainer_port
     if not services.rollout_addresses:
         for option, first in (("rollout_port", services.rollout_port), ("openai_port", services.openai_port)):
-            for replica in range(config.models.policy.replicas) if first else ():
+            for replica in range(config.rollout_replicas) if first else ():
                 yield f"services.{option}", services.host, first + replica
 
 

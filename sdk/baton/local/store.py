@@ -53,6 +53,7 @@ def server_command(config: StoreConfig, directory: Path, port: int) -> list[str]
     return [
         find_server(), "--bind", LOOPBACK, "--port", str(port), "--dir", str(directory), "--daemonize", "no",
         "--appendonly", "yes", "--appendfsync", config.appendfsync, "--save", "", "--maxmemory-policy", "noeviction",
+        "--rdbcompression", "no",  # samples hardly compress, and every rewrite of the log would take a core for it
     ]  # fmt: skip
 
 

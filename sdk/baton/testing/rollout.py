@@ -127,6 +127,7 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
             prompt_ids=Ragged.of([list(text.encode())] * size, np.int32),
             response_ids=Ragged.of(cut, np.int32),
             rollout_logprobs=Ragged.of([[-1.0] * len(response) for response in cut], np.float32),
+            model_logprobs=Ragged.of([[-1.0] * len(response) for response in cut], np.float32),
             finish_reasons=np.asarray(finish, np.uint8),
             policy_version_min=np.full(size, self.policy_version, np.int64),
             policy_version_max=np.full(size, self.policy_version, np.int64),

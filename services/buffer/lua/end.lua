@@ -1,12 +1,12 @@
 -- Ends an episode that is empty, or whose newest pass is wholly acknowledged; of a relayed one the samples stay.
 -- KEYS: episode, list of chunks, list of made chunks, steps, the run's episodes, usage, ended and relaying,
---       then what goes when it ends: its other keys, and its chunks unless they stay
+--       then what goes when it ends: its issues, its other keys, and its chunks unless they stay
 -- ARGV: episode id, length of the list of chunks and of made chunks, in bytes, when KEYS was made from them
 -- Returns 'deleted', samples; or 'untrained', acknowledged steps, steps, pass; or 'open'; or 'changed'.
 local episode, chunks, made, steps, episodes, usage, ended, relaying = unpack(KEYS, 1, 8)
-local stored, closed, pass, global_batch_size, relayed, selected, is_ended, bytes, made_samples, made_bytes =
+local stored, closed, pass, global_batch_size, relayed, selected, is_ended, bytes, made_samples, made_bytes, due =
   unpack(redis.call('HMGET', episode, 'stored', 'closed', 'pass', 'global_batch_size', 'relayed', 'selected', 'ended',
-    'bytes', 'made', 'made_bytes'))
+    'bytes', 'made', 'made_bytes', 'passes'))
 if not stored or is_ended == '1' then return {'deleted', 0} end
 if redis.call('STRLEN', chunks) ~= tonumber(ARGV[2]) or redis.call('STRLEN', made) ~= tonumber(ARGV[3]) then
   return {'changed'}
@@ -23,13 +23,18 @@ if total ~= 0 then
     if string.match(records[i], '^p(%d+)') == pass and string.match(records[i + 1], '^acked ') then acked = acked + 1 end
   end
   if acked < all_steps then return {'untrained', acked, all_steps, tonumber(pass)} end
+  if passes < tonumber(due or 0) then return {'untrained', 0, all_steps, passes} end
+end
+local lost = 0
+for _, record in ipairs(redis.call('HVALS', KEYS[9])) do
+  if not string.match(record, '^failed ') then lost = lost + 1 end
 end
 for i = 9, #KEYS do redis.call('UNLINK', KEYS[i]) end
 redis.call('UNLINK', made, steps)
 redis.call('HDEL', relaying, ARGV[1])
 redis.call('HINCRBY', usage, 'samples', 0 - tonumber(made_samples or 0))
 redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(made_bytes or 0))
-if closed == '1' then redis.call('HSET', ended, ARGV[1], table.concat({total, passes, all_steps}, ' ')) end
+if closed == '1' then redis.call('HSET', ended, ARGV[1], table.concat({total, passes, all_steps, lost}, ' ')) end
 if keeps then
   redis.call('HSET', episode, 'ended', 1)
 else

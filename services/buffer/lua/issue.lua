@@ -30,6 +30,7 @@ local function issue(group)
       if stage ~= 'failed' then
         reason = string.format('issued %d times, and never stored in time; last to %s', most, rest)
       end
+      redis.call('HSET', issues, group, table.concat({'failed', earlier, since, term, reason}, ' '))
       redis.call('HSET', dead, 'episode ' .. ARGV[1] .. ' group ' .. group, reason)
       return 'dead ' .. reason
     end

@@ -4,7 +4,8 @@
 --       that the run may have (0: any), JSON of {group id: place of its first sample}, JSON of all sample ids,
 --       the episode's id
 -- Returns 'put', first position, stored samples; or 'missing'; or 'closed', stored; or 'full', stored, expected;
---         or 'columns', the names that came first; or 'duplicate', sample id; or 'expired';
+--         or 'columns', the names that came first; or 'ragged', the episode's unit, of which they are not a multiple;
+--         or 'duplicate', sample id; or 'expired';
 --         or 'budget', samples and bytes in use; or 'room', if it was given no chunks: then it only looked.
 local SLICE = 1000 -- unpack and the command's arguments live on a stack of limited size
 local FIRST_CHUNK = 9
@@ -16,8 +17,8 @@ local function drop(answer) -- chunks that are not taken up; those of an earlier
   end
   return answer
 end
-local stored, expected, closed, columns, bytes =
-  unpack(redis.call('HMGET', episode, 'stored', 'expected', 'closed', 'columns', 'bytes'))
+local stored, expected, closed, columns, bytes, unit =
+  unpack(redis.call('HMGET', episode, 'stored', 'expected', 'closed', 'columns', 'bytes', 'unit'))
 if not stored then return drop({'missing'}) end
 local earlier = redis.call('HGET', requests, ARGV[1])
 if earlier then
@@ -30,6 +31,7 @@ local count, size = tonumber(ARGV[2]), tonumber(ARGV[5])
 local after = first + count
 if limit > 0 and after > limit then return drop({'full', first, limit}) end
 if closed == '1' then return drop({'closed', first}) end
+if count % tonumber(unit) ~= 0 then return drop({'ragged', tonumber(unit)}) end
 if columns and columns ~= ARGV[3] then return drop({'columns', columns}) end
 
 local ids = cjson.decode(ARGV[9])

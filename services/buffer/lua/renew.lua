@@ -8,7 +8,8 @@ local state, rest = string.match(record, '^(%a+) (.*)$')
 if state == 'released' or state == 'rewound' then return {'unleased'} end
 if state ~= 'leased' then return {'trained', rest} end
 local attempt, since, term, holder = string.match(rest, '^(%d+) ([%d.]+) ([%d.]+) (.*)$')
-if holder ~= ARGV[3] or attempt ~= ARGV[2] then return {'foreign', attempt, holder} end
+-- the lessee has a later attempt if one of its ranks was slow, and leased the step when the others' lease was over
+if holder ~= ARGV[3] or tonumber(attempt) < tonumber(ARGV[2]) then return {'foreign', attempt, holder} end
 local seconds, microseconds = unpack(redis.call('TIME'))
 local now = tonumber(seconds) + tonumber(microseconds) / 1e6
 redis.call('HSET', KEYS[1], ARGV[1], string.format('leased %s %.3f %.3f %s', attempt, now, tonumber(ARGV[4]), holder))

@@ -2,7 +2,7 @@
 
     loss of a token = sampling weight x max(-A x ratio, -A x clip(ratio, 1 - low, 1 + high))
 
-What is not clipped is truncated: with a negative advantage the ratio has no upper clip (off_policy.py).
+Where no clip is active, sampling weight x ratio is the token's importance weight, and is truncated (off_policy.py).
 """
 
 import torch
@@ -24,17 +24,18 @@ def clipped_loss(
     log_ratio_N, log_sampling_N = found.log_ratio_N, found.log_sampling_N
     if per_response:
         log_ratio_N, log_sampling_N = sample_means(log_ratio_N, batch), sample_means(log_sampling_N, batch)
-    ratio_N, sampling_N, truncated_N = truncated(log_ratio_N, log_sampling_N, config.off_policy.importance_cap)
-    whole_N, advantages_N = log_ratio_N.detach().exp(), batch.advantages_N  # the clips look at the ratio itself
-    low, high = 1 - config.clip_ratio_low, 1 + config.clip_ratio_high
-    loss_N, clipped_N = -advantages_N * ratio_N, torch.zeros_like(truncated_N)
+    cap, advantages_N = config.off_policy.importance_cap, batch.advantages_N
+    importance_N, truncated_N = truncated(log_ratio_N + log_sampling_N, cap)
+    sampling_N, _ = truncated(log_sampling_N, cap)
+    ratio_N, low, high = log_ratio_N.detach().exp(), 1 - config.clip_ratio_low, 1 + config.clip_ratio_high
+    loss_N, clipped_N = -advantages_N * importance_N, torch.zeros_like(truncated_N)
     # each bound, where it is active: PPO's maximum, written without ties, at which two gradients would meet
-    bounds = [((advantages_N > 0) & (whole_N > high), high), ((advantages_N < 0) & (whole_N < low), low)]
+    bounds = [((advantages_N > 0) & (ratio_N > high), high), ((advantages_N < 0) & (ratio_N < low), low)]
     if dual_clip is not None:
-        bounds.append(((advantages_N < 0) & (whole_N > dual_clip), dual_clip))
+        bounds.append(((advantages_N < 0) & (ratio_N > dual_clip), dual_clip))
     for active_N, bound in bounds:
-        loss_N, clipped_N = torch.where(active_N, -advantages_N * bound, loss_N), clipped_N | active_N
-    loss = (sampling_N * found.kept_N * loss_N * batch.weights_N).sum()
+        loss_N, clipped_N = torch.where(active_N, -advantages_N * bound * sampling_N, loss_N), clipped_N | active_N
+    loss = (found.kept_N * loss_N * batch.weights_N).sum()
     return LossOutput(loss, _health(found, clipped_N, truncated_N, entropies_N, batch))
 
 

@@ -11,6 +11,7 @@ from baton.config.policy_gradient import GrpoConfig, GspoConfig
 from services.trainer.algorithms.clipped import clipped_loss
 from services.trainer.algorithms.divergence import divergences, reference_kl
 from services.trainer.algorithms.losses import LossOutput, TokenBatch
+from services.trainer.algorithms.off_policy import ratios
 
 STD_EPSILON = 1e-6
 """Keeps a group whose rewards are all equal from dividing by zero; its advantages are zero anyway."""
@@ -30,5 +31,7 @@ def grpo_loss(logprobs_N: torch.Tensor, entropies_N: torch.Tensor, batch: TokenB
     loss = output.loss
     if config.kl_coef:
         kl_N = divergences(logprobs_N, batch, config.kl_estimator)
+        if config.kl_weighting:  # DeepSeek-V3.2, arXiv:2512.02556
+            kl_N = kl_N * ratios(logprobs_N, batch, config.off_policy).log_ratio_N.exp()
         loss = loss + config.kl_coef * (kl_N * batch.weights_N).sum()
     return LossOutput(loss, output.sums | reference_kl(logprobs_N, batch) | {"loss": loss.detach()})

@@ -56,16 +56,14 @@ def _kept(log_drift_N: torch.Tensor, batch: TokenBatch, config: OffPolicyConfig)
     return ((mean_N >= low) & (mean_N <= high)).to(log_drift_N.dtype)
 
 
-def truncated(log_ratio_N: torch.Tensor, log_sampling_N: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, ...]:
-    """(ratio, sampling weight, whether truncated) of tokens or of responses, with ratio x weight at most `cap`.
+def truncated(log_weight_N: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(importance weight, at most `cap`; where it is truncated) of tokens or of responses.
 
-    Beyond the cap the ratio's value stays and so does the size of its gradient: the importance weight of the policy
-    gradient is the cap.
+    Beyond the cap the weight's value stays, and so does the size of its gradient: the policy gradient goes on with the cap
+    for a weight.
     """
-    ratio_N, sampling_N = log_ratio_N.exp(), log_sampling_N.exp()
+    weight_N = log_weight_N.exp()
     if cap is None:
-        return ratio_N, sampling_N, torch.zeros_like(ratio_N, dtype=torch.bool)
-    beyond_N = ratio_N.detach() * sampling_N > cap
-    sampling_N = sampling_N.clamp(max=cap)
-    limited_N = cap / sampling_N * (log_ratio_N - log_ratio_N.detach()).exp()
-    return torch.where(beyond_N, limited_N, ratio_N), sampling_N, beyond_N
+        return weight_N, torch.zeros_like(weight_N, dtype=torch.bool)
+    beyond_N = weight_N > cap
+    return torch.where(beyond_N, cap * (log_weight_N - log_weight_N.detach()).exp(), weight_N), beyond_N

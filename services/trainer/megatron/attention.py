@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,39 +12,52 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from services.trainer.megatron import varlen
 from services.trainer.packing import Segment, segment_mask
 
-LONG = 2048
-"""Tokens of a sequence on CUDA from which the kernel for sequences of one length is worth a call of its own: on an H100 it
-(cuDNN's) is 1.75 times as fast as the one for unequal lengths at 4096 tokens, and not faster at 1024."""
+LONG, FULL = 2048, 8192
+"""Tokens from which on CUDA a sequence may go through the kernel for sequences of one length, and tokens that such a call
+must have. On an H100 it (cuDNN's) is 1.75 times as fast as the one for unequal lengths at 4096 tokens, and not faster at
+1024; but forward and backward of each call take the host up to a millisecond, as long as 8192 tokens save."""
 _STEPS = 16
 """Different lengths of such calls between a power of two and the next. Each costs cuDNN a plan of 0.2 s, once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Consecutive segments that go through a kernel together: one long one, or several as `parts` says."""
+    """Consecutive segments that go through a kernel together: long ones of about one length, or others as `parts` says."""
 
-    tokens: int
+    lengths: tuple[int, ...]
     parts: varlen.Parts | None
 
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(self.lengths)
 
-def calls_of(segments: tuple[Segment, ...], device: torch.device, long: int | None) -> tuple[Call, ...]:
-    """A row's calls, in its order. `long`: tokens from which a segment of one sample has its own; None: never."""
+
+def calls_of(segments: tuple[Segment, ...], device: torch.device, *, long: int, full: int) -> tuple[Call, ...]:
+    """A row's calls, in its order. `long` and `full` are what LONG and FULL say of CUDA."""
+
+    def size(segment: Segment) -> int:
+        """At which it could be computed beside others; 0: not so."""
+        return room(segment.length) if len(segment.branches) == 1 and segment.length >= long else 0
+
     calls: list[Call] = []
-    short: list[Segment] = []
+    others: list[Segment] = []
 
     def finish() -> None:
-        if short:
-            start = short[0].start
-            shifted = tuple(Segment(segment.start - start, segment.prompt, segment.branches) for segment in short)
-            calls.append(Call(sum(segment.length for segment in short), varlen.Parts.of(shifted, device)))
-            short.clear()
+        if others:
+            start = others[0].start
+            shifted = tuple(Segment(segment.start - start, segment.prompt, segment.branches) for segment in others)
+            calls.append(Call(tuple(segment.length for segment in others), varlen.Parts.of(shifted, device)))
+            others.clear()
 
-    for segment in segments:
-        if long is not None and len(segment.branches) == 1 and segment.length >= long:
+    for alike, run in groupby(segments, size):
+        members = tuple(run)
+        lengths = tuple(segment.length for segment in members)
+        if alike and sum(lengths) >= full:
             finish()
-            calls.append(Call(segment.length, None))
+            calls.append(Call(lengths, None))
         else:
-            short.append(segment)
+            others.extend(members)
     finish()
     return tuple(calls)
 
@@ -71,7 +85,10 @@ class PackedLayout(PackedSeqParams):
     def calls(self) -> tuple[Call, ...]:
         """The segments for the flash kernels."""
         device = self.angles_TD.device
-        return calls_of(self.segments, device, LONG if device.type == "cuda" else None)
+        if device.type == "cuda":
+            return calls_of(self.segments, device, long=LONG, full=FULL)
+        lengths = tuple(segment.length for segment in self.segments)
+        return (Call(lengths, varlen.Parts.of(self.segments, device)),)
 
     @cached_property
     def _turns(self) -> dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]]:
@@ -120,19 +137,23 @@ class PackedAttention(torch.nn.Module):
         """-> [T, heads, D]."""
         sizes = [call.tokens for call in calls]
         outputs = [
-            self._long(*parts) if call.parts is None else varlen.varlen_attention(*parts, call.parts, self.scale)
-            for call, *parts in zip(calls, *(x.split(sizes) for x in (query, key, value)), strict=True)
+            varlen.varlen_attention(q, k, v, call.parts, self.scale) if call.parts else self._long(q, k, v, call.lengths)
+            for call, q, k, v in zip(calls, *(x.split(sizes) for x in (query, key, value)), strict=True)
         ]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def _long(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """One causal sequence. It is lengthened at its end, where none of its own tokens looks."""
-        more = room(len(query)) - len(query)
-        q, k, v = ((pad(x, (0, 0, 0, 0, 0, more)) if more else x).transpose(0, 1)[None] for x in (query, key, value))
+    def _long(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Causal sequences, each lengthened to one size at its end, where none of its own tokens looks."""
+        size = room(max(lengths))
+        q, k, v = (_stacked(x, lengths, size).transpose(1, 2) for x in (query, key, value))
         output = scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return output[0].transpose(0, 1)[: len(query)]
+        ).transpose(1, 2)
+        if min(lengths) == size:
+            return output.flatten(0, 1)
+        return torch.cat([row[:length] for row, length in zip(output, lengths, strict=True)])
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **_megatron: Any
@@ -144,3 +165,10 @@ class PackedAttention(torch.nn.Module):
         grouped = q.shape[1] != k.shape[1]
         output = scaled_dot_product_attention(q, k, v, is_causal=whole, scale=self.scale, enable_gqa=grouped)
         return output.permute(2, 0, 1, 3).flatten(2)
+
+
+def _stacked(x: torch.Tensor, lengths: tuple[int, ...], size: int) -> torch.Tensor:
+    """[sum of lengths, heads, D] -> [sequences, size, heads, D]."""
+    if min(lengths) == size:
+        return x.unflatten(0, (len(lengths), size))
+    return torch.stack([pad(row, (0, 0, 0, 0, 0, size - len(row))) for row in x.split(lengths)])

@@ -10,11 +10,15 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
 from baton.errors import InvalidRequestError, NotFoundError
 from services.trainer import whole_directory
+from services.trainer.megatron.adam_steps import give_each_parameter_its_count
 from services.trainer.megatron.checkpoint_writer import write_without_forking
 from services.trainer.megatron.engine import Engine
 
 write_without_forking()
+give_each_parameter_its_count()
 
+_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""Has a distributed optimizer write its state so that it can be read under any layout."""
 MARKER = "baton.json"
 """Written last, before the directory gets its final name."""
 
@@ -24,7 +28,8 @@ def _state(engines: Mapping[str, Engine], *, loading: bool) -> dict:
     state = {}
     for role, engine in engines.items():
         weights = engine.policy.sharded_state_dict()
-        state[role] = {"model": weights, "optimizer": engine.optimizer.sharded_state_dict(weights, is_loading=loading)}
+        optimizer = engine.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_RESHARDABLE)
+        state[role] = {"model": weights, "optimizer": optimizer}
         if len(state) > 1:
             add_prefix_for_sharding(state[role], f"{role}.")
     return state

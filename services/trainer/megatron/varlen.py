@@ -1,10 +1,11 @@
 """Attention over a packed row by the flash kernels, for sequences of unequal length.
 
-On CUDA, in 16 bits, one call takes all sequences; on a CPU each sequence is a call (`kernels_on_cpu.py`). A segment without shared prompt is one causal sequence. One with several responses is parted: its prompt and each of its
-responses are causal sequences of their own, and a second call lets all its responses look at its prompt. A softmax over
-two sets of keys is the mean of the softmaxes over each, weighted by their normalisers, so the two outputs are merged by
-their log-sum-exp; the kernels' backward pass asks for nothing but the merged output and log-sum-exp, which makes each
-call's gradients those of the whole.
+On CUDA, in 16 bits, one call takes all sequences; on a CPU each sequence is a call (`kernels_on_cpu.py`). A segment without
+shared prompt is one causal sequence. One with several responses is parted: its prompt and each of its responses are causal
+sequences of their own, and a second call lets all its responses look at its prompt. A softmax over two sets of keys is the
+mean of the softmaxes over each, weighted by their normalisers, so the two outputs are merged by their log-sum-exp; the
+kernels' backward pass asks for nothing but the merged output and log-sum-exp, which makes each call's gradients those of
+the whole.
 
 Shape suffixes: T packed tokens, Q tokens of responses to shared prompts, K tokens of shared prompts.
 """

@@ -37,6 +37,48 @@ def test_the_wrap_repeats_as_often_as_it_takes():
 
 
 @st.composite
+def units(draw):
+    """(unit, total, global batch, ranks, pass, seed), all sizes multiples of the unit."""
+    unit, ranks, each = draw(st.integers(1, 8)), draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 4))
+    total, pass_index, seed = draw(st.integers(1, 40)), draw(st.integers(0, 2)), draw(st.integers(0, 99))
+    return unit, unit * total, unit * ranks * each, ranks, pass_index, seed
+
+
+@given(units())
+@settings(deadline=None)
+def test_units_stay_together_in_every_pass_and_no_rank_gets_a_part_of_one(episode):
+    unit, total, global_batch, ranks, pass_index, seed = episode
+    fresh = []
+    for step in range(steps_per_pass(total, global_batch)):
+        for rank in range(ranks):
+            found = plan(Share(pass_index, step, rank, ranks, seed), 3, total, global_batch, unit)
+            by_unit, wrapped = found.positions.reshape(-1, unit), found.wrapped.reshape(-1, unit)
+            assert (by_unit[:, 0] % unit == 0).all() and (by_unit == by_unit[:, :1] + np.arange(unit)).all()
+            assert (wrapped == wrapped[:, :1]).all()
+            fresh += found.positions[~found.wrapped].tolist()
+    assert sorted(fresh) == list(range(total))
+
+
+@given(units())
+@settings(deadline=None)
+def test_units_are_shuffled_as_samples_are(episode):
+    unit, total, _, _, pass_index, seed = episode
+    share = Share(pass_index, 0, 0, 1, seed)
+    firsts = plan(share, 3, total, total, unit).positions[::unit]
+    assert firsts.tolist() == (plan(share, 3, total // unit, total // unit).positions * unit).tolist()
+
+
+@given(st.integers(1, 5), st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 300))
+@settings(deadline=None)
+def test_micro_batches_by_tokens_hold_whole_units(unit, units_tokens, budget):
+    tokens = np.repeat(units_tokens, unit)
+    cuts = cut_by_tokens(tokens, budget, unit)
+    assert [at for cut in cuts for at in range(len(tokens))[cut]] == list(range(len(tokens)))
+    assert all(cut.start % unit == 0 and cut.stop % unit == 0 for cut in cuts)
+    assert all(tokens[cut].sum() <= budget or cut.stop - cut.start == unit for cut in cuts)
+
+
+@st.composite
 def episodes(draw):
     """(total, global batch, micro batch, ranks, pass, seed)"""
     micro_batch, ranks, each = draw(st.integers(1, 6)), draw(st.sampled_from([1, 2, 3, 4, 8])), draw(st.integers(1, 4))

@@ -1,6 +1,7 @@
 """A coordinator with fakes for the models and the real buffer, in the test's own event loop."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any
 
 from baton.config import RunConfig
 from baton.engine import Engine
-from baton.testing import FakeRollout, FakeTrainer, Served, serve
+from baton.testing import FakeRollout, FakeScoring, FakeTrainer, Served, serve
 from services.coordinator.connections import Addresses
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.events import Event
+from services.coordinator.state import RunState
 
 RUNTIME = {
     "num_episode": 3,
@@ -41,6 +43,10 @@ def questions():
 ENGINE = Engine(prompts=questions, flow=digits_count)
 
 
+class TrainerGroup(FakeScoring, FakeTrainer):
+    """A trainer that hosts models to ask, too."""
+
+
 @dataclass
 class Place:
     """A coordinator and what it works with."""
@@ -55,6 +61,15 @@ class Place:
         async with asyncio.timeout(timeout_s):
             return [event async for event in self.coordinator.watch_run()]
 
+    async def run(self, run_id: str) -> RunState:
+        """Starts the run; its state at the end."""
+        self.coordinator.start_run(run_id)
+        return (await self.finish())[-1].state
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The lines of a file that the run left."""
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
     async def until(self, phase: str, timeout_s: float = 10.0) -> None:
         """Waits for the run to enter a phase."""
         async with asyncio.timeout(timeout_s):
@@ -67,14 +82,18 @@ class Place:
 @asynccontextmanager
 async def place(
     buffer: str, folder: Path, *, engine: Engine = ENGINE, trainer: FakeTrainer | None = None,
-    rollouts: tuple[FakeRollout, ...] = (), run: RunConfig | None = None,
+    rollouts: tuple[FakeRollout, ...] = (), run: RunConfig | None = None, groups: dict[str, TrainerGroup] | None = None,
 ) -> AsyncIterator[Place]:  # fmt: skip
-    """Fakes at work, and a coordinator that has not started."""
+    """Fakes at work, and a coordinator that has not started. `groups`: further trainer groups by name."""
+    run = run or config()
     async with AsyncExitStack() as stack:
-        served = [await stack.enter_async_context(serve(fake)) for fake in rollouts or (FakeRollout(),)]
+        fakes = () if run.is_offline else rollouts or (FakeRollout(),)
+        served = [await stack.enter_async_context(serve(fake)) for fake in fakes]
+        others = {name: await stack.enter_async_context(serve(group)) for name, group in (groups or {}).items()}
         training = await stack.enter_async_context(serve(trainer or FakeTrainer()))
-        addresses = Addresses(buffer, training.address, tuple(one.address for one in served))
-        coordinator = Coordinator(run or config(), engine, addresses, output_dir=folder, dashboard_url="http://here/")
+        addresses = Addresses(buffer, training.address, tuple(one.address for one in served),
+                              {name: other.address for name, other in others.items()})  # fmt: skip
+        coordinator = Coordinator(run, engine, addresses, output_dir=folder, dashboard_url="http://here/")
         try:
             yield Place(coordinator, training, served, folder)
         finally:

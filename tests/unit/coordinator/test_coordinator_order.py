@@ -78,3 +78,14 @@ async def test_other_episodes_are_stored_and_trained_as_their_groups_come(buffer
 async def test_a_flow_of_the_users_own_keeps_its_order(buffer, run_id, tmp_path, sections):
     engine, others = Engine(prompts=questions, flow=digits_count), until_stored(buffer, run_id)
     assert await trained(buffer, tmp_path, run_id, others, engine=engine, run=config(**sections)) == AS_THEY_COME
+
+
+@pytest.mark.parametrize(("ranked", "requests"), [(RANKED, [2]), ({}, [1, 1])])
+async def test_a_ranked_episode_comes_to_a_replica_as_one_window(buffer, run_id, tmp_path, ranked, requests):
+    """Otherwise it is as many requests as generation_batch_size makes of it."""
+    fake, run = FakeRollout(), config(runtime={"num_episode": 1, "generation_batch_size": 1}, **ranked)
+    engine = Engine(prompts=questions, flow=digits_count)
+    async with place(buffer.address, tmp_path, engine=engine, rollouts=(fake,), run=run) as there:
+        there.coordinator.start_run(run_id)
+        assert (await there.finish())[-1].state.life is Life.SUCCEEDED
+    assert [len(request.prompts) for request in fake.requests] == requests

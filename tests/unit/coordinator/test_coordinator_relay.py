@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import re
 import time
 
 import pytest
 from harness import config, digits_count, place, questions
 
 from baton.clients import LedgerClient, RelayClient
-from baton.engine import Engine, Model, RLHFEngine
+from baton.engine import Engine
 from baton.errors import ConfigError
 from baton.testing import FakeTrainer
 from processes import ServiceProcess
@@ -54,8 +55,8 @@ async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id,
     episode = [[{"e0-p0"}, {"e0-p1"}], [{"e1-p2"}, {"e1-p3"}], [{"e2-p4"}, {"e2-p5"}]]
     assert groups_of(steps) == episode[0] + episode[0] + episode[1] + episode[1] + episode[2]
     assert [line["relay/samples"] for line in metrics] == [8, 16, 16]
-    assert [line["relay/age_mean"] for line in metrics] == [0, 0.5, 0.5]
-    assert [line["relay/age_max"] for line in metrics] == [0, 1, 1]
+    assert [line["sample_age_mean"] for line in metrics] == [0, 0.5, 0.5]
+    assert [line["sample_age_max"] for line in metrics] == [0, 1, 1]
     assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
 
 
@@ -157,13 +158,21 @@ async def test_a_function_that_returns_no_list_fails_the_run(buffer, run_id, tmp
 async def test_the_run_stops_at_its_history_limit_or_evicts_as_it_was_told(buffer, run_id, tmp_path):
     runtime = {"max_relay_episode": -1, "relay_sample_fn": "last"}
     state, _, _ = await run(
-        buffer, run_id, tmp_path / "a", engine_with(), runtime=runtime, store={"relay_max_bytes": 1000}
+        buffer, run_id, tmp_path / "a", engine_with(), runtime=runtime, store={"relay_max_bytes": 3000}
     )  # fmt: skip
     assert state.life is Life.FAILED
-    assert "more than store.relay_max_bytes (1000)" in state.error
-    evict = {"relay_max_bytes": 1000, "relay_when_full": "evict"}
+    assert "more than store.relay_max_bytes (3000)" in state.error
+    evict = {"relay_max_bytes": 3000, "relay_when_full": "evict"}
     state, _, _ = await run(buffer, f"{run_id}-b", tmp_path / "b", engine_with(), runtime=runtime, store=evict)
     assert state.life is Life.SUCCEEDED
+
+
+async def test_an_episode_larger_than_the_history_may_be_fails_the_run_with_both_numbers(buffer, run_id, tmp_path):
+    runtime = {"max_relay_episode": -1, "relay_sample_fn": "last"}
+    store = {"relay_max_bytes": 1000, "relay_when_full": "evict"}
+    state, _, _ = await run(buffer, run_id, tmp_path, engine_with(), runtime=runtime, store=store)
+    assert state.life is Life.FAILED
+    assert re.search(r"episode 0.* alone has \d{4} bytes, more than store.relay_max_bytes \(1000\)", state.error)
 
 
 async def test_two_functions_or_none_are_refused_before_anything_starts(buffer, tmp_path):
@@ -174,15 +183,6 @@ async def test_two_functions_or_none_are_refused_before_anything_starts(buffer, 
         with pytest.raises(ConfigError, match=message):
             async with place(buffer.address, tmp_path, engine=engine, run=config({"max_relay_episode": 1} | runtime)):
                 pass
-
-
-async def test_the_page_s_engine_takes_the_function_but_ppo_is_refused_rather_than_trained_by_grpo(buffer, tmp_path):
-    engine = RLHFEngine(*(Model(name) for name in ("policy", "reference", "reward", "value", "ppo_policy", "ppo_value")))
-    engine.set_relay_sample_fn(len)
-    assert engine.relay_sample_fn is len
-    with pytest.raises(ConfigError, match="RLHFEngine is PPO, which no service carries out yet"):
-        async with place(buffer.address, tmp_path, engine=engine):
-            pass
 
 
 def test_what_cannot_be_called_is_no_relay_function():

@@ -131,6 +131,29 @@ async def test_a_paused_replica_gets_nothing_until_it_is_resumed():
         assert fakes[0].requests
 
 
+async def test_a_paused_replica_is_waited_for_longer_than_one_that_is_gone():
+    async def nothing(replica):
+        pass
+
+    fake = FakeRollout()
+    async with serve(fake) as only, RolloutControlClient(only.address) as operator:
+        rollouts = over(only, return_s=0.2)
+        await operator.pause()
+        watching = asyncio.create_task(rollouts._fleet.watch(nothing))
+        waiting = asyncio.create_task(anext(generate(rollouts, prompts(1))))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        await operator.resume()
+        assert (await waiting).prompt.group_id == "g0"
+        await operator.pause()
+        waiting = asyncio.create_task(anext(generate(rollouts, prompts(1, first=1))))
+        await asyncio.sleep(1.5)
+        await only.kill()
+        with pytest.raises(ServiceUnavailableError, match=r"none came back within 0\.2 s"):
+            await waiting
+        watching.cancel()
+
+
 async def test_a_group_with_aborted_responses_is_not_taken_but_asked_for_again():
     class Interrupted(FakeRollout):
         async def Generate(self, request, context):

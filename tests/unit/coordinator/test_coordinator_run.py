@@ -280,7 +280,7 @@ async def test_options_that_this_coordinator_does_not_honour_are_refused(buffer,
         ({"max_relay_episode": 1}, "relay is on and needs a function"),
         ({"max_relay_episode": 1, "relay_sample_fn": "lats"}, "there is no built-in 'lats'; choose from concat, last"),
         ({"max_relay_episode": 1, "relay_sample_fn": "nowhere:fn"}, "nowhere:fn cannot be imported: No module named"),
-        ({"eval_episode_interval": 2}, "runtime.eval_episode_interval: got 2; is not carried out"),
+        ({"eval_episode_interval": 2}, "runtime.eval_episode_interval: got 2; needs prompts that are not"),
     ):
         with pytest.raises(ConfigError, match=message):
             async with place(buffer.address, tmp_path, run=config(runtime=runtime)):

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from services.coordinator.streams import in_order, map_as_completed, merge
+from services.coordinator.streams import in_order, map_as_completed, map_in_order, merge
 
 
 async def ticks(name, *delays):
@@ -29,6 +29,22 @@ async def test_map_yields_each_result_when_it_is_done():
         return delay
 
     assert [done async for done in map_as_completed(wait, delays())] == [0.01, 0.1, 0.2]
+
+
+async def test_map_in_order_works_on_all_and_yields_each_after_those_before_it():
+    async def delays():
+        for delay in (0.1, 0.2, 0.01):
+            yield delay
+
+    done = []
+
+    async def wait(delay):
+        await asyncio.sleep(delay)
+        done.append(delay)
+        return delay
+
+    assert [delay async for delay in map_in_order(wait, delays())] == [0.1, 0.2, 0.01]
+    assert done == [0.01, 0.1, 0.2]
 
 
 async def test_the_first_error_is_raised_as_itself_and_cancels_the_rest():

@@ -1,5 +1,8 @@
 """Run-file options and a request's overrides become vLLM's SamplingParams."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,15 +10,30 @@ import pytest
 from baton.clients.rollout import SamplingParams
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
+from models import make_tokenizer
 
 pytestmark = pytest.mark.slow  # importing vLLM takes more than five seconds
 
 
-def sampled(config: dict[str, Any] | None = None, prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
+def group(config: dict[str, Any], prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
     from services.rollout.sampling import group_sampling
 
     overridden = SamplingParams(**overrides).to_proto()
-    return group_sampling(PolicyConfig(**config or {}), overridden, "g", prompt_tokens, context).params
+    return group_sampling(PolicyConfig(**config), overridden, "g", prompt_tokens, context, stop_texts())
+
+
+def sampled(config: dict[str, Any] | None = None, prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
+    return group(config or {}, prompt_tokens, context, **overrides).params
+
+
+@cache
+def stop_texts() -> Any:
+    from transformers import AutoTokenizer
+
+    from services.rollout.stop_texts import StopTexts
+
+    with tempfile.TemporaryDirectory() as directory:
+        return StopTexts(AutoTokenizer.from_pretrained(make_tokenizer(Path(directory), ["x", "y", "z"])))
 
 
 RUN_FILE = {
@@ -72,12 +90,19 @@ def test_both_log_probabilities_of_the_sampled_token_are_always_asked_for() -> N
         ({"top_p": 1.5}, "top_p must be in"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"stop": [""]}, "stop cannot contain an empty string"),
+        ({"stop": ["x", "unknown"]}, "stop text 'unknown': the tokenizer has no tokens for it"),
         ({"use_beam_search": True, "stop": ["x"]}, "a beam search ends at no text"),
     ],
 )
 def test_options_out_of_range_are_refused_with_the_group(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"group g: .*{message}"):
         sampled(**overrides)
+
+
+def test_one_stop_text_may_come_without_a_list_and_a_token_id_is_none() -> None:
+    assert sampled(stop="x").stop == ["x"]
+    with pytest.raises(InvalidRequestError, match="stop: got 5; must be texts"):
+        SamplingParams(stop=["x", 5]).to_proto()
 
 
 def test_a_prompt_that_leaves_room_for_one_token_gets_it() -> None:
@@ -97,10 +122,8 @@ def test_an_override_that_makes_no_sense_is_refused_with_its_group(override: dic
 
 
 def test_several_greedy_responses_are_one_that_is_given_so_often() -> None:
-    from services.rollout.sampling import group_sampling
-
-    group = group_sampling(PolicyConfig(n=3, temperature=0.0), SamplingParams().to_proto(), "g", 10, 64)
-    assert (group.n, group.params.n, group.copies) == (3, 1, 3)
+    greedy = group({"n": 3, "temperature": 0.0})
+    assert (greedy.n, greedy.params.n, greedy.copies) == (3, 1, 3)
 
 
 @pytest.mark.parametrize(

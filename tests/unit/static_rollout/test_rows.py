@@ -36,6 +36,11 @@ def test_a_prompt_that_goes_on_is_fed_whatever_the_model_says() -> None:
     assert [response.token_ids for response in writer.responses] == [[8, 7], [5, 6]]
 
 
+def test_a_token_that_stops_does_so_whatever_is_ignored() -> None:
+    response = written(Row("a", [1], 4, GREEDY, ignore_eos=True, stop_ids=[9]), 5, 9)
+    assert (response.token_ids, response.finish) == ([5, 9], FinishReason.STOP)
+
+
 def test_an_end_token_ends_the_response_and_is_its_last() -> None:
     response = written(Row("a", [1], 4, GREEDY), 5, 9)
     assert (response.token_ids, response.finish) == ([5, 9], FinishReason.STOP)

@@ -1,4 +1,4 @@
-"""Attention over a packed row, parted into calls of a kernel for sequences and merged, is attention under the segments' masks.
+"""Attention over a packed row, in calls of a kernel for sequences that are merged, is attention under the segments' masks.
 
 The kernels are the CPU's; on CUDA others stand in their place (tests/gpu/test_varlen_on_cuda.py).
 """
@@ -15,7 +15,8 @@ from services.trainer.megatron.attention import PackedAttention, PackedLayout, c
 from services.trainer.megatron.varlen import Parts, varlen_attention
 from services.trainer.packing import Segment, segment_mask
 
-LONG = 33
+LONG, FULL = 33, 33
+CPU = torch.device("cpu")
 ROWS = st.lists(
     st.one_of(
         st.tuples(st.integers(1, 60), st.tuples(st.integers(0, 60))),
@@ -24,7 +25,7 @@ ROWS = st.lists(
     min_size=1, max_size=5,
 )  # fmt: skip
 """(prompt, responses) of each segment."""
-EXAMPLE = [(40, (30,)), (5, (3,)), (9, (4, 0, 2)), (33, (0,)), (3, (0, 0)), (2, (7,))]
+EXAMPLE = [(40, (30,)), (5, (3,)), (9, (4, 0, 2)), (33, (0,)), (20, (14,)), (3, (0, 0)), (2, (7,))]
 Tensors = list[torch.Tensor]
 
 
@@ -55,7 +56,7 @@ def masked(segments: tuple[Segment, ...], inputs: Tensors) -> Tensors:
     allowed = torch.zeros(len(q), len(q), dtype=torch.bool)
     for segment in segments:
         part = slice(segment.start, segment.start + segment.length)
-        mask = segment_mask(segment, torch.device("cpu"))
+        mask = segment_mask(segment, CPU)
         allowed[part, part] = torch.ones(segment.length, segment.length).tril().bool() if mask is None else mask
     k, v = (x.double().repeat_interleave(2, 1) for x in (k, v))
     products = torch.einsum("qhd,khd->hqk", q.double(), k) / q.shape[-1] ** 0.5
@@ -74,7 +75,7 @@ def assert_equal(mine: Tensors, exact: Tensors, **tolerances: float) -> None:
 def test_the_merged_calls_give_masked_attention_and_its_gradients(row: list) -> None:
     segments = segments_of(row)
     inputs = leaves(segments)
-    output = varlen_attention(*inputs[:3], Parts.of(segments, torch.device("cpu")), None)
+    output = varlen_attention(*inputs[:3], Parts.of(segments, CPU), None)
     assert_equal(with_gradients(output, inputs), masked(segments, inputs))
 
 
@@ -84,7 +85,7 @@ def test_the_merged_calls_give_masked_attention_and_its_gradients(row: list) -> 
 def test_so_they_do_where_long_segments_have_calls_of_their_own(row: list) -> None:
     segments = segments_of(row)
     inputs = leaves(segments)
-    output = PackedAttention(SimpleNamespace())._flash(*inputs[:3], calls_of(segments, torch.device("cpu"), LONG))
+    output = PackedAttention(SimpleNamespace())._flash(*inputs[:3], calls_of(segments, CPU, long=LONG, full=FULL))
     assert_equal(with_gradients(output, inputs), masked(segments, inputs))
 
 
@@ -103,16 +104,30 @@ def test_a_bfloat16_model_gets_bfloat16_whatever_its_kernel_computes_in(
     monkeypatch.setattr(kernels_on_cpu, "SHORT", short)
     segments = segments_of(EXAMPLE)
     inputs = leaves(segments, torch.bfloat16)
-    output = varlen_attention(*inputs[:3], Parts.of(segments, torch.device("cpu")), None)
+    output = varlen_attention(*inputs[:3], Parts.of(segments, CPU), None)
     assert output.dtype is torch.bfloat16
     assert_equal(with_gradients(output, inputs), masked(segments, inputs), rtol=0.02, atol=0.02)
 
 
-def test_only_long_segments_of_one_sample_get_a_call_of_their_own() -> None:
-    row = segments_of([(1, (2,)), (1, (3,)), (30, (3,)), (40, (40, 40)), (2, (30,)), (50, (0,))])
-    calls = calls_of(row, torch.device("cpu"), LONG)
-    assert [(call.tokens, call.parts is None) for call in calls] == [(7, False), (33, True), (152, False), (50, True)]
-    assert [call.tokens for call in calls_of(row, torch.device("cpu"), None)] == [242]
+def calls(row: list[tuple[int, tuple[int, ...]]], *, full: int) -> list[tuple[tuple[int, ...], bool]]:
+    """Lengths of each call's segments, and whether they are computed at one length."""
+    made = calls_of(segments_of(row), CPU, long=LONG, full=full)
+    return [(call.lengths, call.parts is None) for call in made]
+
+
+def test_only_long_segments_of_one_sample_leave_the_others() -> None:
+    row = [(1, (2,)), (1, (3,)), (30, (3,)), (40, (40, 40)), (2, (30,)), (50, (0,))]
+    assert calls(row, full=FULL) == [((3, 4), False), ((33,), True), ((120, 32), False), ((50,), True)]
+
+
+def test_long_segments_of_about_one_length_share_a_call() -> None:
+    row = [(40, (0,)), (30, (9,)), (40, (1,)), (60, (0,)), (40, (0,))]
+    assert calls(row, full=FULL) == [((40, 39), True), ((41,), True), ((60,), True), ((40,), True)]
+
+
+def test_a_call_that_would_not_be_full_is_left_to_the_kernel_of_the_others() -> None:
+    row = [(40, (0,)), (30, (9,)), (40, (1,)), (60, (0,)), (2, (7,))]
+    assert calls(row, full=61) == [((40, 39), True), ((41, 60, 9), False)]
 
 
 @given(st.integers(LONG, 1 << 20))

@@ -1,4 +1,4 @@
-"""The options of `algorithm`: what belongs together, and what no service carries out yet."""
+"""The options of `algorithm`: what belongs together."""
 
 import pytest
 
@@ -17,6 +17,9 @@ BROKEN = {
     "a length divides something": (
         {"normalization_length": 8}, 2,
         "algorithm.normalization_length: got 8; has no effect with loss_normalization: token",
+    ),
+    "a divergence that is weighted is in the loss": (
+        {"kl_weighting": True}, 2, "algorithm.kl_weighting: got true; has no effect without kl_coef",
     ),
     "the limits of rejection are in order": (
         {"off_policy": {"reject_below": 2.0, "reject_above": 0.5}}, 2,
@@ -52,10 +55,16 @@ def test_ppo_has_the_defaults_of_chatlearn(run_of):
     assert (ppo.ngram_coef, ppo.lm_coef, ppo.clipped_value_only, ppo.divide_by_length) == (1.0, 0.0, True, True)
 
 
-UNBUILT = [("algorithm.name", {"name": name}) for name in ("ppo", "dpo", "online_dpo", "sft", "reward_model")]
+CUTS = [{"top_p": 0.9}, {"top_k": 40}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.1}]
 
 
-@pytest.mark.parametrize(("path", "algorithm"), [*UNBUILT, ("algorithm.kl_coef", {"kl_coef": 0.1})])
-def test_what_no_flow_makes_samples_for_loads_but_does_not_start(run_of, path, algorithm):
-    with pytest.raises(ConfigError, match=f"{path}: .* yet"):
-        run_of(algorithm=algorithm, runtime=PAIRS).require_startable()
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_cut_distribution_starts_at_temperature_1_where_samples_say_what_was_cut(run_of, cut):
+    def start(**policy):
+        run_of(models={"policy": policy}, runtime=PAIRS).require_startable()
+
+    start(**cut)
+    start(temperature=0.7, top_k=0)
+    (option,) = cut
+    with pytest.raises(ConfigError, match=f"models.policy.{option}: .* needs models.policy.temperature 1"):
+        start(temperature=0.7, **cut)

@@ -19,6 +19,10 @@ BROKEN = {
         {"models": {"ppo_value": {}, "value": {"group": "critics"}}},
         'models.value.group: got "critics"; must be trainer',
     ),
+    "value and ppo_value are one model": (
+        {"models": {"ppo_value": {"model": "a"}, "value": {"model": "b"}}},
+        'models.value.model: got "b"; must be the model of models.ppo_value (a)',
+    ),
     "a group has a plain name": ({"models": {"reference": {"group": "My group"}}}, 'models.reference.group: got "My group"'),
     "the main group's address has an option of its own": (
         {"services": {"group_addresses": {"trainer": "a:1"}}},

@@ -268,14 +268,13 @@ def test_a_complete_run_is_startable(run_of):
 
 
 UNBUILT = {
-    "evaluation": ({"runtime": {**GROUPED, "eval_episode_interval": 1}}, "runtime.eval_episode_interval"),
+    "resuming": ({"runtime": {**GROUPED, "data_checkpoint_path": "d"}}, "runtime.data_checkpoint_path"),
     "adapters": ({"runtime": GROUPED, **trainer(lora={"enable_lora": True})}, "models.ppo_policy.lora"),
     "ranking elsewhere": (
         {"runtime": GROUPED, **trainer(batch_generation={"ranking": True})},
         "models.ppo_policy.batch_generation",
     ),
     "beam search": ({"runtime": GROUPED, **policy(use_beam_search=True, temperature=0)}, "models.policy.use_beam_search"),
-    "a critic": ({"runtime": GROUPED, "models": {"ppo_value": {}}}, "models.ppo_value"),
 }
 
 

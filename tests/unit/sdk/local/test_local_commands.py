@@ -31,7 +31,7 @@ def test_replica_i_listens_on_the_first_port_plus_i():
 
 
 def test_torchrun_starts_one_process_for_each_rank_and_meets_on_loopback():
-    command = commands.trainer_command(CONFIG, RUN, READY)
+    command = commands.trainer_command(CONFIG, RUN, READY, CONFIG.trainer_groups()["trainer"])
     port = command[command.index("--master-port") + 1]
     assert int(port) > 0
     assert command == [
@@ -39,6 +39,14 @@ def test_torchrun_starts_one_process_for_each_rank_and_meets_on_loopback():
         "--master-addr", "127.0.0.1", "--master-port", port,
         "-m", "services.trainer", *COMMON, "127.0.0.1:7200", "--ready-file", str(READY),
     ]  # fmt: skip
+
+
+def test_a_further_trainer_group_is_told_its_name_and_takes_any_port():
+    reward = {"model": "r", "group": "scorers", "tensor_model_parallel_size": 2}
+    config = RunConfig.from_mapping({"models": {"policy": {}, "reward": reward}, "services": {"trainer_port": 7200}})
+    command = commands.trainer_command(config, RUN, READY, config.trainer_groups()["scorers"])
+    assert command[command.index("--nproc-per-node") + 1] == "2"
+    assert command[-7:] == [*COMMON, "127.0.0.1:0", "--ready-file", str(READY), "--group", "scorers"][-7:]
 
 
 def test_a_replica_on_static_batches_has_a_process_for_each_rank():
@@ -56,11 +64,12 @@ def test_a_replica_on_static_batches_has_a_process_for_each_rank():
 def test_the_coordinator_is_told_where_everybody_is():
     command = commands.coordinator_command(
         CONFIG, RUN, READY, app="my.program:engine", output_dir=Path("/r"),
-        buffer="b:1", trainer="t:2", rollouts=["r:3", "r:4"],
+        buffer="b:1", trainers={"trainer": "t:2", "scorers": "s:5"}, rollouts=["r:3", "r:4"],
     )  # fmt: skip
     assert command == [
         sys.executable, "-m", "services.coordinator", *COMMON, "127.0.0.1:0", "--ready-file", str(READY),
-        "--buffer", "b:1", "--trainer", "t:2", "--output-dir", "/r", "--rollout", "r:3", "--rollout", "r:4",
+        "--buffer", "b:1", "--trainer", "t:2", "--output-dir", "/r", "--trainer-group", "scorers=s:5",
+        "--rollout", "r:3", "--rollout", "r:4",
         "--app", "my.program:engine",
     ]  # fmt: skip
 

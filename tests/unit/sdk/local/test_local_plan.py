@@ -43,3 +43,20 @@ def test_a_run_that_cannot_start_leaves_no_directory(run_file, tmp_path):
     with pytest.raises(ConfigError, match=r"models.policy.model"):
         make_plan(run_file, ["models.policy.model=/no/such"], output_dir=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", "ppo"), ("algorithm: {name: gspo}\n", "gspo")])
+def test_a_file_without_an_algorithm_gets_that_of_the_program_s_engine(run_file, tmp_path, monkeypatch, text, expected):
+    program = f"engine_{tmp_path.name.replace('-', '_')}_{expected}"
+    (tmp_path / f"{program}.py").write_text(
+        "from baton.engine import Model, RLHFEngine\n"
+        "before, after = map(Model, ('policy', 'reference')), map(Model, ('value', 'ppo_policy', 'ppo_value'))\n"
+        "engine = RLHFEngine(*before, None, *after)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    roles = ["models.reference={}", "models.value={}", "models.ppo_value={}"] if expected == "ppo" else []
+    with run_file.open("a") as file:
+        file.write(text)
+    plan, _ = make_plan(run_file, roles, app=f"{program}:engine", output_dir=tmp_path / "runs")
+    assert load_run(plan.directory.run_file).algorithm.name == expected

@@ -25,51 +25,51 @@ _sym_db = _symbol_database.Default()
 from baton.api.common.v1 import samples_pb2 as baton_dot_api_dot_common_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/api/buffer/v1/buffer.proto\x12\x13\x62\x61ton.api.buffer.v1\x1a!baton/api/common/v1/samples.proto\"\xc8\x01\n\x12OpenEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12.\n\x04kind\x18\x03 \x01(\x0e\x32 .baton.api.buffer.v1.EpisodeKind\x12\x18\n\x10\x65xpected_samples\x18\x04 \x01(\r\x12\x19\n\x11global_batch_size\x18\x05 \x01(\r\x12\x18\n\x10micro_batch_size\x18\x06 \x01(\r\x12\x0f\n\x07relayed\x18\x07 \x01(\x08\"-\n\x13OpenEpisodeResponse\x12\x16\n\x0estored_samples\x18\x01 \x01(\r\"w\n\nPutRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x31\n\x07samples\x18\x04 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\"=\n\x0bPutResponse\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\r\x12\x16\n\x0estored_samples\x18\x02 \x01(\r\"9\n\x13\x43loseEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"E\n\x14\x43loseEpisodeResponse\x12\x15\n\rtotal_samples\x18\x01 \x01(\r\x12\x16\n\x0esteps_per_pass\x18\x02 \x01(\r\"\xe4\x01\n\x0cLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x12\n\npass_index\x18\x03 \x01(\r\x12\x12\n\nstep_index\x18\x04 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_rank\x18\x05 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x06 \x01(\r\x12\x14\n\x0cshuffle_seed\x18\x07 \x01(\x03\x12\x0e\n\x06wait_s\x18\x08 \x01(\x01\x12\x0e\n\x06lessee\x18\t \x01(\t\x12\x1a\n\x12micro_batch_tokens\x18\n \x01(\r\"s\n\rLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x31\n\x07samples\x18\x02 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\x0f\n\x07wrapped\x18\x03 \x01(\x0c\x12\x0c\n\x04more\x18\x04 \x01(\x08\"Y\n\x11RenewLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06lessee\x18\x04 \x01(\t\"9\n\x12RenewLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"[\n\x13ReleaseLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"W\n\nAckRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x13\n\x0bglobal_step\x18\x04 \x01(\x03\"\"\n\x0b\x41\x63kResponse\x12\x13\n\x0b\x61\x63ked_steps\x18\x01 \x01(\r\"7\n\x11GetEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"\x80\x01\n\x12GetEpisodeResponse\x12\x16\n\x0estored_samples\x18\x01 \x01(\r\x12\x16\n\x0eleased_samples\x18\x02 \x01(\r\x12\x17\n\x0ftrained_samples\x18\x03 \x01(\r\x12\x0e\n\x06\x63losed\x18\x04 \x01(\x08\x12\x11\n\tgroup_ids\x18\x05 \x03(\t\":\n\x14\x44\x65leteEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"0\n\x15\x44\x65leteEpisodeResponse\x12\x17\n\x0f\x64\x65leted_samples\x18\x01 \x01(\r*]\n\x0b\x45pisodeKind\x12\x1c\n\x18\x45PISODE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45PISODE_KIND_FIXED\x10\x01\x12\x18\n\x14\x45PISODE_KIND_DYNAMIC\x10\x02\x32\xc9\x06\n\rBufferService\x12`\n\x0bOpenEpisode\x12\'.baton.api.buffer.v1.OpenEpisodeRequest\x1a(.baton.api.buffer.v1.OpenEpisodeResponse\x12J\n\x03Put\x12\x1f.baton.api.buffer.v1.PutRequest\x1a .baton.api.buffer.v1.PutResponse(\x01\x12\x63\n\x0c\x43loseEpisode\x12(.baton.api.buffer.v1.CloseEpisodeRequest\x1a).baton.api.buffer.v1.CloseEpisodeResponse\x12P\n\x05Lease\x12!.baton.api.buffer.v1.LeaseRequest\x1a\".baton.api.buffer.v1.LeaseResponse0\x01\x12]\n\nRenewLease\x12&.baton.api.buffer.v1.RenewLeaseRequest\x1a\'.baton.api.buffer.v1.RenewLeaseResponse\x12\x63\n\x0cReleaseLease\x12(.baton.api.buffer.v1.ReleaseLeaseRequest\x1a).baton.api.buffer.v1.ReleaseLeaseResponse\x12H\n\x03\x41\x63k\x12\x1f.baton.api.buffer.v1.AckRequest\x1a .baton.api.buffer.v1.AckResponse\x12]\n\nGetEpisode\x12&.baton.api.buffer.v1.GetEpisodeRequest\x1a\'.baton.api.buffer.v1.GetEpisodeResponse\x12\x66\n\rDeleteEpisode\x12).baton.api.buffer.v1.DeleteEpisodeRequest\x1a*.baton.api.buffer.v1.DeleteEpisodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/api/buffer/v1/buffer.proto\x12\x13\x62\x61ton.api.buffer.v1\x1a!baton/api/common/v1/samples.proto\"\xf2\x01\n\x12OpenEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12.\n\x04kind\x18\x03 \x01(\x0e\x32 .baton.api.buffer.v1.EpisodeKind\x12\x18\n\x10\x65xpected_samples\x18\x04 \x01(\r\x12\x19\n\x11global_batch_size\x18\x05 \x01(\r\x12\x18\n\x10micro_batch_size\x18\x06 \x01(\r\x12\x0f\n\x07relayed\x18\x07 \x01(\x08\x12\x0e\n\x06passes\x18\x08 \x01(\r\x12\x18\n\x10samples_per_unit\x18\t \x01(\r\"-\n\x13OpenEpisodeResponse\x12\x16\n\x0estored_samples\x18\x01 \x01(\r\"w\n\nPutRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x31\n\x07samples\x18\x04 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\"=\n\x0bPutResponse\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\r\x12\x16\n\x0estored_samples\x18\x02 \x01(\r\"9\n\x13\x43loseEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"E\n\x14\x43loseEpisodeResponse\x12\x15\n\rtotal_samples\x18\x01 \x01(\r\x12\x16\n\x0esteps_per_pass\x18\x02 \x01(\r\"\xe4\x01\n\x0cLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x12\n\npass_index\x18\x03 \x01(\r\x12\x12\n\nstep_index\x18\x04 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_rank\x18\x05 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x06 \x01(\r\x12\x14\n\x0cshuffle_seed\x18\x07 \x01(\x03\x12\x0e\n\x06wait_s\x18\x08 \x01(\x01\x12\x0e\n\x06lessee\x18\t \x01(\t\x12\x1a\n\x12micro_batch_tokens\x18\n \x01(\r\"s\n\rLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x31\n\x07samples\x18\x02 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\x0f\n\x07wrapped\x18\x03 \x01(\x0c\x12\x0c\n\x04more\x18\x04 \x01(\x08\"Y\n\x11RenewLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06lessee\x18\x04 \x01(\t\"9\n\x12RenewLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"[\n\x13ReleaseLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"W\n\nAckRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x13\n\x0bglobal_step\x18\x04 \x01(\x03\"\"\n\x0b\x41\x63kResponse\x12\x13\n\x0b\x61\x63ked_steps\x18\x01 \x01(\r\"7\n\x11GetEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"\x80\x01\n\x12GetEpisodeResponse\x12\x16\n\x0estored_samples\x18\x01 \x01(\r\x12\x16\n\x0eleased_samples\x18\x02 \x01(\r\x12\x17\n\x0ftrained_samples\x18\x03 \x01(\r\x12\x0e\n\x06\x63losed\x18\x04 \x01(\x08\x12\x11\n\tgroup_ids\x18\x05 \x03(\t\":\n\x14\x44\x65leteEpisodeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"0\n\x15\x44\x65leteEpisodeResponse\x12\x17\n\x0f\x64\x65leted_samples\x18\x01 \x01(\r*]\n\x0b\x45pisodeKind\x12\x1c\n\x18\x45PISODE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45PISODE_KIND_FIXED\x10\x01\x12\x18\n\x14\x45PISODE_KIND_DYNAMIC\x10\x02\x32\xc9\x06\n\rBufferService\x12`\n\x0bOpenEpisode\x12\'.baton.api.buffer.v1.OpenEpisodeRequest\x1a(.baton.api.buffer.v1.OpenEpisodeResponse\x12J\n\x03Put\x12\x1f.baton.api.buffer.v1.PutRequest\x1a .baton.api.buffer.v1.PutResponse(\x01\x12\x63\n\x0c\x43loseEpisode\x12(.baton.api.buffer.v1.CloseEpisodeRequest\x1a).baton.api.buffer.v1.CloseEpisodeResponse\x12P\n\x05Lease\x12!.baton.api.buffer.v1.LeaseRequest\x1a\".baton.api.buffer.v1.LeaseResponse0\x01\x12]\n\nRenewLease\x12&.baton.api.buffer.v1.RenewLeaseRequest\x1a\'.baton.api.buffer.v1.RenewLeaseResponse\x12\x63\n\x0cReleaseLease\x12(.baton.api.buffer.v1.ReleaseLeaseRequest\x1a).baton.api.buffer.v1.ReleaseLeaseResponse\x12H\n\x03\x41\x63k\x12\x1f.baton.api.buffer.v1.AckRequest\x1a .baton.api.buffer.v1.AckResponse\x12]\n\nGetEpisode\x12&.baton.api.buffer.v1.GetEpisodeRequest\x1a\'.baton.api.buffer.v1.GetEpisodeResponse\x12\x66\n\rDeleteEpisode\x12).baton.api.buffer.v1.DeleteEpisodeRequest\x1a*.baton.api.buffer.v1.DeleteEpisodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.api.buffer.v1.buffer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EPISODEKIND']._serialized_start=1694
-  _globals['_EPISODEKIND']._serialized_end=1787
+  _globals['_EPISODEKIND']._serialized_start=1736
+  _globals['_EPISODEKIND']._serialized_end=1829
   _globals['_OPENEPISODEREQUEST']._serialized_start=93
-  _globals['_OPENEPISODEREQUEST']._serialized_end=293
-  _globals['_OPENEPISODERESPONSE']._serialized_start=295
-  _globals['_OPENEPISODERESPONSE']._serialized_end=340
-  _globals['_PUTREQUEST']._serialized_start=342
-  _globals['_PUTREQUEST']._serialized_end=461
-  _globals['_PUTRESPONSE']._serialized_start=463
-  _globals['_PUTRESPONSE']._serialized_end=524
-  _globals['_CLOSEEPISODEREQUEST']._serialized_start=526
-  _globals['_CLOSEEPISODEREQUEST']._serialized_end=583
-  _globals['_CLOSEEPISODERESPONSE']._serialized_start=585
-  _globals['_CLOSEEPISODERESPONSE']._serialized_end=654
-  _globals['_LEASEREQUEST']._serialized_start=657
-  _globals['_LEASEREQUEST']._serialized_end=885
-  _globals['_LEASERESPONSE']._serialized_start=887
-  _globals['_LEASERESPONSE']._serialized_end=1002
-  _globals['_RENEWLEASEREQUEST']._serialized_start=1004
-  _globals['_RENEWLEASEREQUEST']._serialized_end=1093
-  _globals['_RENEWLEASERESPONSE']._serialized_start=1095
-  _globals['_RENEWLEASERESPONSE']._serialized_end=1152
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1154
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1245
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1247
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1269
-  _globals['_ACKREQUEST']._serialized_start=1271
-  _globals['_ACKREQUEST']._serialized_end=1358
-  _globals['_ACKRESPONSE']._serialized_start=1360
-  _globals['_ACKRESPONSE']._serialized_end=1394
-  _globals['_GETEPISODEREQUEST']._serialized_start=1396
-  _globals['_GETEPISODEREQUEST']._serialized_end=1451
-  _globals['_GETEPISODERESPONSE']._serialized_start=1454
-  _globals['_GETEPISODERESPONSE']._serialized_end=1582
-  _globals['_DELETEEPISODEREQUEST']._serialized_start=1584
-  _globals['_DELETEEPISODEREQUEST']._serialized_end=1642
-  _globals['_DELETEEPISODERESPONSE']._serialized_start=1644
-  _globals['_DELETEEPISODERESPONSE']._serialized_end=1692
-  _globals['_BUFFERSERVICE']._serialized_start=1790
-  _globals['_BUFFERSERVICE']._serialized_end=2631
+  _globals['_OPENEPISODEREQUEST']._serialized_end=335
+  _globals['_OPENEPISODERESPONSE']._serialized_start=337
+  _globals['_OPENEPISODERESPONSE']._serialized_end=382
+  _globals['_PUTREQUEST']._serialized_start=384
+  _globals['_PUTREQUEST']._serialized_end=503
+  _globals['_PUTRESPONSE']._serialized_start=505
+  _globals['_PUTRESPONSE']._serialized_end=566
+  _globals['_CLOSEEPISODEREQUEST']._serialized_start=568
+  _globals['_CLOSEEPISODEREQUEST']._serialized_end=625
+  _globals['_CLOSEEPISODERESPONSE']._serialized_start=627
+  _globals['_CLOSEEPISODERESPONSE']._serialized_end=696
+  _globals['_LEASEREQUEST']._serialized_start=699
+  _globals['_LEASEREQUEST']._serialized_end=927
+  _globals['_LEASERESPONSE']._serialized_start=929
+  _globals['_LEASERESPONSE']._serialized_end=1044
+  _globals['_RENEWLEASEREQUEST']._serialized_start=1046
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1135
+  _globals['_RENEWLEASERESPONSE']._serialized_start=1137
+  _globals['_RENEWLEASERESPONSE']._serialized_end=1194
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1196
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1287
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1289
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1311
+  _globals['_ACKREQUEST']._serialized_start=1313
+  _globals['_ACKREQUEST']._serialized_end=1400
+  _globals['_ACKRESPONSE']._serialized_start=1402
+  _globals['_ACKRESPONSE']._serialized_end=1436
+  _globals['_GETEPISODEREQUEST']._serialized_start=1438
+  _globals['_GETEPISODEREQUEST']._serialized_end=1493
+  _globals['_GETEPISODERESPONSE']._serialized_start=1496
+  _globals['_GETEPISODERESPONSE']._serialized_end=1624
+  _globals['_DELETEEPISODEREQUEST']._serialized_start=1626
+  _globals['_DELETEEPISODEREQUEST']._serialized_end=1684
+  _globals['_DELETEEPISODERESPONSE']._serialized_start=1686
+  _globals['_DELETEEPISODERESPONSE']._serialized_end=1734
+  _globals['_BUFFERSERVICE']._serialized_start=1832
+  _globals['_BUFFERSERVICE']._serialized_end=2673
 # @@protoc_insertion_point(module_scope)

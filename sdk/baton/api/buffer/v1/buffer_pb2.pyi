@@ -18,7 +18,7 @@ EPISODE_KIND_FIXED: EpisodeKind
 EPISODE_KIND_DYNAMIC: EpisodeKind
 
 class OpenEpisodeRequest(_message.Message):
-    __slots__ = ("run_id", "episode_id", "kind", "expected_samples", "global_batch_size", "micro_batch_size", "relayed")
+    __slots__ = ("run_id", "episode_id", "kind", "expected_samples", "global_batch_size", "micro_batch_size", "relayed", "passes", "samples_per_unit")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class OpenEpisodeRequest(_message.Message):
     GLOBAL_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     RELAYED_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_UNIT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     episode_id: int
     kind: EpisodeKind
@@ -33,7 +35,9 @@ class OpenEpisodeRequest(_message.Message):
     global_batch_size: int
     micro_batch_size: int
     relayed: bool
-    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., kind: _Optional[_Union[EpisodeKind, str]] = ..., expected_samples: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., relayed: bool = ...) -> None: ...
+    passes: int
+    samples_per_unit: int
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., kind: _Optional[_Union[EpisodeKind, str]] = ..., expected_samples: _Optional[int] = ..., global_batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., relayed: bool = ..., passes: _Optional[int] = ..., samples_per_unit: _Optional[int] = ...) -> None: ...
 
 class OpenEpisodeResponse(_message.Message):
     __slots__ = ("stored_samples",)

@@ -118,7 +118,8 @@ class BufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """RenewLease starts a lease's time again, also of an expired one that nobody else has taken since. Idempotent.
+        """RenewLease starts a lease's time again, also of an expired one that nobody else has taken since;
+        a lessee one of whose ranks leased the step again meanwhile gets that attempt's. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

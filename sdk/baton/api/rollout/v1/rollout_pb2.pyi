@@ -126,7 +126,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id")
+    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id", "cache_blocks", "cache_block_tokens")
     STATE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,8 @@ class GetStatusResponse(_message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     state: ReplicaState
     policy_version: int
     weights_digest: str
@@ -147,7 +149,9 @@ class GetStatusResponse(_message.Message):
     generated_tokens: int
     state_reason: str
     instance_id: str
-    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ...) -> None: ...
+    cache_blocks: int
+    cache_block_tokens: int
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ..., cache_blocks: _Optional[int] = ..., cache_block_tokens: _Optional[int] = ...) -> None: ...
 
 class UpdateWeightsRequest(_message.Message):
     __slots__ = ("policy_version", "group", "first_rank", "timeout_s", "in_flight")

@@ -1,0 +1,102 @@
+"""What the ledger refuses to forget: prompt groups that were never put, passes that were never trained, ended episodes."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from buffer_samples import make_samples
+
+from baton.clients import BufferClient, LedgerClient, RelayClient
+from baton.errors import BackpressureError, ConflictError, NotReadyError
+from processes import ServiceProcess, StoreProcess
+
+SIZES = {"expected_samples": None, "global_batch_size": 4, "micro_batch_size": 2}
+ISSUE = {"producer": "one", "timeout_s": 60}
+
+
+@pytest.fixture
+async def clients(buffer: ServiceProcess) -> AsyncIterator[tuple[BufferClient, LedgerClient]]:
+    async with BufferClient(buffer.address, timeout_s=20) as client, LedgerClient(buffer.address, timeout_s=20) as ledger:
+        yield client, ledger
+
+
+async def train(buffer: BufferClient, run_id: str, global_step: int, *, pass_index: int = 0) -> None:
+    batches = [batch async for batch in buffer.lease(run_id, 0, pass_index=pass_index, step_index=0)]
+    await buffer.ack(run_id, 0, batches[0].lease_id, global_step=global_step)
+
+
+async def test_the_proof_tells_groups_that_were_issued_and_never_put_before_and_after_the_end(clients, run_id):
+    buffer, ledger = clients
+    await buffer.open_episode(run_id, 0, **SIZES)
+    await ledger.issue_groups(run_id, 0, ["g0", "lost", "made", "dropped"], **ISSUE)
+    await ledger.report_groups(run_id, 0, ["g0", "made"], producer="one")
+    await ledger.report_groups(run_id, 0, ["dropped"], producer="one", failure="all rewards are equal")
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    assert list((await ledger.audit(run_id)).faults) == [], "they may still come"
+    await buffer.close_episode(run_id, 0)
+    audit = await ledger.audit(run_id)
+    where = f"of episode 0 of run {run_id}"
+    assert list(audit.faults) == [
+        f"group lost {where} was issued (attempt 1, one) and never put",
+        f"group made {where} was generated (attempt 1, one) and never put",
+    ]
+    assert list(audit.dead) == ["episode 0 group dropped: all rewards are equal"]
+    await train(buffer, run_id, 1)
+    await buffer.delete_episode(run_id, 0)
+    assert list((await ledger.audit(run_id)).faults) == [f"2 prompt groups {where} were issued and never put"]
+
+
+async def test_an_episode_does_not_end_before_all_the_passes_that_it_was_opened_for(clients, run_id):
+    buffer, _ = clients
+    await buffer.open_episode(run_id, 0, **SIZES, passes=2)
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    await buffer.close_episode(run_id, 0)
+    await train(buffer, run_id, 1)
+    with pytest.raises(NotReadyError, match="0 of 1 steps of pass 1 acknowledged"):
+        await buffer.delete_episode(run_id, 0)
+    await train(buffer, run_id, 2, pass_index=1)
+    assert await buffer.delete_episode(run_id, 0) == 4
+
+
+async def test_a_trainer_cannot_go_back_behind_an_episode_that_ended(clients, run_id):
+    buffer, ledger = clients
+    await buffer.open_episode(run_id, 0, **SIZES)
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    await buffer.close_episode(run_id, 0)
+    await train(buffer, run_id, 7)
+    await buffer.delete_episode(run_id, 0)
+    with pytest.raises(ConflictError, match=r"episode 0 of .* ended, and its p0-s0 was trained by optimizer step 7"):
+        await ledger.rewind_trained(run_id, 6)
+    assert await ledger.rewind_trained(run_id, 7) == 0
+
+
+async def test_samples_that_a_relay_function_made_keep_within_the_budgets(
+    store: StoreProcess, run_file: Path, tmp_path: Path, run_id: str
+):
+    process = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, "--set", "store.max_samples=6")
+    process.start()
+    try:
+        async with BufferClient(process.address) as buffer, RelayClient(process.address, timeout_s=0.3) as relay:
+            await buffer.open_episode(run_id, 0, **SIZES, relayed=True)
+            await buffer.put(run_id, 0, make_samples(range(4)))
+            await buffer.close_episode(run_id, 0)
+            references = np.array([(-1, place) for place in range(3)])
+            with pytest.raises(BackpressureError, match=r"has 4 samples, .* made, 3 samples, .* exceeds store.max_samples"):
+                await relay.select(run_id, 0, references, make_samples(range(100, 103)))
+            assert await relay.select(run_id, 0, references[:2], make_samples(range(100, 102))) == (2, 1)
+    finally:
+        process.kill()
+
+
+async def test_columns_of_much_metadata_come_in_messages_that_grpc_takes(clients, buffer, run_id):
+    client, _ = clients
+    await client.open_episode(run_id, 0, **SIZES, relayed=True)
+    for number in range(3):
+        samples = make_samples([number])
+        samples.metadata[0] = "x" * (2 * 2**20 - 2**16)
+        await client.put(run_id, 0, samples)
+    await client.close_episode(run_id, 0)
+    async with RelayClient(buffer.address) as relay:
+        parts = await relay.read_columns(run_id, 0, ["metadata"])
+    assert [len(text) for part in parts for text in part.metadata] == [2 * 2**20 - 2**16] * 3

@@ -1,0 +1,92 @@
+"""What a flow can ask for: responses that go on token by token, and no distribution that the trainer would not see."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from harness import config, place, questions
+
+from baton.clients.rollout import SamplingParams
+from baton.engine import Engine
+from baton.partial import joined
+from baton.samples import FinishReason, Samples
+from baton.testing import FakeRollout, FakeTrainer
+from services.coordinator.state import Life
+
+ONE_EPISODE = {"num_episode": 1}
+
+
+async def finished(buffer, folder, run_id, flow, fake, trainer=None):
+    engine = Engine(prompts=questions, flow=flow)
+    run = config(runtime=ONE_EPISODE)
+    async with place(buffer.address, folder, engine=engine, trainer=trainer, rollouts=(fake,), run=run) as there:
+        there.coordinator.start_run(run_id)
+        return (await there.finish())[-1].state
+
+
+async def test_a_flow_has_responses_that_were_cut_off_go_on_token_by_token(buffer, run_id, tmp_path):
+    async def in_two_parts(context, prompts):
+        async for group in context.generate(prompts, SamplingParams(max_new_tokens=3)):
+            assert set(group.samples.finish_reasons) == {FinishReason.LENGTH}
+            cut = [group.prompt.after(group.samples, row) for row in range(len(group.samples))]
+            rest = [part.samples async for part in context.generate(cut, SamplingParams(n=1))]
+            samples = joined(group.samples, Samples.concat(rest))
+            yield replace(group, samples=samples).with_rewards([1.0] * len(samples))
+
+    fake, trainer = FakeRollout(lambda prompt, index, version: f"more of {prompt}"), FakeTrainer()
+    state = await finished(buffer, tmp_path, run_id, in_two_parts, fake, trainer)
+    assert state.life is Life.SUCCEEDED, state.error
+    trained = Samples.concat(trainer.trained)
+    assert sorted(trained.sample_ids) == sorted(f"e0-p{number}/{row}" for number in range(2) for row in range(4))
+    begun = {bytes(row.tolist()).decode() for row in trained.prompt_ids.rows()}
+    assert begun == {"question 0", "question 1"}
+    for prompt, response in zip(trained.prompt_ids.rows(), trained.response_ids.rows(), strict=True):
+        text = bytes(prompt.tolist()).decode()
+        assert bytes(response.tolist()).decode() == f"mormore of {text}mor"
+    second = [prompt for request in fake.requests for prompt in request.prompts if prompt.HasField("token_ids")]
+    assert len(second) == 8 and all(prompt.token_ids == prompt.continues for prompt in second)
+
+
+async def test_the_next_turn_begins_with_exactly_the_tokens_of_the_one_before(buffer, run_id, tmp_path):
+    turn = list(b" and then?")
+
+    async def two_turns(context, prompts):
+        async for group in context.generate(prompts, SamplingParams(n=1)):
+            async for answer in context.generate([group.prompt.after(group.samples, 0, turn)]):
+                yield replace(answer, prompt=group.prompt).with_rewards([1.0] * len(answer.samples))
+
+    fake, trainer = FakeRollout(), FakeTrainer()
+    state = await finished(buffer, tmp_path, run_id, two_turns, fake, trainer)
+    assert state.life is Life.SUCCEEDED, state.error
+    asked = [prompt for request in fake.requests for prompt in request.prompts if prompt.HasField("token_ids")]
+    assert sorted(bytes(np.frombuffer(one.token_ids, "<i4").tolist()) for one in asked) == [
+        b"question 0" + b"0" + bytes(turn), b"question 1" + b"0" + bytes(turn),
+    ]  # fmt: skip
+    assert all(one.token_ids[: len(one.continues)] == one.continues for one in asked)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("top_p", 0.9), ("top_k", 5), ("presence_penalty", 0.5), ("repetition_penalty", 1.2), ("use_beam_search", True)],
+)
+async def test_a_flow_cannot_cut_a_distribution_that_the_samples_do_not_tell(buffer, run_id, tmp_path, option, value):
+    async def truncated(context, prompts):
+        async for group in context.generate(prompts, SamplingParams(temperature=0.7, **{option: value})):
+            yield group
+
+    fake = FakeRollout()
+    state = await finished(buffer, tmp_path, run_id, truncated, fake)
+    assert state.life is Life.FAILED and f"sets {option}: the samples would not say" in state.error
+    assert not fake.requests
+
+
+async def test_options_that_cut_nothing_off_are_taken_and_at_temperature_one_all(buffer, run_id, tmp_path):
+    async def plain(context, prompts):
+        neutral = SamplingParams(top_p=1.0, top_k=0, temperature=0.5, use_beam_search=False)
+        cut_at_one = SamplingParams(top_p=0.9, temperature=1.0)
+        for number, sampling in enumerate((neutral, cut_at_one)):
+            async for group in context.generate(prompts[number : number + 1], sampling):
+                yield group.with_rewards([1.0] * len(group.samples))
+
+    state = await finished(buffer, tmp_path, run_id, plain, FakeRollout())
+    assert state.life is Life.SUCCEEDED, state.error

@@ -1,0 +1,54 @@
+"""Budgets of the store that a run cannot keep to are refused before it starts."""
+
+import pytest
+
+from baton.config import ConfigError
+
+GROUPED = {"num_inference_per_prompt": 8, "sample_per_episode": 64}
+
+REFUSED = {
+    "an episode beyond the samples of the store": (
+        {"runtime": {**GROUPED, "sample_per_episode": 64}, "store": {"max_samples": 63}},
+        "store.max_samples: got 63; must hold the 1 episodes of 64 samples",
+    ),
+    "a history beyond the samples of the store": (
+        {
+            "runtime": {
+                **GROUPED, "sample_per_episode": 64, "num_episode": 9, "max_relay_episode": 3, "relay_sample_fn": "last"
+            },
+            "store": {"max_samples": 255},
+        },
+        "store.max_samples: got 255; must hold the 4 episodes of 64 samples",
+    ),
+    "a history without a limit beyond the samples of the store": (
+        {
+            "runtime": {
+                **GROUPED, "sample_per_episode": 64, "num_episode": 9, "max_relay_episode": -1, "relay_sample_fn": "last",
+                "relay_episode_offset": 4,
+            },
+            "store": {"max_samples": 319},
+        },
+        "store.max_samples: got 319; must hold the 5 episodes of 64 samples",
+    ),
+    "a history beyond the bytes of the store": (
+        {
+            "runtime": {**GROUPED, "max_relay_episode": 1, "relay_sample_fn": "last"},
+            "store": {"max_bytes": 1000, "relay_max_bytes": 1001},
+        },
+        "store.max_bytes: got 1000; must hold the history, which may have store.relay_max_bytes (1001)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_budget_that_the_run_exceeds_is_refused_with_the_numbers(run_of, case):
+    sections, line = REFUSED[case]
+    with pytest.raises(ConfigError) as caught:
+        run_of(**sections).require_startable()
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize("samples", [128, 0])
+def test_a_budget_for_what_is_kept_when_old_episodes_may_go_is_enough(run_of, samples):
+    runtime = {**GROUPED, "sample_per_episode": 64, "num_episode": 9, "max_relay_episode": -1, "relay_sample_fn": "last"}
+    run_of(runtime=runtime, store={"max_samples": samples, "relay_when_full": "evict"}).require_startable()
