@@ -185,6 +185,7 @@ class Pair:
         assert len(audit.faults) == self.model.faults(), list(audit.faults)
         assert all(fault.endswith("never put") for fault in audit.faults)
         assert {line.partition(":")[0] for line in audit.dead} == self.model.dead | self.model.failed()
+        assert {line.partition(" of run ")[0] for line in audit.untrained} == self.model.untrained()
         assert audit.optimizer_steps == len(self.model.global_steps)
         assert (audit.ended_episodes, audit.ended_samples) == (len(self.model.ended), sum(self.model.ended.values()))
         for client in (self.buffer, self.ledger, self.relay):

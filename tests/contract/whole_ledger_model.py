@@ -221,6 +221,10 @@ class Model(Ledger):
     def never_put(self, episode: Episode) -> list[int]:
         return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
 
+    def untrained(self) -> set[str]:
+        live = {at: e for at, e in self.episodes.items() if e.closed and not e.ended and e.total is not None}
+        return {f"pass 0 of episode {at}" for at, e in live.items() if e.trained() < steps_of(e.total)}
+
     def faults(self) -> int:  # one for each group of an episode, or for all of an ended one
         return sum(len(self.never_put(e)) for e in self.episodes.values()) + sum(map(bool, self.lost.values()))
 
