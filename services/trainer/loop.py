@@ -97,7 +97,7 @@ class Loop:
         )
         if engine is self._trainer.models.trained.get("ppo_policy"):
             self._trainer.global_step += 1
-            if self._state is not None:
+            if self._state is not None and not update.skipped:
                 self._trainer.objective.restore(self._state)
             self._state = None
         return pb.OptimStepResponse(
