@@ -107,7 +107,11 @@ class RunConfig(Section):
     @property
     def prompts_per_episode(self) -> int:
         """Different prompts in one episode, each with several answers if repeated or paired."""
-        return self.runtime.sample_per_episode // (self.group_size // self.models.policy.n)
+        return self.prompts_of(self.runtime.sample_per_episode)
+
+    def prompts_of(self, samples: int) -> int:
+        """How many prompts so many of `runtime.sample_per_episode` are made of."""
+        return samples // (self.group_size // self.models.policy.n)
 
     @property
     def group_size(self) -> int:
