@@ -83,12 +83,11 @@ async def serve(options: Namespace, run: "RunConfig", trainer: "Trainer", ranks:
     from services.trainer.texts import Texts
 
     server = Server(SERVICES, options.listen)
-    sources = {
-        role: config.tokenizer or trainer.models.by_role[role].source for role, config in trainer.models.group.roles.items()
-    }
+    models = trainer.models
+    sources = {role: run.tokenizer_name(role) or models.by_role[role].source for role in models.group.roles}
     add_TrainerServiceServicer_to_server(TrainerServicer(run, trainer, ranks), server.grpc)
     add_ScoringServiceServicer_to_server(ScoringServicer(ranks, Texts(sources)), server.grpc)
-    add_LoopServiceServicer_to_server(LoopServicer(trainer.models, ranks), server.grpc)
+    add_LoopServiceServicer_to_server(LoopServicer(models, ranks), server.grpc)
     heartbeat = asyncio.create_task(ranks.heartbeat())
     try:
         await server.run(options.ready_file)

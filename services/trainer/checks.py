@@ -25,7 +25,7 @@ def check_lengths(samples: Samples, context: int) -> None:
         if total > context:
             raise InvalidRequestError(
                 f"sample {sample_id} has {total} tokens, more than the model's context of {context}; "
-                "lower models.policy.seq_length"
+                "lower models.policy.seq_length, or leave out given answers that are so long"
             )
 
 

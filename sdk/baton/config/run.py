@@ -149,6 +149,12 @@ class RunConfig(Section):
                 return model
         return self.models.policy.tokenizer or BUILTIN_MODEL
 
+    def tokenizer_name(self, role: str) -> str | None:
+        """Directory or hub id of the tokenizer of `role`; None: its model's own. The policy's holds for its model in
+        every role."""
+        is_policy = self.model_name(role) == self.model_name("policy")
+        return self.models.roles()[role].tokenizer or (self.models.policy.tokenizer if is_policy else None)
+
     def generation_batch_size(self, role: str) -> int:
         """Prompts in one request to `role`; never more than an episode gives each of its replicas."""
         model = self.models.roles()[role]
