@@ -83,6 +83,13 @@ def _units(run: RunConfig) -> Iterator[str]:
 
 def _held_out(run: RunConfig) -> Iterator[str]:
     interval, held_out = run.runtime.eval_episode_interval, run.prompts.holdout
+    frequency = run.models.policy.sync_frequency
+    if frequency and interval % frequency and not run.is_offline:
+        yield problem(
+            "runtime.eval_episode_interval", interval,
+            f"must be a multiple of models.policy.sync_frequency ({frequency}): in between, the rollout has older weights",
+            f"write {-(-interval // frequency) * frequency}",
+        )  # fmt: skip
     if interval and not held_out:
         yield problem(
             "runtime.eval_episode_interval", interval, "needs prompts that are not trained on",

@@ -77,6 +77,11 @@ SUPERFLUOUS = {
     "held-out prompts that nobody looks at": (
         {"runtime": GROUPED, "prompts": {"source": "app", "holdout": 8}}, "prompts.holdout: got 8; .* nobody looks at"
     ),
+    "evaluations of weights that the rollout does not have": (
+        {"runtime": GROUPED | {"eval_episode_interval": 3}, "prompts": {"source": "app", "holdout": 8},
+         "models": {"policy": {"sync_frequency": 2}}},
+        r"runtime.eval_episode_interval: got 3; must be a multiple of models.policy.sync_frequency \(2\)",
+    ),
     "a weight of no reward model": (
         {"runtime": GROUPED, "rewards": {"model_weight": 0.5}}, "rewards.model_weight: got 0.5; has no effect without"
     ),
