@@ -50,7 +50,7 @@ class Loop:
         objective = self._trainer.objective if config is self._run.algorithm else objective_for(config)
         batches = self._checked(Samples.from_proto(request.samples), objective, request, engine.shape)
         layout = engine.layout
-        bounds = [len(batches) * rank // layout.data_size for rank in (layout.data_rank, layout.data_rank + 1)]
+        bounds = [-(-len(batches) * rank // layout.data_size) for rank in (layout.data_rank, layout.data_rank + 1)]
         prepared = prepare(objective, engine, batches[slice(*bounds)], tail="wrap")
         loss = prepared.plan.loss if engine.head != "values" else prepared.plan.value_loss
         found = backward(engine, prepared.rows, loss, scale=request.loss.scale or 1.0)
