@@ -25,7 +25,7 @@ def merged(batches: Sequence[MicroBatch], tokens: int, *, share_prefix: bool) ->
     as that allows, and as equal as that number of them allows."""
     sizes = [fed_tokens(batch.samples, share_prefix=share_prefix) for batch in batches]
     fewest = len(_cuts(sizes, tokens))
-    low, high = max(sizes, default=0), max(tokens, *sizes, 0)
+    low, high = max((size for size in sizes if size <= tokens), default=0), tokens
     while low < high:  # the least limit that makes do with so few
         middle = (low + high) // 2
         low, high = (low, middle) if len(_cuts(sizes, middle)) <= fewest else (middle + 1, high)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from services.trainer.megatron import varlen
 from services.trainer.packing import Segment, segment_mask
 
-LONG = 2048
-"""Tokens of a sequence on CUDA from which the kernel for sequences of one length is worth a call of its own: on an H100 it
-(cuDNN's) is 1.75 times as fast as the one for unequal lengths at 4096 tokens, and not faster at 1024."""
+LONG, FULL = 2048, 8192
+"""Tokens from which on CUDA a sequence may go through the kernel for sequences of one length, and tokens that such a call
+must have. On an H100 it (cuDNN's) is 1.75 times as fast as the one for unequal lengths at 4096 tokens, and not faster at
+1024; but forward and backward of each call take the host up to a millisecond, as long as 8192 tokens save."""
 _STEPS = 16
 """Different lengths of such calls between a power of two and the next. Each costs cuDNN a plan of 0.2 s, once."""
 
@@ -31,26 +33,31 @@ class Call:
         return sum(self.lengths)
 
 
-def calls_of(segments: tuple[Segment, ...], device: torch.device) -> tuple[Call, ...]:
-    """A row's calls, in its order."""
+def calls_of(segments: tuple[Segment, ...], device: torch.device, *, long: int, full: int) -> tuple[Call, ...]:
+    """A row's calls, in its order. `long` and `full` are what LONG and FULL say of CUDA."""
+
+    def size(segment: Segment) -> int:
+        """At which it could be computed beside others; 0: not so."""
+        return room(segment.length) if len(segment.branches) == 1 and segment.length >= long else 0
+
     calls: list[Call] = []
-    short: list[Segment] = []
+    others: list[Segment] = []
 
     def finish() -> None:
-        if short:
-            start = short[0].start
-            shifted = tuple(Segment(segment.start - start, segment.prompt, segment.branches) for segment in short)
-            calls.append(Call(tuple(segment.length for segment in short), varlen.Parts.of(shifted, device)))
-            short.clear()
+        if others:
+            start = others[0].start
+            shifted = tuple(Segment(segment.start - start, segment.prompt, segment.branches) for segment in others)
+            calls.append(Call(tuple(segment.length for segment in others), varlen.Parts.of(shifted, device)))
+            others.clear()
 
-    for segment in segments:
-        if len(segment.branches) == 1 and segment.length >= LONG:
+    for alike, run in groupby(segments, size):
+        members = tuple(run)
+        lengths = tuple(segment.length for segment in members)
+        if alike and sum(lengths) >= full:
             finish()
-            alike = calls and calls[-1].parts is None and room(calls[-1].lengths[-1]) == room(segment.length)
-            before = calls.pop().lengths if alike else ()  # a call of cuDNN costs the host about 0.2 ms
-            calls.append(Call((*before, segment.length), None))
+            calls.append(Call(lengths, None))
         else:
-            short.append(segment)
+            others.extend(members)
     finish()
     return tuple(calls)
 
@@ -76,8 +83,12 @@ class PackedLayout(PackedSeqParams):
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """The segments for the kernels on CUDA."""
-        return calls_of(self.segments, self.angles_TD.device)
+        """The segments for the flash kernels."""
+        device = self.angles_TD.device
+        if device.type == "cuda":
+            return calls_of(self.segments, device, long=LONG, full=FULL)
+        lengths = tuple(segment.length for segment in self.segments)
+        return (Call(lengths, varlen.Parts.of(self.segments, device)),)
 
     @cached_property
     def _turns(self) -> dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]]:
@@ -103,7 +114,11 @@ class PackedAttention(torch.nn.Module):
     def packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
         """`query` [T, heads, D], `key` and `value` [T, KV heads, D] -> [T, heads * D]."""
         if varlen.supports(query):
-            return self._on_cuda(query, key, value, layout.calls).flatten(1)
+            return self._flash(query, key, value, layout.calls).flatten(1)
+        return self._masked(query, key, value, layout).flatten(1)
+
+    def _masked(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        """For what the flash kernels do not take: float32 on CUDA."""
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
         outputs = []
         for segment, mask in zip(layout.segments, layout.masks, strict=True):
@@ -114,9 +129,9 @@ class PackedAttention(torch.nn.Module):
                     scale=self.scale, enable_gqa=q.shape[1] != k.shape[1],
                 )
             )  # fmt: skip
-        return torch.cat(outputs, dim=2)[0].transpose(0, 1).flatten(1)
+        return torch.cat(outputs, dim=2)[0].transpose(0, 1)
 
-    def _on_cuda(
+    def _flash(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: tuple[Call, ...]
     ) -> torch.Tensor:
         """-> [T, heads, D]."""

@@ -16,7 +16,7 @@ from services.trainer.megatron.attention import PackedAttention, PackedLayout
 from services.trainer.megatron.fusion import fused_on_cuda
 
 
-@fused_on_cuda(at_least=8 << 20)
+@fused_on_cuda(at_least=16 << 20)
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x over its root mean square along the last dimension, times `weight`; computed in float32, rounded once."""
     return nn.functional.rms_norm(x, weight.shape, weight, eps)

@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from services.trainer.megatron.fusion import fused_on_cuda
 
-BLOCK_BYTES = 256 << 20
-"""Size of a block's logits in float32."""
+BLOCK_BYTES = {"cuda": 256 << 20, "cpu": 32 << 20}
+"""Size of a block's logits in float32, by device: a GPU wants large products, a CPU what its cache holds."""
 _MULTIPLE = 128
 """Blocks of so many columns keep matrix multiplications aligned."""
 _LOWEST = -1e30
@@ -145,10 +145,11 @@ def _over_group(sums: tuple[torch.Tensor, ...], group: dist.ProcessGroup | None)
 
 def vocab_parallel_logprobs(
     hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperatures_N: torch.Tensor, split: Split,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(log-probabilities [N], entropies [N] without gradient) of `targets_N`, in the dtype of `temperatures_N` (float32).
 
     `weight_VH` is this rank's part of the head. The gradient of `hidden_NH` is this rank's part of a sum over the group.
     """
-    return _BlockedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperatures_N, split, block_bytes)
+    size = block_bytes or BLOCK_BYTES[hidden_NH.device.type]
+    return _BlockedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperatures_N, split, size)
