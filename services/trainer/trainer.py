@@ -214,6 +214,8 @@ class Trainer:
         facts = checkpoint.load(self.models.trained, path)
         self.global_step = int(facts["global_step"])
         self.objective.restore(facts["objective"])
+        for engine in self.models.trained.values():
+            engine.clear()  # gradients of other weights
         self._taken = None
         return b""
 
