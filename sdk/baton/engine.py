@@ -75,12 +75,18 @@ class Engine:
     """The roles that it names; the engines of one algorithm do."""
 
     def require_agrees(self, config: RunConfig) -> None:
-        """Raises ConfigError if the run file has another algorithm, or lacks a model."""
+        """Raises ConfigError if the run file has another algorithm, lacks a model, or would not use what is here."""
         name = type(self).__name__
         if self.ALGORITHMS and config.algorithm.name not in self.ALGORITHMS:
             raise ConfigError(
                 f"algorithm.name: is {config.algorithm.name!r}, but the app's engine is {name}, which is for "
                 f"{' or '.join(self.ALGORITHMS)}; write algorithm: {{name: {self.ALGORITHMS[0]}}}"
+            )
+        unused = next((option for option in ("flow", "rewards") if config.is_offline and getattr(self, option)), None)
+        if unused:
+            raise ConfigError(
+                f"algorithm.name: the app's {name} has {unused}, but {config.algorithm.name} learns from given answers, "
+                "which nobody samples or scores; leave that out of the engine, or take another algorithm"
             )
         for model in self.models:
             if model.name not in config.models.roles():

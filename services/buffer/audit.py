@@ -24,6 +24,8 @@ class Report:
     ended_samples: int = 0
     optimizer_steps: int = 0
     dead: list[str] = field(default_factory=list)
+    untrained: list[str] = field(default_factory=list)
+    """Passes that are due and not wholly trained; no fault while they may still come."""
 
 
 class Audit:
@@ -162,6 +164,9 @@ def _check_passes(state: State, trained: dict[str, int], report: Report) -> None
     for pass_index in range(episode.current_pass):
         if done[pass_index] != whole:
             report.faults.append(f"pass {pass_index} of {keys} was left after {done[pass_index]} of {whole} steps")
+    for pass_index in range(episode.current_pass, max(episode.passes, episode.current_pass + 1) if episode.closed else 0):
+        if done[pass_index] < whole:
+            report.untrained.append(f"pass {pass_index} of {keys}: {done[pass_index]} of {whole} steps are trained")
 
 
 def _check_groups(state: State, report: Report) -> None:

@@ -17,6 +17,8 @@ class Episode:
     """Samples that a fixed episode will have; 0 for a dynamic one."""
     global_batch_size: int
     micro_batch_size: int
+    passes: int
+    """How often each sample is to be trained; 0: at least once."""
     unit: int
     """Consecutive samples that stay together, whatever orders and divides them."""
     relayed: bool
@@ -35,8 +37,8 @@ class Episode:
     """Wholly trained; only a relayed episode is still there then."""
 
     FIELDS = (
-        "expected", "global_batch_size", "micro_batch_size", "unit", "relayed", "stored", "bytes", "closed", "pass",
-        "selected", "ended",
+        "expected", "global_batch_size", "micro_batch_size", "passes", "unit", "relayed", "stored", "bytes", "closed",
+        "pass", "selected", "ended",
     )  # fmt: skip
 
     @property

@@ -78,6 +78,7 @@ class LedgerServicer(LedgerServiceServicer):
             ended_samples=report.ended_samples,
             optimizer_steps=report.optimizer_steps,
             dead=_at_most(report.dead, "of these"),
+            untrained=_at_most(report.untrained, "passes"),
         )
 
     async def PutState(self, request: pb.PutStateRequest, context: grpc.aio.ServicerContext) -> pb.PutStateResponse:

@@ -12,6 +12,7 @@ from services.buffer.limits import Limits
 from services.buffer.staging import Incoming, expired
 from services.buffer.store import Store
 from services.buffer.training_set import MADE, REFERENCE
+from services.buffer.units import check_units
 
 
 class Selections:
@@ -32,7 +33,7 @@ class Selections:
 
         Raises ConflictError if the episode has another one, NotFoundError for a sample that is not stored (any more),
         BackpressureError if the made samples exceed what the run may have in the store, and InvalidRequestError for an
-        episode that is not relayed or samples that cannot be trained together.
+        episode that is not relayed, samples that cannot be trained together, or a pair that is not whole.
         """
         if len(references) % REFERENCE.itemsize:
             raise InvalidRequestError(f"references has {len(references)} bytes; a reference takes {REFERENCE.itemsize}")
@@ -40,6 +41,7 @@ class Selections:
         limits = _limits(chosen, made.count)
         referred = [EpisodeKeys(keys.run_id, episode_id) for episode_id in limits]
         await self._check_columns(referred, made)
+        await check_units(self._store, keys, chosen, made)
         chunk_keys = await made.write()
         run = keys.run
         answer = await self._store.run(

@@ -124,7 +124,7 @@ class Driver:
             status = await until_ready(services.group_name(group), trainer.get_status, startup_s)
             if group == MAIN_GROUP:
                 self.state.global_step = status.global_step
-        self.state.prompts_consumed = self._config.runtime.consumed_samples // self._config.runtime.num_inference_per_prompt
+        self.state.prompts_consumed = self._config.prompts_of(self._config.runtime.consumed_samples)
 
     async def finish(self) -> str:
         """What comes after the last episode: a checkpoint and an export. Returns the export's directory."""

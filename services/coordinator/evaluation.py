@@ -121,7 +121,8 @@ class HeldOutAnswers:
         client, samples = self._services.scoring[MAIN_GROUP], self._samples
         with self._services.at_trainer("deadlines.score_s"):
             if isinstance(self._algorithm, RewardModelConfig):
-                return score_metrics(await client.compute_scores(samples, role="ppo_policy", timeout_s=self._timeout_s))
+                scores_S = await client.compute_scores(samples, role="ppo_policy", timeout_s=self._timeout_s)
+                return score_metrics(scores_S, self._algorithm)
             logprobs = await client.compute_logprobs(samples, timeout_s=self._timeout_s)
         if isinstance(self._algorithm, DpoConfig):
             return preference_metrics(logprobs, samples.reference_logprobs, self._algorithm)
@@ -145,8 +146,9 @@ def preference_metrics(logprobs: Ragged, reference: Ragged, config: DpoConfig) -
     return {"loss": float(loss_P.mean()), "accuracy": float((margin_P > 0).mean()), "margin": float(margin_P.mean())}
 
 
-def score_metrics(scores_S: np.ndarray) -> Mapping[str, float]:
-    """Bradley and Terry's loss on pairs of scores, chosen first; their margin, and how often it is positive."""
-    margin_P = scores_S[0::2].astype(np.float64) - scores_S[1::2]
-    loss = float(np.logaddexp(0, -margin_P).mean())
-    return {"loss": loss, "accuracy": float((margin_P > 0).mean()), "margin": float(margin_P.mean())}
+def score_metrics(scores_S: np.ndarray, config: RewardModelConfig) -> Mapping[str, float]:
+    """The reward model's loss on pairs of scores, chosen first; their margin, and how often it is positive."""
+    chosen_P, rejected_P = scores_S[0::2].astype(np.float64), scores_S[1::2].astype(np.float64)
+    margin_P = chosen_P - rejected_P
+    loss_P = np.logaddexp(0, -margin_P) + config.center_coef * (chosen_P + rejected_P) ** 2
+    return {"loss": float(loss_P.mean()), "accuracy": float((margin_P > 0).mean()), "margin": float(margin_P.mean())}

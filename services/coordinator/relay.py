@@ -18,7 +18,7 @@ from baton.clients import RelayClient
 from baton.config import RunConfig
 from baton.engine import Engine, RelaySampleFunction, import_function
 from baton.errors import BatonError, ConfigError, DeadlineError, RunFailedError
-from baton.relay.builtins import BUILTINS, SEEDED, broken_params
+from baton.relay.builtins import BUILTINS, OF_WHOLE_GROUPS, SEEDED, broken_params
 from baton.relay.chosen import TrainingSet, training_set
 from baton.relay.history import RelayHistory
 from baton.relay.samples import EpisodeRelayBuffer
@@ -102,7 +102,7 @@ def _do(work: Callable[[], TrainingSet], done: Future[TrainingSet]) -> None:
 
 def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | None:
     """The run's relay function, with its parameters; None if relay is off. Raises ConfigError for two, a wrong name,
-    or parameters that a built-in does not have.
+    a built-in that divides groups which must stay whole, or parameters that it does not have.
 
     That there is one was checked before: see `RunConfig.require_startable`.
     """
@@ -118,6 +118,11 @@ def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | N
             params.setdefault("seed", config.runtime.seed)
         if problem := broken_params(name, params):
             raise ConfigError(f"runtime.relay_sample_params: {problem}")
+        if config.samples_per_unit > 1 and name not in OF_WHOLE_GROUPS:
+            raise ConfigError(
+                f"runtime.relay_sample_fn: got {name!r}, which chooses samples one by one, but {config.algorithm.name} "
+                f"keeps a group together; choose from {', '.join(OF_WHOLE_GROUPS)}, or name your own"
+            )
     elif name:
         if ":" not in name:
             raise ConfigError(

@@ -28,10 +28,9 @@ def start(options: Namespace) -> None:
 
     run = load_run(options.run_file, options.set)
     group = chosen_group(run, options.group)
-    longest = max(run.deadlines.train_step_s, run.deadlines.checkpoint_s, run.deadlines.generate_s)
     layout = Layout.start(
         tensor=group.leader.tensor_model_parallel_size, pipeline=group.leader.pipeline_model_parallel_size,
-        device=group.leader.device, timeout_s=longest, seed=run.runtime.seed,
+        device=group.leader.device, timeout_s=run.deadlines.trainer_s, seed=run.runtime.seed,
     )  # fmt: skip
 
     import torch.distributed as dist
@@ -44,7 +43,8 @@ def start(options: Namespace) -> None:
 
     models = Models(run, group, layout)
     trainer = Trainer(run, models)
-    ranks = Ranks(trainer.handlers() | Scoring(models).handlers() | Loop(run, trainer).handlers(), longest)
+    handlers = trainer.handlers() | Scoring(models).handlers() | Loop(run, trainer).handlers()
+    ranks = Ranks(handlers, run.deadlines.trainer_s)
     try:
         if layout.world_rank == 0:
             asyncio.run(serve(options, run, trainer, ranks))
@@ -83,12 +83,11 @@ async def serve(options: Namespace, run: "RunConfig", trainer: "Trainer", ranks:
     from services.trainer.texts import Texts
 
     server = Server(SERVICES, options.listen)
-    sources = {
-        role: config.tokenizer or trainer.models.by_role[role].source for role, config in trainer.models.group.roles.items()
-    }
+    models = trainer.models
+    sources = {role: run.tokenizer_name(role) or models.by_role[role].source for role in models.group.roles}
     add_TrainerServiceServicer_to_server(TrainerServicer(run, trainer, ranks), server.grpc)
     add_ScoringServiceServicer_to_server(ScoringServicer(ranks, Texts(sources)), server.grpc)
-    add_LoopServiceServicer_to_server(LoopServicer(trainer.models, ranks), server.grpc)
+    add_LoopServiceServicer_to_server(LoopServicer(models, ranks), server.grpc)
     heartbeat = asyncio.create_task(ranks.heartbeat())
     try:
         await server.run(options.ready_file)

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from baton.errors import DigestMismatchError, InvalidRequestError
 from baton.samples import Samples
+from services.trainer.megatron.family import ModelShape
 
 SCORED = ("prompt_ids", "response_ids")
 """The columns that a forward pass reads; what training needs besides is the objective's to say."""
@@ -16,16 +19,25 @@ def require(samples: Samples, columns: Sequence[str]) -> None:
             raise InvalidRequestError(f"the samples lack {column}; the flow must make it before they come to the trainer")
 
 
-def check_lengths(samples: Samples, context: int) -> None:
-    """Raises InvalidRequestError for an empty prompt, and for more tokens than the model's `context`."""
+def check_fits(samples: Samples, shape: ModelShape) -> None:
+    """Raises InvalidRequestError for an empty prompt, for more tokens than the model's context, and for a token that it does
+    not have, which some ranks would read as nothing and others could not read at all."""
     prompts, totals = samples.prompt_ids.lengths, samples.token_counts()
     for sample_id, prompt, total in zip(samples.sample_ids, prompts, totals, strict=True):
         if prompt == 0:
             raise InvalidRequestError(f"sample {sample_id} has an empty prompt; give it at least one token")
-        if total > context:
+        if total > shape.max_positions:
             raise InvalidRequestError(
-                f"sample {sample_id} has {total} tokens, more than the model's context of {context}; "
-                "lower models.policy.seq_length"
+                f"sample {sample_id} has {total} tokens, more than the model's context of {shape.max_positions}; "
+                "lower models.policy.seq_length, or leave out given answers that are so long"
+            )
+    for column in (samples.prompt_ids, samples.response_ids):
+        if (unknown := (column.values < 0) | (column.values >= shape.vocab_size)).any():
+            at = int(np.argmax(unknown))
+            sample_id = samples.sample_ids[int(np.searchsorted(column.lengths.cumsum(), at, side="right"))]
+            raise InvalidRequestError(
+                f"sample {sample_id} has the token {column.values[at]}, and the model has tokens 0 to "
+                f"{shape.vocab_size - 1}; make samples by the model's own tokenizer"
             )
 
 

@@ -14,7 +14,8 @@ from baton.config import RunConfig
 from baton.config.algorithm import AlgorithmConfig
 from baton.errors import InvalidRequestError, NotReadyError
 from baton.samples import Samples
-from services.trainer.checks import check_lengths
+from services.trainer.checks import check_fits
+from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.heads import Head
 from services.trainer.objectives import Objective, objective_for
 from services.trainer.ranks import Handler
@@ -47,9 +48,9 @@ class Loop:
         config = self._config(request.loss)
         _check_head(config.name, engine.head, request.role or "ppo_policy")
         objective = self._trainer.objective if config is self._run.algorithm else objective_for(config)
-        batches = self._checked(Samples.from_proto(request.samples), objective, request, engine.shape.max_positions)
+        batches = self._checked(Samples.from_proto(request.samples), objective, request, engine.shape)
         layout = engine.layout
-        bounds = [len(batches) * rank // layout.data_size for rank in (layout.data_rank, layout.data_rank + 1)]
+        bounds = [-(-len(batches) * rank // layout.data_size) for rank in (layout.data_rank, layout.data_rank + 1)]
         prepared = prepare(objective, engine, batches[slice(*bounds)], tail="wrap")
         loss = prepared.plan.loss if engine.head != "values" else prepared.plan.value_loss
         found = backward(engine, prepared.rows, loss, scale=request.loss.scale or 1.0)
@@ -65,14 +66,14 @@ class Loop:
         return response.SerializeToString()
 
     def _checked(
-        self, samples: Samples, objective: Objective, request: pb.ForwardBackwardRequest, context: int
+        self, samples: Samples, objective: Objective, request: pb.ForwardBackwardRequest, shape: ModelShape
     ) -> list[MicroBatch]:
         """The whole batch in micro-batches. Raises InvalidRequestError for one that cannot be trained."""
         size = request.loss.micro_batch_size or self._run.runtime.train_micro_batch_size
         parts = [samples.take(range(first, min(first + size, len(samples)))) for first in range(0, len(samples), size)]
         for part in parts:
             objective.check(part)
-            check_lengths(part, context)
+            check_fits(part, shape)
         return [MicroBatch("", part, np.zeros(len(part), bool)) for part in parts]
 
     def _config(self, loss: pb.LossSpec) -> AlgorithmConfig:
@@ -97,7 +98,7 @@ class Loop:
         )
         if engine is self._trainer.models.trained.get("ppo_policy"):
             self._trainer.global_step += 1
-            if self._state is not None:
+            if self._state is not None and not update.skipped:
                 self._trainer.objective.restore(self._state)
             self._state = None
         return pb.OptimStepResponse(

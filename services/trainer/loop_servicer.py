@@ -1,8 +1,9 @@
 """The loop service's RPCs, on rank 0: collect a batch, run the command on every rank, remember the answer, encode it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -16,6 +17,7 @@ from services.trainer.ranks import Ranks
 from services.trainer.scoring import joined
 
 Context = grpc.aio.ServicerContext
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
@@ -45,13 +47,8 @@ class LoopServicer(LoopServiceServicer):
         request = requests[0]
         _check_id(request.request_id)
         per_sample = self._models.engine(request.role).head == "scores"
-        async with self._lock:
-            answered = self._roles.setdefault(request.role or "ppo_policy", _Role()).accumulated
-            if request.request_id not in answered:
-                request.samples.CopyFrom(Samples.concat(parts).to_proto())
-                raw = await self._ranks.execute("ForwardBackward", request.SerializeToString())
-                answered[request.request_id] = _combined([pb.ForwardBackwardResponse.FromString(part) for part in raw])
-            whole = answered[request.request_id]
+        request.samples.CopyFrom(Samples.concat(parts).to_proto())
+        whole = await _finished(self._accumulate(request))
         head = pb.ForwardBackwardResponse()
         head.CopyFrom(whole)
         head.ClearField("scores")
@@ -61,6 +58,17 @@ class LoopServicer(LoopServiceServicer):
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: Context) -> pb.OptimStepResponse:
         _check_id(request.request_id)
+        return await _finished(self._update(request))
+
+    async def _accumulate(self, request: pb.ForwardBackwardRequest) -> pb.ForwardBackwardResponse:
+        async with self._lock:
+            answered = self._roles.setdefault(request.role or "ppo_policy", _Role()).accumulated
+            if request.request_id not in answered:
+                raw = await self._ranks.execute("ForwardBackward", request.SerializeToString())
+                answered[request.request_id] = _combined([pb.ForwardBackwardResponse.FromString(part) for part in raw])
+            return answered[request.request_id]
+
+    async def _update(self, request: pb.OptimStepRequest) -> pb.OptimStepResponse:
         async with self._lock:
             role = self._roles.setdefault(request.role or "ppo_policy", _Role())
             if role.update is None or role.update[0] != request.request_id:
@@ -68,6 +76,11 @@ class LoopServicer(LoopServiceServicer):
                 role.update = request.request_id, pb.OptimStepResponse.FromString(raw[0])
                 role.accumulated.clear()
             return role.update[1]
+
+
+async def _finished(call: Coroutine[Any, Any, Answer]) -> Answer:
+    """The call's answer. It goes on if the caller leaves: ranks finish what they began, and a repeat must find that."""
+    return await asyncio.shield(asyncio.create_task(call))
 
 
 def _check_id(request_id: str) -> None:

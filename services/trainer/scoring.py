@@ -12,7 +12,7 @@ import torch
 from baton.api.common.v1 import samples_pb2
 from baton.api.trainer.v1 import scoring_pb2 as pb
 from baton.samples import Samples
-from services.trainer.checks import SCORED, check_lengths, require
+from services.trainer.checks import SCORED, check_fits, require
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.parallel import Layout
 from services.trainer.models import Models
@@ -45,7 +45,7 @@ class Scoring:
         model = self._models.scoring(request.role, head)
         samples = Samples.from_proto(request.samples)
         require(samples, SCORED)
-        check_lengths(samples, model.shape.max_positions)
+        check_fits(samples, model.shape)
         first, end = share(samples.token_counts(), model.layout)
         rows = rows_of(samples.take(range(first, end)), feed_last=head == "scores", share_prefix=model.share_prefix)
         return answer_of(model.layout, model.score(rows))

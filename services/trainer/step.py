@@ -82,7 +82,8 @@ def train_step(
         sums |= backward(critic, prepared.rows, value_loss_of(plan)).sums
     norms = {role: engine.finish() for role, engine in engines.items()}
     updates = {role: engine.apply(norms[role]) for role, engine in engines.items()}
-    objective.restore(plan.state)
+    if not updates["ppo_policy"].skipped:
+        objective.restore(plan.state)
     if sums and policy.layout.data_rank == 0:  # all ranks know these, and the ranks' sums are added up
         sums |= plan.metrics
     return StepReport(updates, sums, counted)

@@ -22,7 +22,7 @@ from baton.config import RunConfig
 from baton.errors import BatonError, InvalidRequestError, LeaseLostError, NotReadyError
 from services.common.weight_sync.digest import WeightsDigest
 from services.trainer import whole_directory
-from services.trainer.checks import check_digests, check_lengths
+from services.trainer.checks import check_digests, check_fits
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
@@ -97,13 +97,14 @@ class Trainer:
         before any of them computes and waits for the others."""
         key = _key(request)
         if self._taken is None or self._taken.key != key:
-            context = self._trained_together()
+            self._require_trained_together()
             started = time.perf_counter()
             batches = asyncio.run(self._lease(request))
             try:
                 for batch in batches:
                     self.objective.check(batch.samples)
-                    check_lengths(batch.samples, context)
+                    for engine in self.models.trained.values():
+                        check_fits(batch.samples, engine.shape)
                     check_digests(batch.samples, request.expected_digests)
             except BatonError as error:
                 asyncio.run(self._release(request, batches[0].lease_id, str(error)))
@@ -111,8 +112,8 @@ class Trainer:
             self._leased = _Leased(key, batches, time.perf_counter() - started)
         return b""
 
-    def _trained_together(self) -> int:
-        """The longest sample that all trained models take. Raises InvalidRequestError if the algorithm trains others."""
+    def _require_trained_together(self) -> None:
+        """Raises InvalidRequestError if the algorithm trains other models than this group."""
         self.models.engine("ppo_policy")
         name, has_critic = self._run.algorithm.name, "ppo_value" in self.models.trained
         if has_critic != (name == "ppo"):
@@ -120,7 +121,6 @@ class Trainer:
                 f"algorithm {name} trains no critic, but the run file has models.ppo_value; leave that out, or write ppo"
                 if has_critic else "algorithm ppo trains a critic, which the run file lacks; add models.ppo_value"
             )  # fmt: skip
-        return min(engine.shape.max_positions for engine in self.models.trained.values())
 
     def train_step(self, request: pb.TrainStepRequest) -> pb.TrainStepResponse:
         """Takes the leased step, unless it was taken before; (rank 0) acknowledges the lease, until that has succeeded."""
@@ -214,6 +214,8 @@ class Trainer:
         facts = checkpoint.load(self.models.trained, path)
         self.global_step = int(facts["global_step"])
         self.objective.restore(facts["objective"])
+        for engine in self.models.trained.values():
+            engine.clear()  # gradients of other weights
         self._taken = None
         return b""
 

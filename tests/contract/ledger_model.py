@@ -1,8 +1,10 @@
-"""The ledger as it should be: what it answers to each call, or the error that it raises, in plain Python."""
+"""The ledger as it should be, in sixty lines: what it answers to put, close, lease and ack, or the error that it raises.
+
+A crash is not in it: none, of the buffer or of the store, may change an answer. `whole_ledger_model` has all other calls.
+"""
 
 from dataclasses import dataclass, field
 
-from baton.clients.buffer import EpisodeCounts
 from baton.errors import (
     ConflictError,
     DeadLetterError,
@@ -10,119 +12,58 @@ from baton.errors import (
     InvalidRequestError,
     LeaseLostError,
     NotFoundError,
-    NotReadyError,
-)
+)  # fmt: skip
 
-BATCH, MICRO, GROUP, GROUPS = 4, 2, 2, 4
-ATTEMPTS = 2
+BATCH, MICRO, ATTEMPTS = 4, 2, 2
 
 
 @dataclass
 class Step:
-    """A step that was leased. `lessee` None: released or `rewound`; `global_step` not None: trained, for good if `acked`."""
+    """A step that was leased. `lessee` None: it was given back; `global_step` not None: trained."""
 
-    attempt: int
-    lessee: str | None
+    attempt: int = 0
+    lessee: str | None = None
     expired: bool = False
     global_step: int | None = None
-    acked: bool = False
-    rewound: bool = False
-    rewinds: int = 0
-
-
-@dataclass
-class Issue:
-    """A prompt group that a producer has, or that it could not make."""
-
-    attempt: int
-    producer: str
-    expired: bool = False
-    failed: bool = False
+    limit: int = ATTEMPTS
 
 
 @dataclass
 class Episode:
     expected: int
-    relayed: bool
     samples: list[str] = field(default_factory=list)
     requests: dict[str, int] = field(default_factory=dict)
-    groups: list[int] = field(default_factory=list)
-    issues: dict[int, Issue] = field(default_factory=dict)
     steps: dict[int, Step] = field(default_factory=dict)
-    chosen: list[str] | None = None
     closed: bool = False
-    ended: bool = False
 
     @property
     def training(self) -> list[str]:
         """What can be trained so far."""
-        return (self.chosen or []) if self.relayed else self.samples
+        return self.samples
 
     @property
     def total(self) -> int | None:
         """Of one pass; None: nobody can know yet."""
-        if self.relayed:
-            return None if self.chosen is None else len(self.chosen)
         return len(self.samples) if self.closed else self.expected or None
 
     def trained(self) -> int:
         return sum(step.global_step is not None for step in self.steps.values())
-
-    def acked(self) -> int:
-        return sum(step.acked for step in self.steps.values())
 
 
 def steps_of(samples: int) -> int:
     return -(-samples // BATCH)
 
 
-class Model:
+class Ledger:
     """A run. Every method returns the answer, or the class of the error."""
 
-    def __init__(self, ack_on_step: bool) -> None:
-        self.ack_on_step = ack_on_step
+    new_step = Step
+
+    def __init__(self) -> None:
         self.episodes: dict[int, Episode] = {}
-        self.ended: dict[int, int] = {}
-        self.lost: dict[int, int] = {}
         self.global_steps: dict[int, tuple[int, int]] = {}
-        self.dead: set[str] = set()
 
-    def is_ready(self, at: int) -> bool:
-        """Whether it is known what the episode trains."""
-        return at in self.episodes and self.episodes[at].closed and self.episodes[at].total is not None
-
-    def open(self, at: int, expected: int, relayed: bool):
-        if at not in self.episodes and at in self.ended:
-            return ConflictError
-        episode = self.episodes.setdefault(at, Episode(expected, relayed))
-        return len(episode.samples) if episode.expected == expected else ConflictError
-
-    def issue(self, at: int, groups: list[int], producer: str):
-        if (episode := self.episodes.get(at)) is None:
-            return NotFoundError
-        return ConflictError if episode.closed else {group: self._issue(at, episode, group, producer) for group in groups}
-
-    def _issue(self, at: int, episode: Episode, group: int, producer: str) -> str:
-        if group in episode.groups:
-            return "stored"
-        attempt = 1
-        if issue := episode.issues.get(group):
-            if not issue.failed and not issue.expired:
-                return "granted" if issue.producer == producer else "held"
-            attempt = issue.attempt + 1
-        if attempt > ATTEMPTS:
-            issue.failed = True
-            self.dead.add(f"episode {at} group g{group}")
-            return "dead"
-        episode.issues[group] = Issue(attempt, producer)
-        return "granted"
-
-    def fail(self, at: int, group: int, producer: str):
-        issue = self.episodes[at].issues.get(group) if at in self.episodes else None
-        if issue and issue.producer == producer:
-            issue.failed = True
-
-    def put(self, at: int, group: int, samples: list[str], request: str):
+    def put(self, at: int, samples: list[str], request: str):
         if (episode := self.episodes.get(at)) is None:
             return NotFoundError
         if request in episode.requests:
@@ -132,9 +73,6 @@ class Model:
         if episode.closed or set(samples) & set(episode.samples):
             return ConflictError
         episode.samples += samples
-        episode.groups.append(group)
-        episode.issues.pop(group, None)
-        self.dead.discard(f"episode {at} group g{group}")
         episode.requests[request] = len(episode.samples)
         return len(episode.samples)
 
@@ -145,24 +83,6 @@ class Model:
             return InvalidRequestError
         episode.closed = True
         return len(episode.samples), steps_of(len(episode.samples))
-
-    def select(self, at: int, references: list[tuple[int, int]], made: list[str]):
-        """A reference to episode -1 is to one of `made`."""
-        if (episode := self.episodes.get(at)) is None:
-            return NotFoundError
-        if not episode.relayed:
-            return InvalidRequestError
-        if not episode.closed:
-            return NotReadyError
-        known = {-1: made} | {other: self.episodes[other].samples for other in self.episodes}
-        if episode.chosen is None:
-            if any(position >= len(known.get(other, [])) for other, position in references):
-                return NotFoundError
-            episode.chosen = [known[other][position] for other, position in references]
-            episode.references = references
-        elif len(references) != len(episode.chosen) or not (episode.ended or references == episode.references):
-            return ConflictError
-        return len(references), steps_of(len(references))
 
     def lease(self, at: int, step: int, lessee: str):
         """The micro-batches that come before the error, if there is one, then it."""
@@ -175,52 +95,30 @@ class Model:
             places = [place % (episode.total or place + 1) for place in range(first, first + MICRO)]
             if max(places) >= len(episode.training):
                 return [*answer, DeadlineError]
-            if not answer and (error := self._take(at, episode, step, lessee)):
+            if not answer and (error := self.take(at, step, lessee)):
                 return [error]
             attempt = episode.steps[step].attempt
             answer.append((f"p0-s{step}-a{attempt}", [episode.training[place] for place in places]))
         return answer
 
-    def _take(self, at: int, episode: Episode, step: int, lessee: str):
-        held = episode.steps.get(step)
-        if episode.ended or (held and held.global_step is not None):
+    def take(self, at: int, step: int, lessee: str):
+        held = self.episodes[at].steps.setdefault(step, self.new_step())
+        if held.global_step is not None:
             return ConflictError
-        if held and held.lessee and not held.expired:
+        if held.lessee and not held.expired:
             return None if held.lessee == lessee else DeadlineError
-        attempt = held.attempt + 1 if held else 1
-        rewinds = held.rewinds if held else 0
-        if attempt > ATTEMPTS + rewinds:  # nothing went wrong with a rewound one
-            self.dead.add(f"episode {at} step p0-s{step}")
+        if held.attempt == held.limit:
             return DeadLetterError
-        episode.steps[step] = Step(attempt, lessee, rewinds=rewinds)
+        held.attempt, held.lessee, held.expired = held.attempt + 1, lessee, False
         return None
 
-    def _held(self, at: int, step: int, attempt: int):
-        """The step if it is leased by this attempt, or the error."""
+    def expire(self, at: int, step: int) -> bool:
+        """Returns whether there is a lease that can."""
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
-        if held is None or held.rewound:
-            return NotFoundError
-        return LeaseLostError if held.global_step is not None or held.attempt != attempt else held
-
-    def release(self, at: int, step: int, attempt: int):
-        if not isinstance(held := self._held(at, step, attempt), Step):
-            return held
-        held.lessee = None
-        return None
-
-    def renew(self, at: int, step: int, attempt: int, lessee: str):
-        held = self.episodes[at].steps.get(step) if at in self.episodes else None
-        if held and held.global_step is None:
-            if held.lessee is None:
-                return NotFoundError
-            if held.lessee == lessee:  # maybe a rank of it was slow
-                attempt = max(attempt, held.attempt)
-        if not isinstance(held := self._held(at, step, attempt), Step):
-            return held
-        if held.lessee != lessee:
-            return LeaseLostError
-        held.expired = False
-        return f"p0-s{step}-a{attempt}"
+        leased = bool(held and held.lessee and held.global_step is None)
+        if leased:
+            held.expired = True
+        return leased
 
     def ack(self, at: int, step: int, attempt: int, global_step: int):
         held = self.episodes[at].steps.get(step) if at in self.episodes else None
@@ -232,69 +130,6 @@ class Model:
             return self.episodes[at].trained() if held.global_step == global_step else ConflictError
         if global_step in self.global_steps:
             return ConflictError
-        held.global_step, held.acked = global_step, self.ack_on_step
+        held.global_step = global_step
         self.global_steps[global_step] = at, step
-        self.dead.discard(f"episode {at} step p0-s{step}")
         return self.episodes[at].trained()
-
-    def confirm(self, global_step: int) -> int:
-        trained = [step for episode in self.episodes.values() for step in episode.steps.values()]
-        held = [step for step in trained if step.global_step is not None and step.global_step <= global_step]
-        changed = [step for step in held if not step.acked]
-        for step in changed:
-            step.acked = True
-        return len(changed)
-
-    def rewind(self, global_step: int):
-        """The caller sees to it that no acknowledged step is later."""
-        undone = 0
-        for episode in self.episodes.values():
-            for step in episode.steps.values():
-                if step.global_step is not None and step.global_step > global_step:
-                    del self.global_steps[step.global_step]
-                    step.global_step, step.lessee, step.rewound, step.expired = None, None, True, False
-                    step.rewinds += 1
-                    undone += 1
-        return undone
-
-    def newest_acked(self) -> int:
-        """The newest optimizer step that is acknowledged; -1: none."""
-        live = {held.global_step for e in self.episodes.values() for held in e.steps.values() if not held.acked}
-        return max((number for number in self.global_steps if number not in live), default=-1)
-
-    def end(self, at: int):
-        if (episode := self.episodes.get(at)) is None or episode.ended:
-            return 0
-        stays = episode.relayed and bool(episode.samples)
-        training = episode.chosen if stays else episode.samples
-        if training != [] and (not episode.closed or training is None or episode.acked() < steps_of(len(training))):
-            return NotReadyError
-        if episode.closed:
-            self.ended[at], self.lost[at] = len(training), len(self.never_put(episode))
-        if stays:
-            episode.ended, episode.steps, episode.issues, episode.requests = True, {}, {}, {}
-        else:
-            del self.episodes[at]
-        return len(episode.samples)
-
-    def never_put(self, episode: Episode) -> list[int]:
-        return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
-
-    def faults(self) -> int:  # one for each group of an episode, or for all of an ended one
-        return sum(len(self.never_put(e)) for e in self.episodes.values()) + sum(map(bool, self.lost.values()))
-
-    def failed(self) -> set[str]:
-        """Groups that a closed episode lacks, and why is known."""
-        closed = {at: e.issues.items() for at, e in self.episodes.items() if e.closed}
-        return {f"episode {at} group g{group}" for at in closed for group, issue in closed[at] if issue.failed}
-
-    def counts(self, at: int):
-        if (episode := self.episodes.get(at)) is None:
-            return NotFoundError
-        uses = {step: len(episode.training[step * BATCH : (step + 1) * BATCH]) for step in episode.steps}
-        trained = {step for step, held in episode.steps.items() if held.global_step is not None}
-        leased = {step for step, held in episode.steps.items() if held.lessee} - trained
-        return EpisodeCounts(
-            len(episode.samples), sum(uses[step] for step in leased), sum(uses[step] for step in trained), episode.closed,
-            [f"g{group}" for group in episode.groups],
-        )  # fmt: skip

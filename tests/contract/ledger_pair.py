@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import redis
-from ledger_model import BATCH, GROUP, GROUPS, MICRO, Model
+from ledger_model import BATCH, MICRO
+from whole_ledger_model import GROUP, GROUPS, Model
 
 from baton.clients import BufferClient, LedgerClient, RelayClient, blocking
 from baton.errors import BatonError
@@ -35,7 +36,11 @@ def made_for(at: int, count: int) -> Samples:
 class Pair:
     """`kinds` says of each episode whether it is fixed, dynamic or relayed; `ack_on_step` is as the service has it."""
 
-    def __init__(self, address: str, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool) -> None:
+    def __init__(
+        self, address: str, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool, crash: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        """`crash` kills the buffer or the store, and starts it again."""
+        self.crash = crash
         self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(ack_on_step), store, kinds
         self.buffer, self.ledger, self.relay = (
             blocking(kind, address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
@@ -75,7 +80,7 @@ class Pair:
     def put(self, at: int, group: int, request: str = "") -> None:
         """Its request is called as the group is, unless another name is given."""
         name, samples = request or f"g{group}", samples_of(at, group)
-        self.same(self.model.put(at, group, samples.sample_ids, name), self.buffer.put, at, samples, request_id=name)
+        self.same(self.model.put_group(at, group, samples.sample_ids, name), self.buffer.put, at, samples, request_id=name)
 
     def close(self, at: int) -> None:
         self.same(self.model.close(at), self.buffer.close_episode, at)
@@ -142,10 +147,12 @@ class Pair:
     def count(self, at: int) -> None:
         self.same(self.model.counts(at), self.buffer.get_episode, at)
 
+    def crash_between_calls(self, at: int, number: int, victim: str) -> None:
+        """The model knows nothing of it."""
+        self.crash(victim)
+
     def let_lease_expire(self, at: int, step: int) -> None:
-        held = self.model.episodes[at].steps.get(step) if at in self.model.episodes else None
-        if held and held.lessee and held.global_step is None:
-            held.expired = True
+        if self.model.expire(at, step):
             self._make_old(f"episode:{at}:steps", f"p0-s{step}")
 
     def take_over(self, at: int, step: int) -> None:
@@ -178,6 +185,7 @@ class Pair:
         assert len(audit.faults) == self.model.faults(), list(audit.faults)
         assert all(fault.endswith("never put") for fault in audit.faults)
         assert {line.partition(":")[0] for line in audit.dead} == self.model.dead | self.model.failed()
+        assert {line.partition(" of run ")[0] for line in audit.untrained} == self.model.untrained()
         assert audit.optimizer_steps == len(self.model.global_steps)
         assert (audit.ended_episodes, audit.ended_samples) == (len(self.model.ended), sum(self.model.ended.values()))
         for client in (self.buffer, self.ledger, self.relay):

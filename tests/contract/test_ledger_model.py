@@ -1,5 +1,9 @@
-"""Any interleaving of calls is answered as a model in plain Python says, and the store's proof holds at its end."""
+"""Any interleaving of calls and crashes is answered as a model in plain Python says, and the store's proof holds at its end.
 
+A crash is `kill -9` and a new start: of the buffer, or of the store, which has nothing then but its append-only file.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,22 +12,25 @@ import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from ledger_model import ATTEMPTS, GROUPS
+from ledger_model import ATTEMPTS
 from ledger_pair import Pair
+from whole_ledger_model import GROUPS
 
-from processes import ServiceProcess, StoreProcess
+from baton.config.services import StoreConfig
+from processes import Process, ServiceProcess, StoreProcess
 
 pytestmark = pytest.mark.slow
 
-CRASHES = 12
-"""Of the buffer, in all: each costs half a second."""
+CRASHES = {"buffer": 6, "store": 25}
+"""In all, at most; the buffer takes a second to start, the store a tenth."""
+CRASHES_OF_A_RUN = {"buffer": 1, "store": 3}
 
 KINDS = ["fixed", "dynamic", "relayed", "relayed"]
 EPISODES = st.sampled_from([0, 0, 0, 0, 1, 2, 3])
 GROUP_NUMBERS = st.sampled_from([0, 0, 1, 2, 3])
 STEPS = st.sampled_from([0, 0, 0, 1, 1, 2])
 
-LEASE, RELEASE, RENEW, ACK = Pair.lease, Pair.release, Pair.renew, Pair.ack
+LEASE, RELEASE, RENEW, ACK, CRASH = Pair.lease, Pair.release, Pair.renew, Pair.ack, Pair.crash_between_calls
 EXPIRE, ISSUE = Pair.let_lease_expire, Pair.issue
 STEP_DEEDS = st.sampled_from(
     [
@@ -31,6 +38,7 @@ STEP_DEEDS = st.sampled_from(
         (EXPIRE, {}), (RELEASE, {}), (RELEASE, {"age": 1}),
         (RENEW, {"lessee": "one"}), (RENEW, {"lessee": "two"}), (RENEW, {"lessee": "one", "age": 1}),
         (ACK, {}), (ACK, {"age": 1}), (ACK, {"age": 1}), (ACK, {"again": True}), (ACK, {"again": True}),
+        (CRASH, {"victim": "buffer"}), (CRASH, {"victim": "store"}),
     ]
 )  # fmt: skip
 GROUP_DEEDS = st.sampled_from(
@@ -41,6 +49,7 @@ GROUP_DEEDS = st.sampled_from(
         (Pair.report, {"producer": "two", "failure": ""}), (Pair.report, {"producer": "two", "failure": "no reward"}),
         (Pair.let_issue_expire, {}), (Pair.let_issue_expire, {}), (Pair.let_issue_expire, {}),
         (Pair.put, {}), (Pair.put, {"request": "g0"}), (Pair.put, {"request": "other"}),
+        (CRASH, {"victim": "buffer"}), (CRASH, {"victim": "store"}),
     ]
 )  # fmt: skip
 
@@ -51,14 +60,14 @@ class Runs(RuleBasedStateMachine):
     address: str
     ack_on: str
     store: redis.Redis
-    service: ServiceProcess
-    crashes = 0
-    crashed = False
+    processes: dict[str, Process]
+    crashes: Counter
 
     @initialize(kinds=st.permutations(KINDS), depth=st.integers(0, 3), others=st.sets(st.integers(1, 3)))
     def begin(self, kinds, depth, others):
         """Episode 0, which most calls are about, is new, opened, begun or rolled out; of some others a step is trained."""
-        self.pair = Pair(self.address, self.store, kinds, self.ack_on == "step")
+        self.crashed = Counter()
+        self.pair = Pair(self.address, self.store, kinds, self.ack_on == "step", self.crash)
         for at in others:
             self.roll_out(at)
             self.pair.lease(at, 0, "one")
@@ -134,34 +143,43 @@ class Runs(RuleBasedStateMachine):
             self.pair.confirm(0)
             self.pair.end(at)
 
-    @rule()
-    def kill_9_of_the_buffer(self):
-        if not self.crashed and Runs.crashes < CRASHES:
-            self.crashed = True
-            Runs.crashes += 1
-            self.service.kill()
-            self.service.start()
+    @rule(victim=st.sampled_from(sorted(CRASHES)))
+    def crash(self, victim):
+        if self.crashed[victim] < CRASHES_OF_A_RUN[victim] and Runs.crashes[victim] < CRASHES[victim]:
+            self.crashed[victim] += 1
+            Runs.crashes[victim] += 1
+            self.processes[victim].kill()
+            self.processes[victim].start()
 
     def teardown(self) -> None:
         if hasattr(self, "pair"):
             self.pair.finish()
 
 
-@pytest.fixture(params=["step", "checkpoint"])
-def own_buffer(
-    request: pytest.FixtureRequest, store: StoreProcess, run_file: Path, tmp_path: Path
-) -> Iterator[ServiceProcess]:
-    Runs.ack_on = request.param
-    options = f"store.max_attempts={ATTEMPTS}", f"store.ack_on={request.param}"
-    settings = (part for option in options for part in ("--set", option))
-    process = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, *settings)
+@pytest.fixture
+def own_store(tmp_path: Path) -> Iterator[StoreProcess]:
+    """With the append-only file as the product sets it."""
+    process = StoreProcess(tmp_path)
+    process.command += ["--appendfsync", StoreConfig().appendfsync]
     yield process.start()
     process.kill()
 
 
-def test_any_interleaving_is_answered_as_the_model_says(own_buffer, store):
-    Runs.address, Runs.service, Runs.crashes = own_buffer.address, own_buffer, 0
-    with redis.Redis.from_url(store.url) as Runs.store:
+@pytest.fixture(params=["step", "checkpoint"])
+def own_buffer(
+    request: pytest.FixtureRequest, own_store: StoreProcess, run_file: Path, tmp_path: Path
+) -> Iterator[ServiceProcess]:
+    Runs.ack_on = request.param
+    options = f"store.max_attempts={ATTEMPTS}", f"store.ack_on={request.param}"
+    settings = (part for option in options for part in ("--set", option))
+    process = ServiceProcess("buffer", run_file, tmp_path, "--store", own_store.url, *settings)
+    yield process.start()
+    process.kill()
+
+
+def test_any_interleaving_of_calls_and_crashes_is_answered_as_the_model_says(own_buffer, own_store, capsys):
+    Runs.address, Runs.processes, Runs.crashes = own_buffer.address, {"buffer": own_buffer, "store": own_store}, Counter()
+    with redis.Redis.from_url(own_store.url) as Runs.store:
         run_state_machine_as_test(
             Runs,
             settings=settings(
@@ -173,3 +191,6 @@ def test_any_interleaving_is_answered_as_the_model_says(own_buffer, store):
                 suppress_health_check=list(HealthCheck),
             ),
         )
+    with capsys.disabled():
+        print(f"\n{Runs.ack_on}: kills that hit: {Runs.crashes['buffer']} buffer, {Runs.crashes['store']} store")
+    assert min(Runs.crashes["buffer"], Runs.crashes["store"]) > 0

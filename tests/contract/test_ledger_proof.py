@@ -59,6 +59,26 @@ async def test_an_episode_does_not_end_before_all_the_passes_that_it_was_opened_
     assert await buffer.delete_episode(run_id, 0) == 4
 
 
+async def test_the_proof_tells_passes_that_are_not_trained_once_it_is_known_that_they_are_due(clients, run_id):
+    async def untrained() -> list[str]:
+        audit = await ledger.audit(run_id)
+        assert list(audit.faults) == []
+        return [line.replace(f" of episode 0 of run {run_id}", "") for line in audit.untrained]
+
+    buffer, ledger = clients
+    await buffer.open_episode(run_id, 0, **SIZES, passes=3)
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    assert await untrained() == [], "more samples may come"
+    await buffer.close_episode(run_id, 0)
+    missing = [f"pass {number}: 0 of 1 steps are trained" for number in range(3)]
+    for number in range(3):
+        assert await untrained() == missing[number:]
+        await train(buffer, run_id, number, pass_index=number)
+    assert await untrained() == []
+    await buffer.delete_episode(run_id, 0)
+    assert await untrained() == []
+
+
 async def test_a_trainer_cannot_go_back_behind_an_episode_that_ended(clients, run_id):
     buffer, ledger = clients
     await buffer.open_episode(run_id, 0, **SIZES)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clocked_store import LIBRARY, ClockedStore
+from clocks import LIBRARY, Clock, ClockedStore, stop
 from fault_stream import KILLS, Stream
 from stream_plan import LEASE_TIMEOUT_S
 
@@ -77,9 +77,13 @@ def test_acknowledgements_may_come_in_any_order(own_store, own_buffer, run_id, t
 
 
 @pytest.fixture
-def clocked_store(tmp_path: Path) -> Iterator[ClockedStore]:
+def faketime() -> None:
     if not LIBRARY.is_file():
         pytest.skip("libfaketime is not there (apt-get install faketime), and nothing else sets the clock of one process")
+
+
+@pytest.fixture
+def clocked_store(faketime: None, tmp_path: Path) -> Iterator[ClockedStore]:
     process = ClockedStore(tmp_path)
     yield process.start()
     process.kill()
@@ -91,11 +95,31 @@ def test_jumps_of_the_store_s_clock_lose_nothing_and_train_nothing_twice(clocked
         with Stream(clocked_store, buffer.start(), run_id, tmp_path, window=3) as stream:
             for number in range(KILLS):
                 offset = stream.random.uniform(-7200, 7200)
-                clocked_store.set_clock(offset)
+                clocked_store.clock.set(offset)
                 assert abs(clocked_store.offset() - offset) < 5, "the clock did not jump"
                 largest = max(largest, abs(offset))
                 stream.kill(("lessee", "producer")[number % 2])  # what it held has a time of another clock then
             line = stream.finish(f"clock ({KILLS} jumps, up to {largest:.0f} s off)")
+    finally:
+        buffer.kill()
+    with capsys.disabled():
+        print(line)
+
+
+def test_jumps_of_the_buffer_s_clock_lose_nothing_and_train_nothing_twice(
+    faketime, own_store, run_file, run_id, tmp_path, capsys
+):
+    clock, buffer, largest = Clock(tmp_path), buffer_on(own_store, run_file, tmp_path), 0.0
+    buffer.command = [*clock.prefix, *buffer.command]
+    try:
+        with Stream(own_store, buffer.start(), run_id, tmp_path, window=3) as stream:
+            for number in range(KILLS):
+                offset = stream.random.choice([-1, 1]) * stream.random.uniform(600, 7200)
+                clock.set(offset)
+                largest = max(largest, abs(offset))
+                stream.kill(("lessee", "producer")[number % 2])
+            line = stream.finish(f"buffer's clock ({KILLS} jumps, up to {largest:.0f} s off)")
+        assert abs(stop(buffer) - offset) < 60, "the clock did not jump"
     finally:
         buffer.kill()
     with capsys.disabled():

@@ -177,11 +177,16 @@ async def test_show_of_a_sample_that_is_not_there_says_so(ask, buffer, run_id):
 async def test_audit_of_a_clean_run_ends_with_0_and_says_so_last(ask, buffer, run_id):
     await put_history(buffer.address, run_id)
     audit = ask("audit", run_id)
-    assert (audit.returncode, audit.stdout.splitlines()[-1]) == (0, f"run {run_id} is clean")
-    counts = [line.rsplit(maxsplit=1) for line in audit.stdout.splitlines()[:-1]]
+    *lines, heading, untrained, sentence = audit.stdout.splitlines()
+    assert (audit.returncode, sentence) == (0, f"run {run_id} is clean")
+    assert (heading, untrained) == (
+        "passes not trained:", f"  pass 0 of episode 1 of run {run_id}: 1 of 2 steps are trained",
+    )  # fmt: skip
+    counts = [line.rsplit(maxsplit=1) for line in lines]
     assert {name: count for name, count in counts if not name.startswith("bytes")} == {
         "episodes in the store": "2", "samples in the store": "8", "episodes wholly trained": "1",
-        "samples they trained": "4", "optimizer steps": "2", "given up": "0", "faults": "0",
+        "samples they trained": "4", "optimizer steps": "2", "passes not trained": "1", "given up": "0",
+        "faults": "0",
     }  # fmt: skip
 
 

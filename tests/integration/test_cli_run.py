@@ -185,7 +185,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(place):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 4.5
 
 
 def test_kill_9_of_the_command_leaves_nothing(place):

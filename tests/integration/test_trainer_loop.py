@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,16 @@ async def test_a_call_that_is_sent_again_counts_once(place: Place) -> None:
     assert update.grad_norm == pytest.approx(once, rel=1e-5)
     assert await place.loop.optim_step(request_id="u", **KEPT) == update
     assert (await place.trainer.get_status()).global_step == update.global_step
+    with pytest.raises(NotReadyError, match="no gradient is accumulated"):
+        await place.loop.optim_step(**KEPT)
+
+
+async def test_a_checkpoint_that_is_loaded_leaves_no_gradient_of_the_weights_before(place: Place, tmp_path: Path) -> None:
+    samples = training_samples()
+    await place.norm(samples)
+    saved = await place.trainer.save_checkpoint(str(tmp_path))
+    await place.loop.forward_backward(samples)
+    await place.trainer.load_checkpoint(saved.path)
     with pytest.raises(NotReadyError, match="no gradient is accumulated"):
         await place.loop.optim_step(**KEPT)
 

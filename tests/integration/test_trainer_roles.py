@@ -11,7 +11,7 @@ from roles import ppo_samples, reshaped, step_on, trainer_group, write_roles_fil
 from training import training_samples, without
 from transformers import AutoModelForSequenceClassification
 
-from baton.clients import BufferClient, ScoringClient, TrainerClient
+from baton.clients import BufferClient, LoopClient, ScoringClient, TrainerClient
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
 from models import make_model
@@ -165,6 +165,18 @@ async def test_empty_responses_and_equal_rewards_train_and_give_finite_numbers(
     answer = await step_on(client, buffer.address, f"{run_id}-nothing", nothing)
     assert (answer.response_tokens, answer.metrics["loss"], answer.metrics["grad_norm"]) == (0, 0.0, 0.0)
     assert all(np.isfinite(value) for value in answer.metrics.values()), dict(answer.metrics)
+
+
+async def test_a_call_of_the_loop_with_fewer_micro_batches_than_copies_adds_the_same_gradient(
+    groups: Groups, scoring: ScoringClient
+) -> None:
+    samples, found = await ppo_samples(scoring), []
+    async with LoopClient(groups.trainer) as loop:
+        for size in (4, len(samples)):
+            done = await loop.forward_backward(samples, loss={"name": "ppo"}, micro_batch_size=size)
+            update = await loop.optim_step(learning_rate=0.0)
+            found.append(done.metrics | {"grad_norm": update.grad_norm})
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
 
 
 async def test_a_critic_whose_gradient_is_not_finite_is_skipped_alone_and_too_many_stop_both(

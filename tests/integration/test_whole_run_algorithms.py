@@ -1,6 +1,7 @@
 """`baton run` of the algorithms that are not the quickstart's, with every real part, on a small random model."""
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,4 +103,23 @@ def test_given_pairs_are_learned_and_told_apart_where_they_were_held_out(place: 
     files = run(place, *data, *roles, *steps)
     before, after = files["evaluations.jsonl"]
     assert after["loss"] < before["loss"] and after["margin"] > before["margin"] + 0.1
-    assert after["accuracy"] > 0.8  # chance reaches this with one set of 16 pairs in a hundred
+    assert after["accuracy"] > 0.8  # the 16 pairs are of six kinds: a coin for each kind gets there one time in eight
+
+
+def test_online_dpo_learns_from_a_reward_model_in_processes_of_its_own(place: Place) -> None:
+    judge = make_model(place.directory / "judge", layers=2, labels=1, seed=1)
+    prompts = [json.dumps({"prompt": f"w{i} w{i + 1}"}) + "\n" for i in range(24)]
+    (place.directory / "prompts.jsonl").write_text("".join(prompts))
+    reward = json.dumps({"model": str(judge), "group": "scorers", "dtype": "float32"})
+    roles = ("algorithm.name=online_dpo", 'models.reference={"dtype": "float32"}', f"models.reward={reward}")
+    data = ("prompts.source=jsonl", "prompts.path=prompts.jsonl", "rewards.model_weight=2")
+    steps = ("runtime.num_inference_per_prompt=4", "runtime.num_training_epoch=3", "models.ppo_policy.lr=0.003")
+    files = run(place, *roles, *data, *steps)
+    services = {"store", "buffer", "rollout-0", "trainer", "trainer-scorers", "coordinator"}
+    assert {path.stem for path in (place.runs / "a" / "logs").iterdir()} == services
+    for episode in files["metrics.jsonl"]:
+        assert episode["reward_std"] > 0 and episode["reward_mean"] == pytest.approx(2 * episode["reward/reward_model"])
+        assert episode["paired_fraction"] == pytest.approx(1)  # every group has answers of different scores
+    first, *_, last = files["steps.jsonl"]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4), "the policy is the reference still"
+    assert abs(first["margin"]) < 1e-4 < 0.01 < last["margin"] and last["accuracy"] > 0.5

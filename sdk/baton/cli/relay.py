@@ -119,12 +119,14 @@ def show_audit(address: str, run: str, *, as_json: bool) -> bool:
         "episodes wholly trained": answer.ended_episodes,
         "samples they trained": answer.ended_samples,
         "optimizer steps": answer.optimizer_steps,
+        "passes not trained": len(answer.untrained),
         "given up": len(answer.dead),
         "faults": len(answer.faults),
     }
     for name, count in counts.items():
         console.say(f"{name:<24} {count:>12}")
-    for heading, lines in (("given up:", answer.dead), ("faults:", answer.faults)):
+    lists = {"passes not trained:": answer.untrained, "given up:": answer.dead, "faults:": answer.faults}
+    for heading, lines in lists.items():
         for line in (heading, *(f"  {line}" for line in lines)) if lines else ():
             console.say(line)
     console.say(f"run {run} has {_count(len(answer.faults), 'fault')}" if answer.faults else f"run {run} is clean")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from baton.config.algorithm import DpoConfig, GrpoConfig
 from baton.config.policy_gradient import PolicyGradientConfig
+from baton.config.ppo import PpoConfig
 from baton.config.problems import problem
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def algorithm_problems(run: RunConfig) -> Iterator[str]:
             )  # fmt: skip
         if algorithm.kl_weighting and not algorithm.kl_coef:
             yield problem("algorithm.kl_weighting", True, "has no effect without kl_coef", "leave it out, or set kl_coef")
+    if isinstance(algorithm, PpoConfig) and not (algorithm.fix_kl_coef or algorithm.init_kl_coef):
+        yield problem(
+            "algorithm.fix_kl_coef", False, "has no effect with init_kl_coef 0, which is adapted by factors",
+            "leave it out, or set init_kl_coef",
+        )  # fmt: skip
     if isinstance(algorithm, DpoConfig) and algorithm.loss == "ipo" and algorithm.label_smoothing:
         yield problem(
             "algorithm.label_smoothing", algorithm.label_smoothing, "has no effect with loss: ipo",

@@ -34,8 +34,10 @@ def _reference_reason(algorithm: AlgorithmConfig) -> tuple[str, str]:
     match algorithm:
         case GrpoConfig() if algorithm.kl_coef:
             return "algorithm.kl_coef weighs the divergence from it", "set algorithm.kl_coef to 0"
-        case PpoConfig() if algorithm.init_kl_coef or algorithm.lm_coef or not algorithm.fix_kl_coef:
+        case PpoConfig() if algorithm.init_kl_coef:
             return "algorithm.init_kl_coef weighs the divergence from it", "set algorithm.init_kl_coef to 0"
+        case PpoConfig() if algorithm.lm_coef:
+            return "algorithm.lm_coef weighs the reference's log-probabilities", "set algorithm.lm_coef to 0"
         case DpoConfig() | OnlineDpoConfig():
             return f"{algorithm.name} compares the policy with it", ""
     return "", ""
@@ -47,6 +49,10 @@ def _roles(run: RunConfig) -> Iterator[str]:
     if reason and models.reference is None:
         otherwise = f", or {instead}" if instead else ""
         yield f"models.reference: is missing; {reason}; add `reference: {{}}`, the policy's weights at the start{otherwise}"
+    if "model_weight" in run.rewards.model_fields_set and models.reward is None:
+        yield problem(
+            "rewards.model_weight", run.rewards.model_weight, "has no effect without models.reward", "leave it out"
+        )
     if models.reference is not None and isinstance(algorithm, SftConfig | RewardModelConfig):
         yield _superfluous("models.reference", f"{algorithm.name} compares nothing with a reference")
     if isinstance(algorithm, PpoConfig):
@@ -63,19 +69,27 @@ def _superfluous(path: str, rule: str) -> str:
 
 
 def _units(run: RunConfig) -> Iterator[str]:
-    """Samples that are compared with each other must be in one micro-batch."""
+    """Samples that are compared with each other must be in one micro-batch, and whole in an episode."""
     unit, what = run.samples_per_unit, "the two answers of a pair" if isinstance(run.algorithm, Paired) else "a group"
-    for option in ("train_micro_batch_size", "sample_per_episode"):
+    units = {"train_micro_batch_size": unit, "sample_per_episode": max(unit // run.models.policy.n, 1)}
+    for option, multiple in units.items():
         size = getattr(run.runtime, option)
-        if size % unit:
+        if size % multiple:
             yield problem(
-                f"runtime.{option}", size, f"must be a multiple of {unit}: {run.algorithm.name} keeps {what} together",
-                f"write {-(-size // unit) * unit}",
+                f"runtime.{option}", size, f"must be a multiple of {multiple}: {run.algorithm.name} keeps {what} together",
+                f"write {-(-size // multiple) * multiple}",
             )  # fmt: skip
 
 
 def _held_out(run: RunConfig) -> Iterator[str]:
     interval, held_out = run.runtime.eval_episode_interval, run.prompts.holdout
+    frequency = run.models.policy.sync_frequency
+    if frequency and interval % frequency and not run.is_offline:
+        yield problem(
+            "runtime.eval_episode_interval", interval,
+            f"must be a multiple of models.policy.sync_frequency ({frequency}): in between, the rollout has older weights",
+            f"write {-(-interval // frequency) * frequency}",
+        )  # fmt: skip
     if interval and not held_out:
         yield problem(
             "runtime.eval_episode_interval", interval, "needs prompts that are not trained on",

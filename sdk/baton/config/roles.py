@@ -28,7 +28,8 @@ class RoleConfig(Section):
     role that this one belongs to; for `policy` the directory in `tokenizer`, else the built-in."""
 
     tokenizer: str | None = None
-    """Directory or hub id of the tokenizer. null: the model's own."""
+    """Directory or hub id of the tokenizer. null: the policy's, if the model is the policy's; else the model's
+    own."""
 
     load: str | None = None
     """Directory of a checkpoint that Baton wrote, to start from. null: start from the weights of `model`."""

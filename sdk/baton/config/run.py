@@ -107,7 +107,11 @@ class RunConfig(Section):
     @property
     def prompts_per_episode(self) -> int:
         """Different prompts in one episode, each with several answers if repeated or paired."""
-        return self.runtime.sample_per_episode // (self.group_size // self.models.policy.n)
+        return self.prompts_of(self.runtime.sample_per_episode)
+
+    def prompts_of(self, samples: int) -> int:
+        """How many prompts so many of `runtime.sample_per_episode` are made of."""
+        return samples // (self.group_size // self.models.policy.n)
 
     @property
     def group_size(self) -> int:
@@ -144,6 +148,12 @@ class RunConfig(Section):
             if name in roles and (model := roles[name].model) is not None:
                 return model
         return self.models.policy.tokenizer or BUILTIN_MODEL
+
+    def tokenizer_name(self, role: str) -> str | None:
+        """Directory or hub id of the tokenizer of `role`; None: its model's own. The policy's holds for its model in
+        every role."""
+        is_policy = self.model_name(role) == self.model_name("policy")
+        return self.models.roles()[role].tokenizer or (self.models.policy.tokenizer if is_policy else None)
 
     def generation_batch_size(self, role: str) -> int:
         """Prompts in one request to `role`; never more than an episode gives each of its replicas."""

@@ -144,3 +144,8 @@ class DeadlinesConfig(Section):
 
     buffer_s: Seconds = 60.0
     """One call to the buffer."""
+
+    @property
+    def trainer_s(self) -> float:
+        """The longest that a command may keep a trainer's ranks, which wait for each other."""
+        return max(self.train_step_s, self.score_s, self.publish_s, self.checkpoint_s, self.generate_s)

@@ -89,6 +89,9 @@ BUILTINS: dict[str, Callable[..., list[RelaySample]]] = {
     for function in (concat, last, uniform, newest_tokens, replace_flat, age_decayed, reward_prioritised)
 }
 
+OF_WHOLE_GROUPS = "concat", "last", "replace_flat"
+"""Those for an algorithm that compares the samples of a group; the others choose samples one by one."""
+
 SEEDED = frozenset(name for name, function in BUILTINS.items() if "seed" in signature(function).parameters)
 
 _COUNT = "a whole number from 0", lambda value: isinstance(value, int) and value >= 0

@@ -77,7 +77,7 @@ class Engine(HostedModel):
             return value * undo, report
 
         self._accumulated = True
-        return self._run(batches, undone, forward_only=False)
+        return self._run(batches, undone, forward_only=False) if batches else []
 
     @property
     def has_gradients(self) -> bool:

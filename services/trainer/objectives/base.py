@@ -77,7 +77,7 @@ the states before the response tokens [N], a reward model scores [S]."""
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One step's losses. `metrics` are of the global batch and the same on all ranks; `state` is the objective's if the
-    step is taken."""
+    policy is updated."""
 
     loss: Loss
     value_loss: Loss | None = None

@@ -1,14 +1,14 @@
 """DPO and IPO on pairs that somebody preferred, and online DPO on groups that were scored."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 
 from baton.config.algorithm import DpoConfig, OnlineDpoConfig
 from baton.errors import InvalidRequestError
-from baton.samples import Samples
+from baton.samples import RewardStatus, Samples
 from services.trainer.algorithms.dpo import PreferenceBatch, dpo_loss
 from services.trainer.algorithms.losses import LossOutput, sample_sums
 from services.trainer.algorithms.online_dpo import OnlineDpoBatch, online_dpo_loss, ordered_pairs
@@ -88,18 +88,20 @@ class OnlineDpoObjective(Objective):
 def _groups(samples: Samples) -> list[int]:
     """Number of each sample's group in the micro-batch [S]. A group that a step has twice, to fill it, counts as two.
 
-    Raises InvalidRequestError for a group that is not whole.
+    Raises InvalidRequestError for a group that lacks a sample with a reward; what has none is compared with nothing.
     """
-    numbers: list[int] = []
-    groups = 0
-    for group_id, run in groupby(range(len(samples)), key=lambda i: samples.group_ids[i]):
-        places = list(run)
-        size = int(samples.group_sizes[places[0]])
-        if size < 1 or len(places) % size:
+    firsts: list[int] = []
+    for i, sample_id in enumerate(samples.sample_ids):
+        begins = i == 0 or samples.group_ids[i] != samples.group_ids[i - 1]
+        if begins or sample_id == samples.sample_ids[firsts[-1]]:
+            firsts.append(i)
+    ends = [*firsts[1:], len(samples)]
+    for first, end in zip(firsts, ends, strict=True):
+        scored = int((samples.reward_status[first:end] == RewardStatus.VALUE).sum())
+        size = int(samples.group_sizes[first])
+        if scored != size:
             raise InvalidRequestError(
-                f"a micro-batch has {len(places)} consecutive samples of group {group_id}, which has {size}; online DPO "
-                "compares a group's samples with each other and needs them all in one micro-batch"
+                f"a micro-batch has {scored} samples with a reward of group {samples.group_ids[first]}, which has {size}; "
+                "online DPO compares a group's samples with each other and needs them all in one micro-batch"
             )
-        numbers += [groups + place // size for place in range(len(places))]
-        groups += len(places) // size
-    return numbers
+    return np.repeat(np.arange(len(firsts)), np.subtract(ends, firsts)).tolist()

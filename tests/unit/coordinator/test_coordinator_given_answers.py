@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from harness import TrainerGroup, config, place
+from harness import TrainerGroup, config, digits_count, place
 
+from baton.config.algorithm import RewardModelConfig
 from baton.engine import DPOEngine, Engine, Model
 from baton.errors import ConfigError
+from services.coordinator.evaluation import score_metrics
 from services.coordinator.state import Life
 
 PAIRS = [{"prompt": f"question {i}", "good": "yes" * (i + 1), "bad": "no", "topic": i} for i in range(10)]
@@ -54,6 +56,22 @@ async def test_pairs_of_a_file_are_trained_chosen_first_with_reference_logprobs(
     assert (tmp_path / "loss.png").exists() and not (tmp_path / "reward.png").exists()
 
 
+async def test_samples_that_were_consumed_before_are_two_for_each_pair(buffer, run_id, tmp_path):
+    trainer = TrainerGroup()
+    run = dpo(write(tmp_path / "pairs.jsonl", PAIRS), consumed_samples=4, num_episode=1)
+    async with place(buffer.address, tmp_path, trainer=trainer, run=run, engine=Engine()) as there:
+        assert (await there.run(run_id)).life is Life.SUCCEEDED
+    assert texts(trainer.trained[0].prompt_ids)[::2] == ["question 2", "question 3"]
+
+
+@pytest.mark.parametrize("own", [{"flow": digits_count}, {"rewards": ["digits_only"]}])
+async def test_an_engine_whose_flow_or_rewards_nobody_would_ask_is_refused(buffer, tmp_path, own):
+    (name,) = own
+    with pytest.raises(ConfigError, match=f"the app's Engine has {name}, but dpo learns from given answers"):
+        async with place(buffer.address, tmp_path, run=dpo("pairs.jsonl"), engine=Engine(**own)):
+            pass
+
+
 async def test_a_later_pass_keeps_pairs_together(buffer, run_id, tmp_path):
     trainer = TrainerGroup()
     run = dpo(write(tmp_path / "pairs.jsonl", PAIRS), num_training_epoch=3, num_episode=1, sample_per_episode=12)
@@ -85,6 +103,13 @@ async def test_held_out_pairs_are_evaluated_before_and_after_by_loss_accuracy_an
     expected = {"loss": loss, "accuracy": 1.0, "margin": sum(margins) / 4}
     assert after == pytest.approx({"global_step": 6, "finished_episodes": 3, **expected}, rel=1e-5)
     assert {name: last[f"eval/{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_an_evaluated_reward_model_is_that_of_its_training():
+    config = RewardModelConfig(name="reward_model", center_coef=0.5)
+    found = score_metrics(np.array([2.0, 1.0, 0.0, 3.0], np.float32), config)
+    loss = (math.log1p(math.exp(-1)) + math.log1p(math.exp(3)) + 0.5 * 2 * 3**2) / 2
+    assert found == pytest.approx({"loss": loss, "accuracy": 0.5, "margin": -1.0})
 
 
 async def test_sft_learns_completions_of_an_app_and_of_a_task(buffer, run_id, tmp_path):

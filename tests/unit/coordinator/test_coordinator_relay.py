@@ -13,6 +13,7 @@ from baton.engine import Engine
 from baton.errors import ConfigError
 from baton.testing import FakeTrainer
 from processes import ServiceProcess
+from services.coordinator.relay import relay_function
 from services.coordinator.state import Life
 
 
@@ -119,6 +120,17 @@ async def test_parameters_that_a_built_in_cannot_have_are_refused_before_anythin
     with pytest.raises(ConfigError, match=f"runtime.relay_sample_params: {rule}"):
         async with place(buffer.address, tmp_path, engine=engine_with(), run=config(runtime=runtime)):
             pass
+
+
+@pytest.mark.parametrize(("name", "params"), [("uniform", {"k": 4}), ("newest_tokens", {"max_tokens": 9})])
+def test_a_built_in_that_divides_groups_is_refused_where_they_are_compared(name, params):
+    runtime = {"max_relay_episode": 1, "relay_sample_fn": name, "relay_sample_params": params}
+    pairs = config(
+        runtime=runtime | {"train_micro_batch_size": 4}, algorithm={"name": "online_dpo"}, models={"reference": {}}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"relay_sample_fn: got '{name}', .* online_dpo keeps a group together; .* last"):
+        relay_function(pairs, engine_with())
+    assert relay_function(config(runtime=runtime), engine_with())
 
 
 async def test_choosing_nothing_trains_nothing_and_is_reported(buffer, run_id, tmp_path):

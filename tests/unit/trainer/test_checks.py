@@ -1,13 +1,14 @@
 """What the trainer refuses before any rank computes; each refusal names the column or the sample."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from baton.errors import DigestMismatchError, InvalidRequestError
 from baton.samples import Ragged, Samples
-from services.trainer.checks import check_digests, check_lengths, require
+from services.trainer.checks import check_digests, check_fits, require
 
 
 def samples() -> Samples:
@@ -27,6 +28,11 @@ def samples() -> Samples:
     )
 
 
+def shape(context: int = 100, tokens: int = 100) -> SimpleNamespace:
+    """What is read of a model's shape."""
+    return SimpleNamespace(max_positions=context, vocab_size=tokens)
+
+
 COLUMNS = ("prompt_ids", "rewards", "rollout_logprobs", "weights_digests")
 
 
@@ -41,14 +47,28 @@ def test_an_absent_column_is_named(column: str) -> None:
 
 
 def test_a_sample_may_fill_the_context_but_not_exceed_it() -> None:
-    check_lengths(samples(), context=5)
+    check_fits(samples(), shape(context=5))
     with pytest.raises(InvalidRequestError, match="sample b has 5 tokens, more than the model's context of 4"):
-        check_lengths(samples(), context=4)
+        check_fits(samples(), shape(context=4))
 
 
 def test_an_empty_prompt_is_named() -> None:
     with pytest.raises(InvalidRequestError, match="sample b has an empty prompt"):
-        check_lengths(replace(samples(), prompt_ids=Ragged.of([[5], []], np.int32)), context=100)
+        check_fits(replace(samples(), prompt_ids=Ragged.of([[5], []], np.int32)), shape())
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "told"),
+    [
+        ("prompt_ids", [[5], [6, 8]], "sample b has the token 8, and the model has tokens 0 to 7"),
+        ("response_ids", [[1, 8], [3, 4, 5]], "sample a has the token 8"),
+        ("response_ids", [[], [-1, 4, 5]], "sample b has the token -1"),
+    ],
+)
+def test_a_token_that_the_model_does_not_have_is_named(column: str, rows: list[list[int]], told: str) -> None:
+    check_fits(samples(), shape(tokens=8))
+    with pytest.raises(InvalidRequestError, match=told):
+        check_fits(replace(samples(), **{column: Ragged.of(rows, np.int32)}), shape(tokens=8))
 
 
 def test_samples_of_published_weights_pass_whatever_else_was_published() -> None:

@@ -124,9 +124,11 @@ def test_an_unscored_sample_changes_nothing(name: str) -> None:
         status, rewards = samples.reward_status.copy(), samples.rewards.copy()
         rollout = samples.rollout_logprobs.values.copy()
         status[2], rewards[2] = RewardStatus.TIMEOUT, reward
+        sizes = np.array([3] * 4 + [4] * 4, np.int32)
         rollout[3:8] = logprob
         rollout_logprobs = Ragged(rollout, samples.rollout_logprobs.lengths)
-        return whole(name, replace(samples, reward_status=status, rewards=rewards, rollout_logprobs=rollout_logprobs))
+        columns = {"rewards": rewards, "rollout_logprobs": rollout_logprobs, "group_sizes": sizes}
+        return whole(name, replace(samples, reward_status=status, **columns))
 
     assert with_unscored(math.nan, -math.inf) == pytest.approx(with_unscored(1.0, -1.0), rel=1e-5)
 
@@ -158,8 +160,20 @@ def test_a_pair_that_is_not_whole_is_refused(name: str) -> None:
         objective(name).check(samples_of().take([0, 1, 3, 4]))
 
 
+@pytest.mark.parametrize("unscored", [[2], [0, 2], [0, 1, 2, 3]], ids=["one", "half", "all"])
+def test_a_group_of_which_samples_have_no_reward_is_whole_all_the_same(unscored: list[int]) -> None:
+    samples = samples_of()
+    status = samples.reward_status.copy()
+    status[unscored] = RewardStatus.ABSTAIN
+    sizes = np.array([4 - len(unscored)] * 4 + [4] * 4, np.int32)  # as a group's statistics have it: of those with a reward
+    scored = [row for row in range(8) if row not in unscored]
+    alone = replace(samples.take(scored), group_sizes=sizes[scored])
+    found = whole("online dpo", replace(samples, reward_status=status, group_sizes=sizes))
+    assert found == pytest.approx(whole("online dpo", alone), rel=1e-5)
+
+
 def test_a_group_that_is_not_whole_is_refused_by_online_dpo() -> None:
-    with pytest.raises(InvalidRequestError, match="3 consecutive samples of group g0, which has 4"):
+    with pytest.raises(InvalidRequestError, match="3 samples with a reward of group g0, which has 4"):
         objective("online dpo").check(samples_of().take([0, 1, 2, 4, 5, 6, 7]))
 
 

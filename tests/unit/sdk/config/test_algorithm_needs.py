@@ -18,6 +18,11 @@ STARTS = {
         "runtime": {"num_inference_per_prompt": 4, "train_micro_batch_size": 8, "train_global_batch_size": 8},
         "algorithm": {"name": "online_dpo"}, "models": {"reference": {}},
     },
+    "online dpo with n": {
+        "runtime": {"sample_per_episode": 12, "train_micro_batch_size": 8, "train_global_batch_size": 8,
+                    "stream_data_loader_type": "dynamic"},
+        "algorithm": {"name": "online_dpo"}, "models": {"policy": {"n": 8}, "reference": {}},
+    },
     "dpo": {"algorithm": {"name": "dpo"}, "models": {"reference": {}}, **PAIRS},
     "sft": {"algorithm": {"name": "sft"}, **PAIRS},
     "sft of a task's answers": {"algorithm": {"name": "sft"}, "prompts": {"source": "reasoning_gym", "task": "chain_sum"}},
@@ -39,6 +44,10 @@ LACKS = {
     "a reference for ppo": (
         {"algorithm": {"name": "ppo"}, "models": {"ppo_value": {}}},
         "models.reference: is missing; algorithm.init_kl_coef weighs .*, or set algorithm.init_kl_coef to 0",
+    ),
+    "a reference for its language-model reward": (
+        {"algorithm": {"name": "ppo", "init_kl_coef": 0, "lm_coef": 0.1}, "models": {"ppo_value": {}}},
+        "models.reference: is missing; algorithm.lm_coef weighs the reference's .*, or set algorithm.lm_coef to 0",
     ),
     "a critic": ({"algorithm": {"name": "ppo"}, "models": {"reference": {}}}, "models.ppo_value: is missing; ppo trains"),
     "a reference for dpo": ({"algorithm": {"name": "dpo"}, **PAIRS}, "models.reference: is missing; dpo compares"),
@@ -67,6 +76,14 @@ SUPERFLUOUS = {
     ),
     "held-out prompts that nobody looks at": (
         {"runtime": GROUPED, "prompts": {"source": "app", "holdout": 8}}, "prompts.holdout: got 8; .* nobody looks at"
+    ),
+    "evaluations of weights that the rollout does not have": (
+        {"runtime": GROUPED | {"eval_episode_interval": 3}, "prompts": {"source": "app", "holdout": 8},
+         "models": {"policy": {"sync_frequency": 2}}},
+        r"runtime.eval_episode_interval: got 3; must be a multiple of models.policy.sync_frequency \(2\)",
+    ),
+    "a weight of no reward model": (
+        {"runtime": GROUPED, "rewards": {"model_weight": 0.5}}, "rewards.model_weight: got 0.5; has no effect without"
     ),
     "half a pair": (
         {"algorithm": {"name": "reward_model"}, "runtime": {"train_micro_batch_size": 3}, **PAIRS},

@@ -25,6 +25,10 @@ BROKEN = {
         {"off_policy": {"reject_below": 2.0, "reject_above": 0.5}}, 2,
         "algorithm.off_policy.reject_below: got 2.0; must be less than reject_above (0.5)",
     ),
+    "a weight that is adapted is not zero": (
+        {"name": "ppo", "init_kl_coef": 0, "fix_kl_coef": False}, 1,
+        "algorithm.fix_kl_coef: got false; has no effect with init_kl_coef 0",
+    ),
     "ipo smooths no labels": (
         {"name": "dpo", "loss": "ipo", "label_smoothing": 0.1}, 1,
         "algorithm.label_smoothing: got 0.1; has no effect with loss: ipo",

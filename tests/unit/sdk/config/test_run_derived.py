@@ -80,3 +80,16 @@ def test_engine_seeds_differ_by_replica_unless_told_otherwise(run_of, options, s
 )
 def test_request_size_is_the_models_own_else_the_runtimes(run_of, runtime, options, size):
     assert run_of(runtime=runtime, **policy(**options)).generation_batch_size("policy") == size
+
+
+def test_the_trainer_reads_texts_by_the_policys_tokenizer(run_of):
+    policy = {"model": "p", "tokenizer": "t"}
+    run = run_of(models={"policy": policy, "reward": {"model": "r"}, "reference": {"tokenizer": "u"}})
+    assert {role: run.tokenizer_name(role) for role in ("ppo_policy", "reward", "reference")} == {
+        "ppo_policy": "t", "reward": None, "reference": "u",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("deadline", ["train_step_s", "score_s", "publish_s", "checkpoint_s", "generate_s"])
+def test_ranks_wait_for_each_other_as_long_as_any_command_of_the_trainer_may_take(run_of, deadline):
+    assert run_of(deadlines={deadline: 9000}).deadlines.trainer_s == 9000

@@ -251,6 +251,10 @@ START = {
         {"runtime": {**GROUPED, "max_relay_episode": -1}},
         "runtime.max_relay_episode: got -1; relay is on and needs a function",
     ),
+    "relay without a function from the third episode on, where ChatLearn failed after two": (
+        {"runtime": {**GROUPED, "num_episode": 3, "max_relay_episode": 1, "relay_episode_offset": 2}},
+        "runtime.max_relay_episode: got 1; relay is on and needs a function",
+    ),
 }
 
 

@@ -156,20 +156,22 @@ class AuditRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class AuditResponse(_message.Message):
-    __slots__ = ("faults", "episodes", "ended_episodes", "ended_samples", "optimizer_steps", "dead")
+    __slots__ = ("faults", "episodes", "ended_episodes", "ended_samples", "optimizer_steps", "dead", "untrained")
     FAULTS_FIELD_NUMBER: _ClassVar[int]
     EPISODES_FIELD_NUMBER: _ClassVar[int]
     ENDED_EPISODES_FIELD_NUMBER: _ClassVar[int]
     ENDED_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_STEPS_FIELD_NUMBER: _ClassVar[int]
     DEAD_FIELD_NUMBER: _ClassVar[int]
+    UNTRAINED_FIELD_NUMBER: _ClassVar[int]
     faults: _containers.RepeatedScalarFieldContainer[str]
     episodes: _containers.RepeatedCompositeFieldContainer[EpisodeState]
     ended_episodes: int
     ended_samples: int
     optimizer_steps: int
     dead: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, faults: _Optional[_Iterable[str]] = ..., episodes: _Optional[_Iterable[_Union[EpisodeState, _Mapping]]] = ..., ended_episodes: _Optional[int] = ..., ended_samples: _Optional[int] = ..., optimizer_steps: _Optional[int] = ..., dead: _Optional[_Iterable[str]] = ...) -> None: ...
+    untrained: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, faults: _Optional[_Iterable[str]] = ..., episodes: _Optional[_Iterable[_Union[EpisodeState, _Mapping]]] = ..., ended_episodes: _Optional[int] = ..., ended_samples: _Optional[int] = ..., optimizer_steps: _Optional[int] = ..., dead: _Optional[_Iterable[str]] = ..., untrained: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PutStateRequest(_message.Message):
     __slots__ = ("run_id", "name", "value", "expected_revision")
