@@ -1,7 +1,7 @@
 """`torchrun splits_side.py MODEL OUT TP PP CASES`: five GRPO steps for each case, from the same weights on the same batches.
 
-CASES is JSON: name -> a case as `splits.py` describes it. Writes OUT/NAME.json (loss and gradient norm by step) and a directory
-OUT/NAME of the weights after the last step.
+CASES is JSON: name -> a case as `splits.py` describes it. Writes OUT/NAME.json (loss and gradient norm by step), and to a
+directory OUT/NAME the weights after the last step.
 """
 
 import json
@@ -17,7 +17,6 @@ from splits import GROUP, SIZE, STEPS, batch_of
 from baton.clients.buffer import MicroBatch
 from baton.config.policy_gradient import GrpoConfig
 from baton.config.trainable import TrainableConfig
-from baton.samples import Samples
 from services.trainer.megatron.parallel import Layout
 
 
