@@ -38,7 +38,7 @@ protos: setup  ## generate sdk/baton/api from protos/
 bench-%: setup  ## one benchmark, for example bench-episode; ends with one JSON line
 	@$(PY) benchmarks/$(subst -,_,$*).py
 
-bench: bench-rollout bench-episode bench-buffer bench-static-batches  ## all benchmarks
+bench: bench-rollout bench-episode bench-buffer bench-static-batches bench-trainer  ## all benchmarks
 
 clean:  ## remove the virtual environment and run outputs
 	@rm -rf .venv runs

@@ -50,22 +50,27 @@ def started(side: str, directory: Path) -> Iterator[Side]:
 
 
 def compare(sides: dict[str, Side], batch: str, tokens: int, goal: float) -> dict[str, Any]:
-    """Both sides' tokens/s on a batch, turn by turn, and their ratio."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    norms: dict[str, float] = {}
+    """Both sides' tokens/s on a batch, turn by turn, and their ratio; the ratio of the processor time that they took, too,
+    which says more where other processes disturb."""
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for number in range(WARM_UP + ROUNDS):
         for name, side in sides.items():
-            answer = side.update(batch)
-            norms.setdefault(name, answer["grad_norm"])
-            if number >= WARM_UP:
-                seconds[name].append(answer["seconds"])
-        note(f"{batch}: " + ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in seconds.items() if taken))
-    by_round = [theirs / ours for ours, theirs in zip(seconds["baton"], seconds["transformers"], strict=True)]
-    ratio = spread(by_round)
-    speeds = {name: spread([tokens / s for s in taken]) for name, taken in seconds.items()}
+            taken[name].append(side.update(batch))
+        note(f"{batch}, round {number}: " + ", ".join(f"{name} {rows[-1]['seconds']:.2f} s" for name, rows in taken.items()))
+
+    def column(name: str, field: str) -> list[float]:
+        return [row[field] for row in taken[name][WARM_UP:]]
+
+    def ratio(field: str) -> dict[str, float]:
+        pairs = zip(column("baton", field), column("transformers", field), strict=True)
+        return spread([theirs / ours for ours, theirs in pairs])
+
+    found = ratio("seconds")
     return {
-        "ratio": ratio, "goal": goal, "met": ratio["median"] >= goal, "tokens": tokens, "tokens_per_s": speeds,
-        "first_grad_norm": {name: rounded(norm) for name, norm in norms.items()},
+        "ratio": found, "goal": goal, "met": found["median"] >= goal, "processor_time_ratio": ratio("cpu_seconds"),
+        "tokens": tokens,
+        "tokens_per_s": {name: spread([tokens / seconds for seconds in column(name, "seconds")]) for name in sides},
+        "first_grad_norm": {name: rounded(rows[0]["grad_norm"]) for name, rows in taken.items()},
     }  # fmt: skip
 
 

@@ -143,9 +143,11 @@ def main() -> None:
     sides: dict[str, Callable[[Path], Callable[[Samples], float]]] = {"baton": baton, "transformers": transformers}
     update, samples = sides[side](directory), batches()
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), time.process_time()
         norm = update(samples[line.strip()])
-        answer: dict[str, Any] = {"seconds": time.perf_counter() - started, "grad_norm": norm}
+        answer: dict[str, Any] = {
+            "seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - spent, "grad_norm": norm,
+        }  # fmt: skip
         print(json.dumps(answer), file=answers, flush=True)
     return None
 
