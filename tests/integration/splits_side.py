@@ -17,7 +17,6 @@ from splits import GROUP, SIZE, STEPS, batch_of
 from baton.clients.buffer import MicroBatch
 from baton.config.policy_gradient import GrpoConfig
 from baton.config.trainable import TrainableConfig
-from baton.samples import Samples
 from services.trainer.megatron.parallel import Layout
 
 
