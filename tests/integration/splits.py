@@ -4,11 +4,13 @@ A case says: `micro_batch` samples (default GROUP), `tokens` to merge micro-batc
 for the end of an episode `distinct` samples, `wrapped` around to SIZE or not, with `tail`.
 """
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from training import training_samples
 
-from baton.samples import Samples
+from baton.samples import Ragged, Samples
 
 SIZE, GROUP, STEPS = 16, 4, 5
 Case = dict[str, Any]
@@ -40,8 +42,11 @@ CASES: dict[tuple[int, int, int], dict[str, Case]] = {
 
 
 def batch_of(step: int) -> Samples:
-    """A global batch, which depends on the step alone."""
-    return training_samples(seed=step)
+    """A global batch, which depends on the step alone. Each group has one prompt."""
+    samples = training_samples(seed=step)
+    prompts = samples.prompt_ids.rows()
+    shared = Ragged.of([prompts[i - i % GROUP] for i in range(SIZE)], np.int32)
+    return replace(samples, prompt_ids=shared)
 
 
 def baseline(name: str) -> str:
