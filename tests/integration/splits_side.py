@@ -1,7 +1,7 @@
 """`torchrun splits_side.py MODEL OUT TP PP CASES`: five GRPO steps for each case, from the same weights on the same batches.
 
-CASES is JSON: name -> a case as `splits.py` describes it. Writes OUT/NAME.json (loss and gradient norm by step), and to a
-directory OUT/NAME the weights after the last step.
+CASES is JSON: name -> a case as `splits.py` describes it. Writes OUT/NAME.json (loss and gradient norm by step) and a
+directory OUT/NAME of the weights after the last step.
 """
 
 import json

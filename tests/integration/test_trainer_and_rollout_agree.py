@@ -86,13 +86,12 @@ async def prompt_difference(rollout: RolloutClient, trainer: TrainerClient) -> f
     asked, found = SamplingParams(prompt_logprobs=0, max_new_tokens=1), {}
     async for group in rollout.generate(prompts, sampling=asked):
         found |= {name: table.logprobs[:, 0] for name, table in group.prompt_logprobs.items()}
-    scored = await trainer.compute_logprobs(
-        Samples(
-            sample_ids=[f"p{i}" for i in range(16)],
-            prompt_ids=Ragged.of([row[:1] for row in rows], np.int32),
-            response_ids=Ragged.of([row[1:] for row in rows], np.int32),
-        )
+    samples = Samples(
+        sample_ids=[f"p{i}" for i in range(16)],
+        prompt_ids=Ragged.of([row[:1] for row in rows], np.int32),
+        response_ids=Ragged.of([row[1:] for row in rows], np.int32),
     )
+    scored = await logprobs_of(trainer, samples)
     return max(float(np.abs(row - found[f"p{i}"]).max()) for i, row in enumerate(scored.rows()))
 
 
