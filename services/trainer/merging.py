@@ -24,23 +24,23 @@ def merged(batches: Sequence[MicroBatch], tokens: int, *, share_prefix: bool) ->
     """The same samples in the same order, in micro-batches of at most `tokens` fed tokens where several are merged; as few
     as that allows, and as equal as that number of them allows."""
     sizes = [fed_tokens(batch.samples, share_prefix=share_prefix) for batch in batches]
-    fewest = len(_cuts(sizes, tokens))
+    fewest = len(cuts(sizes, tokens))
     low, high = max((size for size in sizes if size <= tokens), default=0), tokens
     while low < high:  # the least limit that makes do with so few
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_cuts(sizes, middle)) <= fewest else (middle + 1, high)
-    return [_joined([batches[i] for i in cut]) for cut in _cuts(sizes, low)]
+        low, high = (low, middle) if len(cuts(sizes, middle)) <= fewest else (middle + 1, high)
+    return [_joined([batches[i] for i in cut]) for cut in cuts(sizes, low)]
 
 
-def _cuts(sizes: Sequence[int], limit: int) -> list[range]:
+def cuts(sizes: Sequence[int], limit: int) -> list[range]:
     """Consecutive indices whose sizes add up to at most `limit`; one that is larger is alone."""
-    cuts, start, total = [], 0, 0
+    found, start, total = [], 0, 0
     for i, size in enumerate(sizes):
         if i > start and total + size > limit:
-            cuts.append(range(start, i))
+            found.append(range(start, i))
             start, total = i, 0
         total += size
-    return [*cuts, range(start, len(sizes))] if sizes else []
+    return [*found, range(start, len(sizes))] if len(sizes) else []
 
 
 def _joined(batches: Sequence[MicroBatch]) -> MicroBatch:

@@ -15,6 +15,7 @@ from baton.samples import Samples
 from services.trainer.checks import SCORED, check_fits, require
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.parallel import Layout
+from services.trainer.merging import cuts
 from services.trainer.models import Models
 from services.trainer.packing import PackedBatch, pack
 from services.trainer.ranks import Handler
@@ -62,14 +63,7 @@ def share(token_counts: np.ndarray, layout: Layout) -> tuple[int, int]:
 
 def rows_of(samples: Samples, *, feed_last: bool, share_prefix: bool) -> list[PackedBatch]:
     """All samples in packed rows of about SCORE_TOKENS."""
-    parts, start, tokens = [], 0, 0
-    for i, count in enumerate(samples.token_counts()):
-        if i > start and tokens + count > SCORE_TOKENS:
-            parts.append(samples.take(range(start, i)))
-            start, tokens = i, 0
-        tokens += int(count)
-    if start < len(samples):
-        parts.append(samples.take(range(start, len(samples))))
+    parts = [samples.take(cut) for cut in cuts(samples.token_counts().tolist(), SCORE_TOKENS)]
     return [pack(part, share_prefix=share_prefix, feed_last=feed_last) for part in parts]
 
 
