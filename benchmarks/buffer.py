@@ -3,7 +3,8 @@
     this process ── gRPC ──▶ services.buffer ──▶ redis-server   (Put, Lease)
     redis-benchmark ───────────────────────────▶ redis-server   (raw: pipelined SET and GET of as many bytes)
 
-Both sides use the same server, with its append-only file on, and take turns, so that a machine that slows down slows both.
+Both sides use the same server, by TCP and with its append-only file on, and take turns, so that a machine that slows down
+slows both. The buffer is reached by a socket of this machine, as `baton run` starts it.
 Takes about eight minutes on two cores, and 5 GB of memory.
 """
 
@@ -28,8 +29,10 @@ from buffer_samples import samples_of
 from report import conclude, note, rounded, run, spread
 
 from baton.clients import BufferClient
+from baton.config import RunConfig
 from baton.config.services import StoreConfig
 from baton.errors import ServiceFaultError
+from baton.local.commands import buffer_command
 from baton.local.processes import Child, ready_file_probe
 from baton.local.store import free_port, ping_probe, prepare_server
 from baton.memory import keep_freed_memory
@@ -176,8 +179,8 @@ class Place:
         run_file, ready = self._directory / "run.yaml", self._directory / "buffer.ready"
         run_file.write_text("models:\n  policy: {}\n")
         ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "services.buffer", "--run-file", str(run_file), "--store", self.url]
-        self._buffer = Child("buffer", [*command, "--ready-file", str(ready)], self._directory / "buffer.log")
+        command = buffer_command(RunConfig.from_mapping({"models": {"policy": {}}}), run_file, ready, self.url)
+        self._buffer = Child("buffer", command, self._directory / "buffer.log")
         self.address = (await self._buffer.wait_ready(ready_file_probe(ready), STARTUP_S))["address"]
 
     async def restart_buffer(self) -> None:
