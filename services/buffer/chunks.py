@@ -26,8 +26,8 @@ RECORD = np.dtype([("count", "<u4"), ("light", "<u4"), ("name", "V16")])
 CACHE_BYTES = 256 * 2**20
 """Decoded chunks kept, so that the ranks of a step, and the steps of a shuffled pass, do not each read them again."""
 CHUNKS_PER_READ = 4
-"""Bounds one answer of the store, which sends nothing of it before it has all: 16 MiB at once take twice the time. A chunk is
-at most one gRPC message, 4 MiB."""
+"""Bounds one answer of the store, which sends nothing of it before it has all: 16 MiB at once take twice the time. A chunk
+is at most one gRPC message, 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
