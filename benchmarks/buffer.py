@@ -32,6 +32,7 @@ from baton.config import RunConfig
 from baton.config.services import StoreConfig
 from baton.errors import ServiceFaultError
 from baton.local.commands import buffer_command
+from baton.local.process_tree import descendants
 from baton.local.processes import Child, ready_file_probe
 from baton.local.store import free_port, ping_probe, prepare_server
 from baton.memory import keep_freed_memory
@@ -160,8 +161,10 @@ async def rates(place: "Place", size: Size) -> dict[str, Any]:
 class Place:
     """A store and a buffer service of their own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **services: Any) -> None:
+        """`services`: of the run file; without any the buffer is reached by a socket."""
         self._directory = directory
+        self._config = RunConfig.from_mapping({"models": {"policy": {}}, "services": services})
         self.port = free_port()
         self.url = ""
         self.address = ""
@@ -178,9 +181,14 @@ class Place:
         run_file, ready = self._directory / "run.yaml", self._directory / "buffer.ready"
         run_file.write_text("models:\n  policy: {}\n")
         ready.unlink(missing_ok=True)
-        command = buffer_command(RunConfig.from_mapping({"models": {"policy": {}}}), run_file, ready, self.url)
+        command = buffer_command(self._config, run_file, ready, self.url)
         self._buffer = Child("buffer", command, self._directory / "buffer.log")
         self.address = (await self._buffer.wait_ready(ready_file_probe(ready), STARTUP_S))["address"]
+
+    @property
+    def buffer_pids(self) -> list[int]:
+        """The buffer's process, below its keeper."""
+        return descendants(self._buffer.process.pid)
 
     async def restart_buffer(self) -> None:
         """Empties its caches."""
@@ -211,10 +219,10 @@ class Place:
 
 
 @asynccontextmanager
-async def started() -> AsyncIterator[Place]:
+async def started(**services: Any) -> AsyncIterator[Place]:
     """Both processes; they end with the block."""
     with tempfile.TemporaryDirectory(prefix="bench-buffer-") as directory:
-        place = Place(Path(directory))
+        place = Place(Path(directory), **services)
         try:
             await place.start()
             yield place
