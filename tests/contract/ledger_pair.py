@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,27 @@ class Pair:
         self, link: LossyLink, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool, crash: Callable[[str], None]
     ) -> None:  # fmt: skip
         """`link` leads to the service; `crash` kills the buffer or the store, and starts it again."""
-        self.crash, self.link = crash, link
+        self.crash, self.link, self.loses = crash, link, False
         self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(ack_on_step), store, kinds
-        self.buffer, self.ledger, self.relay = (
-            blocking(kind, link.address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
-        )
+        self._clients = [
+            [blocking(kind, address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)]
+            for address in (link.target, link.address)
+        ]
+
+    @property
+    def buffer(self) -> Any:
+        """For the next call."""
+        return self._clients[self.loses][0]
+
+    @property
+    def ledger(self) -> Any:
+        """For the next call."""
+        return self._clients[self.loses][1]
+
+    @property
+    def relay(self) -> Any:
+        """For the next call."""
+        return self._clients[self.loses][2]
 
     def same(self, expected: Callable[[], Any], call: Callable, *arguments: Any, **options: Any) -> None:
         """A call whose answer is lost is carried out, and then sent again by the client: so the model is asked twice."""
@@ -60,6 +77,7 @@ class Pair:
             answer = type(error)
         for _ in range(self.link.lost - lost):
             expected()
+        self.loses = False
         assert answer == expected(), (call, arguments)
 
     def open(self, at: int, odd: int = 0) -> None:
@@ -166,6 +184,7 @@ class Pair:
     def lose_next_answer(self, at: int, number: int, victim: str | None) -> None:
         """Of the next call, which is carried out; the victim dies then."""
         if self.link.lost < LOST_ANSWERS:
+            self.loses = True
             self.link.lose_next_answer(partial(self.crash, victim) if victim else lambda: None)
 
     def crash_between_calls(self, at: int, number: int, victim: str) -> None:
@@ -200,7 +219,7 @@ class Pair:
 
     def finish(self) -> None:
         """Compares all counts, and asks for the proof from the store."""
-        self.link.lose_nothing()
+        self.loses = False
         for at in range(len(self.kinds)):
             self.count(at)
         audit = self.ledger.audit(self.run_id)
@@ -210,5 +229,5 @@ class Pair:
         assert {line.partition(" of run ")[0] for line in audit.untrained} == self.model.untrained()
         assert audit.optimizer_steps == len(self.model.global_steps)
         assert (audit.ended_episodes, audit.ended_samples) == (len(self.model.ended), sum(self.model.ended.values()))
-        for client in (self.buffer, self.ledger, self.relay):
+        for client in chain(*self._clients):
             client.close()

@@ -14,8 +14,7 @@ class LossyLink:
     """Forwards connections to `target`, host:port. `address` is where clients find it."""
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = host, int(port)
+        self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.lost = 0
@@ -26,10 +25,6 @@ class LossyLink:
     def lose_next_answer(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """The next call is carried out, `meanwhile` happens, then the connection ends without the answer."""
         self._meanwhile = meanwhile
-
-    def lose_nothing(self) -> None:
-        """Takes that back, if no answer came since."""
-        self._meanwhile = None
 
     def close(self) -> None:
         """Takes no more connections."""
@@ -42,7 +37,8 @@ class LossyLink:
             except OSError:
                 return
             try:
-                service = socket.create_connection(self._target)
+                host, _, port = self.target.rpartition(":")
+                service = socket.create_connection((host, int(port)))
             except OSError:  # it is being started again
                 client.close()
                 continue

@@ -43,7 +43,8 @@ def start_server(options, add) -> tuple[object, str, dict[str, str]]:
     checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     facts = add(server, options) if add else {}
-    address = f"127.0.0.1:{server.add_insecure_port(options.listen)}"
+    bound = server.add_insecure_port(options.listen)
+    address = options.listen if options.listen.startswith("unix") else f"127.0.0.1:{bound}"
     server.start()
     return server, address, facts
 
