@@ -50,6 +50,7 @@ def encode(*parts: Samples) -> tuple[list[Buffer], bytes]:
 
     Raises ValueError as `Samples.concat`.
     """
+    parts = Samples.alike(parts)
     light = Samples.concat([part.without_elements() for part in parts]) if len(parts) > 1 else parts[0]
     elements: list[Buffer] = []
     for number, name in _RAGGED.items():

@@ -8,13 +8,22 @@ from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from services.rollout.vllm_sampler import MARKS, RAW_COLUMN
+from services.rollout.vllm_sampler import MARKS, RAW_COLUMN, UNCUT_COLUMN
+
+OTHERS = 2
+"""Log-probabilities that a request asks for besides those of the likeliest tokens, to get all three of its own."""
 
 
 def sampled_logprobs(flat: FlatLogprobs) -> tuple[np.ndarray, np.ndarray]:
     """(of the distribution sampled from, of the raw model): float32 [tokens] each, of the sampled tokens."""
     values, starts = np.asarray(flat.logprobs, np.float32), np.asarray(flat.start_indices, np.int64)
     return values[starts], values[starts + RAW_COLUMN]
+
+
+def uncut_logprobs(flat: FlatLogprobs) -> np.ndarray:
+    """Of the raw model at the request's temperature, of the sampled tokens: float32 [tokens]. Of a request that asked for
+    OTHERS or more."""
+    return np.asarray(flat.logprobs, np.float32)[np.asarray(flat.start_indices, np.int64) + UNCUT_COLUMN]
 
 
 def sampled_loads(flat: FlatLogprobs, loads: int) -> np.ndarray:
@@ -34,7 +43,7 @@ def prompt_table(flat: FlatLogprobs, columns: int) -> tuple[np.ndarray, np.ndarr
 
 
 class PlainLogprobs:
-    """The engine as vLLM's own code expects it: without the raw model's log-probabilities among the others."""
+    """The engine as vLLM's own code expects it: behind a token's own log-probability, those of the likeliest ones alone."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         """Everything but `generate` is the engine's own."""
@@ -50,20 +59,20 @@ class PlainLogprobs:
                 yield output
             return
         asked = params.clone()
-        asked.logprobs, asked.flat_logprobs = params.logprobs + 1, True
+        asked.logprobs, asked.flat_logprobs = params.logprobs + OTHERS, True
         async for output in self._llm.generate(prompt, asked, *arguments, **options):
             for completion in output.outputs:
-                completion.logprobs = without_raw(completion.logprobs)
+                completion.logprobs = likeliest_alone(completion.logprobs)
             yield output
 
 
-def without_raw(flat: FlatLogprobs) -> FlatLogprobs:
+def likeliest_alone(flat: FlatLogprobs) -> FlatLogprobs:
     """What vLLM itself would have returned."""
-    plain = FlatLogprobs()
+    found = FlatLogprobs()
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
-        kept = [at for at in range(start, end) if at != start + RAW_COLUMN]
+        kept = [start, *range(start + 1 + OTHERS, end)]
         columns = (
             [values[at] for at in kept] for values in (flat.token_ids, flat.logprobs, flat.ranks, flat.decoded_tokens)
         )
-        plain.append_fast(*columns)
-    return plain
+        found.append_fast(*columns)
+    return found

@@ -13,7 +13,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from services.rollout.engine import FINISH, VllmEngine
 from services.rollout.generation import Completion
-from services.rollout.logprobs import sampled_loads, sampled_logprobs, without_raw
+from services.rollout.logprobs import OTHERS, likeliest_alone, sampled_loads, sampled_logprobs, uncut_logprobs
 from services.rollout.recordings import Answered, Recordings
 from services.rollout.service import Replica
 
@@ -39,6 +39,7 @@ class _Response:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     model_logprobs: list[np.ndarray] = field(default_factory=list)
+    uncut_logprobs: list[np.ndarray] = field(default_factory=list)
     loads: list[np.ndarray] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
@@ -48,6 +49,7 @@ class _Response:
         self.token_ids += piece.token_ids
         self.logprobs.append(drawn_from)
         self.model_logprobs.append(raw)
+        self.uncut_logprobs.append(uncut_logprobs(flat))
         self.loads.append(sampled_loads(flat, loads))
         self.text += piece.text
         self.finish = piece.finish_reason
@@ -55,7 +57,7 @@ class _Response:
     def completion(self) -> Completion:
         return Completion(
             self.token_ids, np.concatenate(self.logprobs), np.concatenate(self.model_logprobs), FINISH[self.finish],
-            self.text, np.concatenate(self.loads),
+            self.text, np.concatenate(self.loads), np.concatenate(self.uncut_logprobs),
         )  # fmt: skip
 
 
@@ -77,7 +79,7 @@ class RecordingEngine:
         A request that was left is not recorded. Raises as `Replica.begin` and `Recordings.check_room`, and ValueError for
         what cannot be recorded.
         """
-        _check(params)
+        _check(params, self._engine.searches)
         self._engine.stops.token_ids(params.stop)  # raises before anything begins
         self._recordings.check_room()
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
@@ -98,7 +100,7 @@ class RecordingEngine:
     ) -> None:  # fmt: skip
         asked = params.clone()
         asked.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
-        asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + 1, True  # one more: the raw model's
+        asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + OTHERS, True
         responses: dict[int, _Response] = {}
         try:
             with self._engine.under_way(group_id, request_id):
@@ -106,7 +108,7 @@ class RecordingEngine:
                     for piece in output.outputs:
                         flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
                         responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads)
-                        piece.logprobs = None if params.logprobs is None else without_raw(flat)
+                        piece.logprobs = None if params.logprobs is None else likeliest_alone(flat)
                     outputs.put_nowait(output)
             completions = [response.completion() for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
@@ -115,7 +117,9 @@ class RecordingEngine:
             outputs.put_nowait(None)
 
 
-def _check(params: SamplingParams) -> None:
+def _check(params: SamplingParams, searches: bool) -> None:
+    if searches:
+        raise ValueError("models.policy.use_beam_search is set, but a beam search cannot be recorded; leave it out")
     if params.logprobs is not None and params.logprobs < 0:
         raise ValueError("logprobs of the whole vocabulary are not given; ask for a number of them")
     if params.structured_outputs is not None:  # vLLM takes away what the grammar forbids before it samples
