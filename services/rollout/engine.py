@@ -22,7 +22,7 @@ from services.common.model_store import no_tokenizer
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
-from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs, uncut_logprobs
+from services.rollout.logprobs import Sampled, prompt_table
 from services.rollout.sampling import GroupSampling, group_sampling
 from services.rollout.stop_texts import StopTexts
 
@@ -99,7 +99,7 @@ class VllmEngine:
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
-        return Answer([self._sampled(completion, params) for completion in output.outputs] * params.copies, table)
+        return Answer([self._sampled(completion) for completion in output.outputs] * params.copies, table)
 
     async def _search(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         load = self.loads
@@ -115,12 +115,11 @@ class VllmEngine:
         output = search.result()
         return Answer([_searched(completion, load) for completion in output.outputs])
 
-    def _sampled(self, completion: CompletionOutput, params: GroupSampling) -> Completion:
-        drawn_from, raw = sampled_logprobs(completion.logprobs)
+    def _sampled(self, completion: CompletionOutput) -> Completion:
+        sampled = Sampled.of(completion.logprobs, self.loads)
         return Completion(
-            completion.token_ids, drawn_from, raw, FINISH[completion.finish_reason], completion.text,
-            sampled_loads(completion.logprobs, self.loads),
-            uncut_logprobs(completion.logprobs) if params.tells_uncut else None,
+            completion.token_ids, sampled.drawn_from, sampled.raw, FINISH[completion.finish_reason], completion.text,
+            sampled.loads, sampled.uncut,
         )  # fmt: skip
 
     @property

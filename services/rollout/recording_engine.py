@@ -13,7 +13,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from services.rollout.engine import FINISH, VllmEngine
 from services.rollout.generation import Completion
-from services.rollout.logprobs import OTHERS, likeliest_alone, sampled_loads, sampled_logprobs, uncut_logprobs
+from services.rollout.logprobs import OTHERS, Sampled, likeliest_alone
 from services.rollout.recordings import Answered, Recordings
 from services.rollout.service import Replica
 
@@ -37,28 +37,20 @@ class _Response:
     """One response as it arrives, whole or in pieces."""
 
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[np.ndarray] = field(default_factory=list)
-    model_logprobs: list[np.ndarray] = field(default_factory=list)
-    uncut_logprobs: list[np.ndarray] = field(default_factory=list)
-    loads: list[np.ndarray] = field(default_factory=list)
+    pieces: list[Sampled] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
 
     def take(self, piece: CompletionOutput, flat: FlatLogprobs, loads: int) -> None:
-        drawn_from, raw = sampled_logprobs(flat)
         self.token_ids += piece.token_ids
-        self.logprobs.append(drawn_from)
-        self.model_logprobs.append(raw)
-        self.uncut_logprobs.append(uncut_logprobs(flat))
-        self.loads.append(sampled_loads(flat, loads))
+        self.pieces.append(Sampled.of(flat, loads))
         self.text += piece.text
         self.finish = piece.finish_reason
 
     def completion(self) -> Completion:
-        return Completion(
-            self.token_ids, np.concatenate(self.logprobs), np.concatenate(self.model_logprobs), FINISH[self.finish],
-            self.text, np.concatenate(self.loads), np.concatenate(self.uncut_logprobs),
-        )  # fmt: skip
+        parts = [(piece.drawn_from, piece.raw, piece.loads, piece.uncut) for piece in self.pieces]
+        drawn_from, raw, loads, uncut = map(np.concatenate, zip(*parts, strict=True))
+        return Completion(self.token_ids, drawn_from, raw, FINISH[self.finish], self.text, loads, uncut)
 
 
 class RecordingEngine:

@@ -36,11 +36,6 @@ class GroupSampling:
         """0: nothing is drawn."""
         return 0.0 if self.is_beam else self.params.temperature
 
-    @property
-    def tells_uncut(self) -> bool:
-        """Whether the log-probabilities of the uncut distribution are asked for."""
-        return self.params.logprobs == OTHERS
-
 
 def group_sampling(
     config: PolicyConfig, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, context: int, stops: StopTexts

@@ -24,6 +24,10 @@ MARKS = 256
 GREEDY_BELOW = 1e-5
 """vLLM's own limit of temperatures at which it draws."""
 
+_REQUESTS = {
+    "MinPLogitsProcessor": "min_p_count", "LogitBiasLogitsProcessor": "biases", "MinTokensLogitsProcessor": "min_toks",
+}  # fmt: skip
+"""Where vLLM's own logits processors keep whom they work for."""
 _WRAPPED = "_baton_raw_logprobs"
 _mark = 0
 
@@ -41,6 +45,7 @@ def install() -> None:
     _wrap(
         Sampler, "forward", "sampling_metadata",
         lambda sampler, metadata: metadata.max_num_logprobs, lambda sampler, metadata: metadata.temperature,
+        lambda sampler, metadata: _samples_whole(metadata),
     )  # fmt: skip
     try:
         from vllm.v1.worker.gpu.sample.sampler import Sampler as GpuSampler
@@ -50,15 +55,16 @@ def install() -> None:
         GpuSampler, "__call__", "input_batch",
         lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
         lambda sampler, batch: sampler.sampling_states.temperature.gpu[batch.idx_mapping],
+        lambda sampler, batch: _leaves_logits(sampler, batch),
     )  # fmt: skip
 
 
 def _wrap(
     sampler: type, method: str, batch_name: str, logprobs: Callable[[Any, Any], int | None],
-    temperatures: Callable[[Any, Any], torch.Tensor | None],
+    temperatures: Callable[[Any, Any], torch.Tensor | None], whole: Callable[[Any, Any], bool],
 ) -> None:  # fmt: skip
     """`logprobs` says how many the batch asks for, besides the sampled tokens' own; `temperatures` [requests] are 0 where
-    nothing is drawn, None if nowhere."""
+    nothing is drawn, None if nowhere; `whole` is whether all is sampled from the raw model itself."""
     sample = getattr(sampler, method)
     if hasattr(sample, _WRAPPED):
         return
@@ -68,17 +74,42 @@ def _wrap(
         asked = logprobs(self, batch) or 0
         if asked < RAW_COLUMN:
             return sample(self, logits, *arguments, **options)
-        raw = logits.log_softmax(dim=-1, dtype=torch.float32)  # before penalties and temperature change the logits
+        is_whole = whole(self, batch)
+        raw = None if is_whole else logits.log_softmax(dim=-1, dtype=torch.float32)  # the sampler may change the logits
         output = sample(self, logits, *arguments, **options)
-        own = output.sampled_token_ids[:, :1].long()
-        columns = [raw.gather(-1, own)]
+        own, found = output.sampled_token_ids[:, :1].long(), output.logprobs_tensors
+        columns = [found.logprobs[:, :1] if raw is None else raw.gather(-1, own)]
         if asked >= UNCUT_COLUMN:
-            columns.append(_uncut(raw, temperatures(self, batch)).gather(-1, own))
-        output.logprobs_tensors = _with_columns(output.logprobs_tensors, torch.full_like(own, _mark), columns)
+            columns += columns if raw is None else [_uncut(raw, temperatures(self, batch)).gather(-1, own)]
+        output.logprobs_tensors = _with_columns(found, torch.full_like(own, _mark), columns)
         return output
 
     setattr(with_others, _WRAPPED, True)
     setattr(sampler, method, with_others)
+
+
+def _samples_whole(metadata: Any) -> bool:
+    """Whether nothing changes the logits: no penalty, no temperature but 1, no cut. That need not be computed then."""
+    temperatures, thinking = metadata.temperature, getattr(metadata, "thinking_budget_state_holder", None)
+    if temperatures is not None:
+        if temperatures.device.type != "cpu":  # to look at them would have the device wait
+            return False
+        if not ((temperatures == 1) | (temperatures < GREEDY_BELOW)).all():
+            return False
+    untouched = metadata.no_penalties and metadata.allowed_token_ids_mask is None and not metadata.bad_words_token_ids
+    idle = thinking is None and all(_is_idle(processor) for processor in metadata.logitsprocs.all)
+    return untouched and idle and metadata.top_k is None and metadata.top_p is None
+
+
+def _leaves_logits(sampler: Any, batch: Any) -> bool:
+    """The same of the other sampler, which knows it of each request; not in all versions."""
+    processed = getattr(sampler, "needs_logits_processing", None)
+    return processed is not None and not processed[batch.idx_mapping_np].any()
+
+
+def _is_idle(processor: Any) -> bool:
+    state = _REQUESTS.get(type(processor).__name__)
+    return state is not None and not getattr(processor, state, True)
 
 
 def _uncut(raw: torch.Tensor, temperatures: torch.Tensor | None) -> torch.Tensor:
