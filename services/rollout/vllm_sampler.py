@@ -12,6 +12,7 @@ Where vLLM has the token of each, the second place has the mark of the weights t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,54 +39,70 @@ def loaded(load: int) -> None:
     _mark = load % MARKS
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one of vLLM's samplers is called, and what it knows of the batch that it is called with."""
+
+    method: str
+    batch: str
+    """Name of the argument."""
+    asked: Callable[[Any, Any], int | None]
+    """(sampler, batch) -> log-probabilities that it asks for, besides the sampled tokens' own."""
+    temperatures: Callable[[Any, Any], torch.Tensor | None]
+    """(sampler, batch) -> [requests], 0 where nothing is drawn; None if nowhere."""
+    is_whole: Callable[[Any, Any], bool]
+    """(sampler, batch) -> whether all is sampled from the raw model itself."""
+    fewer: Callable[[Any, int], Any]
+    """The batch as if it asked for so many; or as it is, if that takes no time."""
+
+
 def install() -> None:
-    """Has the samplers of this process return both. Once is enough; a second call changes nothing."""
+    """Has the samplers of this process return all three. Once is enough; a second call changes nothing."""
     from vllm.v1.sample.sampler import Sampler
 
-    _wrap(
-        Sampler, "forward", "sampling_metadata",
-        lambda sampler, metadata: metadata.max_num_logprobs, lambda sampler, metadata: metadata.temperature,
-        lambda sampler, metadata: _samples_whole(metadata),
-    )  # fmt: skip
+    _wrap(Sampler, _Kind(
+        "forward", "sampling_metadata",
+        asked=lambda sampler, metadata: metadata.max_num_logprobs,
+        temperatures=lambda sampler, metadata: metadata.temperature,
+        is_whole=lambda sampler, metadata: _samples_whole(metadata),
+        fewer=lambda metadata, count: replace(metadata, max_num_logprobs=count),
+    ))  # fmt: skip
     try:
         from vllm.v1.worker.gpu.sample.sampler import Sampler as GpuSampler
     except ImportError:  # this version has the one sampler only, or no Triton, which the other needs
         return
-    _wrap(
-        GpuSampler, "__call__", "input_batch",
-        lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
-        lambda sampler, batch: sampler.sampling_states.temperature.gpu[batch.idx_mapping],
-        lambda sampler, batch: _leaves_logits(sampler, batch),
-    )  # fmt: skip
+    _wrap(GpuSampler, _Kind(
+        "__call__", "input_batch",
+        asked=lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
+        temperatures=lambda sampler, batch: sampler.sampling_states.temperature.gpu[batch.idx_mapping],
+        is_whole=lambda sampler, batch: _leaves_logits(sampler, batch),
+        fewer=lambda batch, count: batch,
+    ))  # fmt: skip
 
 
-def _wrap(
-    sampler: type, method: str, batch_name: str, logprobs: Callable[[Any, Any], int | None],
-    temperatures: Callable[[Any, Any], torch.Tensor | None], whole: Callable[[Any, Any], bool],
-) -> None:  # fmt: skip
-    """`logprobs` says how many the batch asks for, besides the sampled tokens' own; `temperatures` [requests] are 0 where
-    nothing is drawn, None if nowhere; `whole` is whether all is sampled from the raw model itself."""
-    sample = getattr(sampler, method)
+def _wrap(sampler: type, kind: _Kind) -> None:
+    sample = getattr(sampler, kind.method)
     if hasattr(sample, _WRAPPED):
         return
 
     def with_others(self: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        batch = arguments[0] if arguments else options[batch_name]
-        asked = logprobs(self, batch) or 0
+        batch = arguments[0] if arguments else options.pop(kind.batch)
+        asked = kind.asked(self, batch) or 0
         if asked < RAW_COLUMN:
-            return sample(self, logits, *arguments, **options)
-        is_whole = whole(self, batch)
+            return sample(self, logits, batch, *arguments[1:], **options)
+        is_whole = kind.is_whole(self, batch)
         raw = None if is_whole else logits.log_softmax(dim=-1, dtype=torch.float32)  # the sampler may change the logits
-        output = sample(self, logits, *arguments, **options)
+        fewer = kind.fewer(batch, max(asked - UNCUT_COLUMN, 0))  # to find the likeliest of a large vocabulary takes time
+        output = sample(self, logits, fewer, *arguments[1:], **options)
         own, found = output.sampled_token_ids[:, :1].long(), output.logprobs_tensors
         columns = [found.logprobs[:, :1] if raw is None else raw.gather(-1, own)]
         if asked >= UNCUT_COLUMN:
-            columns += columns if raw is None else [_uncut(raw, temperatures(self, batch)).gather(-1, own)]
-        output.logprobs_tensors = _with_columns(found, torch.full_like(own, _mark), columns)
+            columns += columns if raw is None else [_uncut(raw, kind.temperatures(self, batch)).gather(-1, own)]
+        output.logprobs_tensors = _with_columns(found, asked, torch.full_like(own, _mark), columns)
         return output
 
     setattr(with_others, _WRAPPED, True)
-    setattr(sampler, method, with_others)
+    setattr(sampler, kind.method, with_others)
 
 
 def _samples_whole(metadata: Any) -> bool:
@@ -120,12 +137,14 @@ def _uncut(raw: torch.Tensor, temperatures: torch.Tensor | None) -> torch.Tensor
     return (raw / divisors[:, None]).log_softmax(dim=-1)
 
 
-def _with_columns(found: LogprobsTensors, marks: torch.Tensor, columns: list[torch.Tensor]) -> LogprobsTensors:
-    """Puts columns [requests, 1] into the places from RAW_COLUMN on, with `marks` for their tokens; the last ones fall out.
-    """
+def _with_columns(
+    found: LogprobsTensors, asked: int, marks: torch.Tensor, columns: list[torch.Tensor]
+) -> LogprobsTensors:
+    """Puts columns [requests, 1] behind the sampled tokens', with `marks` for their tokens, and behind them what makes up
+    for the number that was `asked` for."""
 
     def insert(into: torch.Tensor, new: list[torch.Tensor]) -> torch.Tensor:
-        kept = into[:, RAW_COLUMN : into.shape[1] - len(new)]
+        kept = into[:, RAW_COLUMN : RAW_COLUMN + asked - len(new)]
         return torch.cat([into[:, :RAW_COLUMN], *(column.to(into.dtype) for column in new), kept], dim=-1)
 
     return found._replace(

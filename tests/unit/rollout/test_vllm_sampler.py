@@ -107,3 +107,10 @@ def test_who_asks_for_one_gets_the_raw_models_and_who_asks_for_none_what_vllm_gi
     tokens, found = sampled(1, temperatures=[0.5] * ROWS)
     torch.testing.assert_close(found[:, 1:], RAW.gather(-1, tokens[:, None]))
     assert sampled(0)[1].shape == (ROWS, 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_behind_the_three_come_the_likeliest_of_what_was_drawn_from(temperature: float) -> None:
+    _, found = sampled(5, temperatures=[temperature] * ROWS)
+    likeliest = (LOGITS / temperature).log_softmax(-1).topk(3).values
+    torch.testing.assert_close(found[:, 3:], likeliest)
