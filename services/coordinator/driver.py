@@ -74,6 +74,7 @@ class Driver:
             group_size=config.group_size,
             timeout_s=config.deadlines.generate_s,
             max_attempts=config.store.max_attempts,
+            ranking=config.models.policy.batch_generation.ranking,
         )
         self._scorers = Scorers(config, services)
         self._answers = GivenAnswers(config, services)
@@ -184,7 +185,7 @@ class Driver:
     def _flow(self, episode: int, prompts: list[PromptItem]) -> AsyncIterator[Group]:
         self._rewards.begin_episode(len(prompts) * self._config.group_size)
         context = EpisodeContext(
-            episode, self._config.models.policy, self.state.digests, self._rollouts, self._intake.issues, self._rewards,
+            episode, self.state.digests, self._rollouts, self._intake.issues, self._rewards,
             self._scorers, self.clock,
         )  # fmt: skip
         flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))

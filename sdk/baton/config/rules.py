@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baton.config.algorithm_rules import algorithm_problems, distribution_problems, group_size_problems
+from baton.config.algorithm_rules import algorithm_problems, group_size_problems
 from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
 from baton.config.needs import need_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
+from baton.config.sampling import WHOLE
 from baton.config.unbuilt import unbuilt_problems
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _ENGINE_ARGUMENTS = {
     "tokenizer_mode": "tokenizer_mode",
 }
 
+_BEAM_LACKS = (*WHOLE, *(f"eval_{name}" for name in WHOLE), "stop_token_list", "prompt_logprobs")
+
 
 def broken_rules(run: RunConfig) -> list[str]:
     """One line for each rule between options that `run`, whose sections are valid by themselves, breaks."""
@@ -61,7 +64,6 @@ def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
     problems = [
         *group_size_problems(run),
-        *distribution_problems(run),
         *_fixed_totals(run),
         *need_problems(run),
         *unbuilt_problems(run),
@@ -204,6 +206,11 @@ def _sampling(run: RunConfig) -> Iterator[str]:
             "must be 1 at temperature 0, where all responses are the same",
             "raise the temperature, or set n to 1",
         )
+    if policy.use_beam_search:
+        for name in _BEAM_LACKS:
+            value, default = getattr(policy, name), type(policy).model_fields[name].get_default()
+            if value != default and value not in WHOLE.get(name.removeprefix("eval_"), ()):
+                yield problem(f"models.policy.{name}", value, "has no effect on a beam search", "leave it out, or sample")
     for argument in policy.engine_args:
         if option := _ENGINE_ARGUMENTS.get(argument):
             yield problem(

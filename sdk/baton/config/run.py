@@ -163,10 +163,10 @@ class RunConfig(Section):
 
     @property
     def prompts_per_request(self) -> int:
-        """Prompts in one request to a rollout replica at most. With `ranking`, all that an episode gives it: what comes in
-        one request is ranked as one window."""
-        ranking = self.models.policy.batch_generation.ranking
-        return self.prompts_per_episode if ranking else self.generation_batch_size("policy")
+        """Prompts in one request to a rollout replica at most. With `ranking`, those of one static batch."""
+        if self.models.policy.batch_generation.ranking:
+            return max(1, self.models.policy.batch_rows // self.group_size)
+        return self.generation_batch_size("policy")
 
     def engine_seed(self, replica: int) -> int:
         """Seed of rollout replica `replica`."""

@@ -128,14 +128,10 @@ class Objective(ABC):
 def old_logprobs(part: Part) -> torch.Tensor:
     """Of the weights that sampled, over the whole vocabulary at the sample's temperature [N].
 
-    At temperature 1, and in greedy decoding, which the trainer scores at 1, that is what the raw model said, whatever top-p,
-    top-k or penalties did. At other temperatures it is what was sampled from, which must be the whole distribution then.
+    Whatever top-p, top-k or penalties did: see `Samples.uncut`. Samples that do not say it were sampled from the whole.
     """
-    if not (part.has("model_logprobs") and part.has("temperatures")):
-        return part.tokens("rollout_logprobs")
-    temperatures_S = part.numbers("temperatures")
-    is_raw_S = (temperatures_S == 1) | (temperatures_S == 0)
-    return torch.where(is_raw_S[part.sample_of_N], part.tokens("model_logprobs"), part.tokens("rollout_logprobs"))
+    uncut = part.samples.uncut() or part.samples.rollout_logprobs
+    return torch.tensor(uncut.values, dtype=torch.float32, device=part.mask_N.device)
 
 
 def token_total(parts: Sequence[Part], data_parallel: DataParallel) -> float:

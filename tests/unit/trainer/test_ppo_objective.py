@@ -94,13 +94,21 @@ def test_without_a_divergence_in_the_reward_no_reference_is_needed() -> None:
     assert "reference_logprobs" in objective_for(PpoConfig(name="ppo")).columns
 
 
-@pytest.mark.parametrize(("temperature", "column"), [(1.0, "model"), (0.0, "model"), (0.7, "rollout")])
-def test_the_old_policy_is_the_raw_models_where_the_trainer_scores_at_temperature_1(temperature: float, column: str) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "uncut", "column"),
+    [(1.0, False, "model"), (0.0, False, "model"), (0.7, False, "rollout"), (0.7, True, "uncut"), (0.0, True, "uncut")],
+)
+def test_the_old_policy_is_what_the_trainer_scores_the_whole_distribution_at_the_samples_temperature(
+    temperature: float, uncut: bool, column: str
+) -> None:
     samples = samples_of()
     model = Ragged(samples.rollout_logprobs.values - 1, samples.rollout_logprobs.lengths)
     temperatures = np.full(len(samples), temperature, np.float32)
-    samples = replace(samples, model_logprobs=model, temperatures=temperatures)
+    whole = Ragged(samples.rollout_logprobs.values - 2, samples.rollout_logprobs.lengths)
+    samples = replace(
+        samples, model_logprobs=model, temperatures=temperatures, uncut_logprobs=whole if uncut else None
+    )
     (batch,) = micro_batches(samples, len(samples))
     part = objective_for(PpoConfig(name="ppo")).part(batch, "wrap", torch.device("cpu"))
-    expected = model if column == "model" else samples.rollout_logprobs
+    expected = {"model": model, "rollout": samples.rollout_logprobs, "uncut": whole}[column]
     np.testing.assert_array_equal(old_logprobs(part).numpy(), expected.values)

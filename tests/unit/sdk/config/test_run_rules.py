@@ -223,7 +223,7 @@ KEPT = {
     "same model twice": {"models": {"policy": {"model": "a"}, "ppo_policy": {"model": "a"}}},
     "groups by n": {"algorithm": {"name": "grpo"}, **policy(n=4)},
     "greedy evaluation of several samples": policy(n=2, eval_temperature=0),
-    "a beam": policy(n=4, use_beam_search=True, temperature=0),
+    "a beam": policy(n=4, use_beam_search=True, temperature=0, top_p=1.0, top_k=0),
     "room for a prompt": policy(seq_length=64, max_new_tokens=63),
     "free ports": {
         "services": {"buffer_port": 0, "trainer_port": 0, "rollout_port": 65534},
@@ -278,7 +278,6 @@ UNBUILT = {
         {"runtime": GROUPED, **trainer(batch_generation={"ranking": True})},
         "models.ppo_policy.batch_generation",
     ),
-    "beam search": ({"runtime": GROUPED, **policy(use_beam_search=True, temperature=0)}, "models.policy.use_beam_search"),
 }
 
 
