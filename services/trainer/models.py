@@ -86,7 +86,8 @@ class Models:
 
 
 def _load(run: RunConfig, role: str, layout: Layout, directory: Path, head: Head) -> HostedModel:
-    config, seed = run.models.roles()[role], run.runtime.seed
+    config = run.models.roles()[role].model_copy(update={"dtype": run.dtype_name(role)})
+    seed = run.runtime.seed
     if isinstance(config, TrainableConfig):
         return Engine(config, layout, directory, run.optimizer_steps, role=role, head=head, seed=seed)
     return HostedModel(config, layout, directory, head=head, seed=seed)

@@ -69,6 +69,11 @@ def group_problems(run: RunConfig) -> Iterator[str]:
             f"must be the model of models.ppo_value ({models.ppo_value.model}), whose weights value has",
             "leave it out",
         )  # fmt: skip
+    if models.value and models.ppo_value and run.dtype_name("value") != models.ppo_value.dtype:
+        yield problem(
+            "models.value.dtype", models.value.dtype,
+            f"must be that of models.ppo_value ({models.ppo_value.dtype}), whose weights value has", "leave it out",
+        )  # fmt: skip
     for group in groups.values():
         yield from _layouts(group)
     for name in run.services.group_addresses:

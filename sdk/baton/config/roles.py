@@ -38,7 +38,8 @@ class RoleConfig(Section):
     """Whether this role is trained."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Number format of the weights and of the arithmetic."""
+    """Number format of the weights and of the arithmetic. Left out for a `reference` that is the policy's model, that of
+    `ppo_policy`; for `value`, that of `ppo_value`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs. `auto`: on a GPU if there is one."""

@@ -76,13 +76,13 @@ the states before the response tokens [N], a reward model scores [S]."""
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step's losses. `metrics` are of the global batch and the same on all ranks; `state` is the objective's if the
-    policy is updated."""
+    """One batch's losses. `metrics` are of the global batch and the same on all ranks, and so are `totals`: sums that
+    `Objective.advance` takes, added up over the plans of one update."""
 
     loss: Loss
     value_loss: Loss | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    state: Mapping[str, float] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -108,6 +108,9 @@ class Objective(ABC):
 
     def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most have no state
         """Goes on from that state."""
+
+    def advance(self, totals: Mapping[str, float]) -> None:  # noqa: B027 - most have no state
+        """The policy was updated on batches whose plans had these totals."""
 
     def part(self, batch: MicroBatch, tail: str, device: torch.device) -> Part:
         """A micro-batch on the device. With `tail` "mask", samples that repeat others stay out of the loss."""
