@@ -147,7 +147,7 @@ async def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted_and_to
         await step(client, buffer.address, f"{run_id}-3", broken)
     assert (await logprobs_of(client, samples)).values.tobytes() == scores.values.tobytes()
     async with BufferClient(buffer.address) as other:  # a trainer in this one's place need not wait for the lease's end
-        lease = other.lease(f"{run_id}-3", 0, pass_index=0, step_index=0, wait_s=1.0)
+        lease = other.lease(f"{run_id}-3", 0, pass_index=0, step_index=0, shuffle_seed=42, wait_s=1.0)
         assert sum([len(batch.samples) async for batch in lease]) == SIZE
     answer = await step(client, buffer.address, f"{run_id}-4", samples)
     assert (answer.global_step, answer.metrics["skipped"]) == (before + 3, 0.0)

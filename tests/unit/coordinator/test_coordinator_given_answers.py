@@ -106,11 +106,11 @@ async def test_held_out_pairs_are_evaluated_before_and_after_by_loss_accuracy_an
 
 
 async def test_an_answer_that_is_longer_than_the_limit_is_refused_by_name(buffer, run_id, tmp_path):
-    run = dpo(write(tmp_path / "pairs.jsonl", PAIRS), policy={"seq_length": 18})  # "question 2", and "yes" three times
+    run = dpo(write(tmp_path / "pairs.jsonl", PAIRS), policy={"seq_length": 30})  # "question 6", and "yes" seven times
     async with place(buffer.address, tmp_path, trainer=TrainerGroup(), run=run, engine=Engine()) as there:
         state = await there.run(run_id)
     assert state.life is Life.FAILED
-    assert "prompt and answer e0-p2/0 have 19 tokens, more than models.policy.seq_length (18)" in state.error
+    assert "prompt and answer eval-p6/0 have 31 tokens, more than models.policy.seq_length (30)" in state.error
 
 
 def test_the_loss_of_an_evaluated_reward_model_is_that_of_its_training():

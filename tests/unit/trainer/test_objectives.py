@@ -58,7 +58,7 @@ def test_a_step_has_the_same_numbers_however_it_is_split(name: str) -> None:
     plans = on_ranks([objective(name), objective(name)], shares)
     parts = [losses_of(plan, share) for plan, share in zip(plans, shares, strict=True)]
     assert {key: sum(part[key] for part in parts) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert plans[0].metrics == plans[1].metrics and plans[0].state == plans[1].state, "all ranks know the same"
+    assert plans[0].metrics == plans[1].metrics and plans[0].totals == plans[1].totals, "all ranks know the same"
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
