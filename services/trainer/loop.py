@@ -101,10 +101,7 @@ class Loop:
         engine = self._trainer.models.engine(request.role)
         if not engine.has_gradients:
             raise NotReadyError("no gradient is accumulated; call ForwardBackward before OptimStep")
-        update = engine.step(
-            request.learning_rate if request.HasField("learning_rate") else None,
-            request.weight_decay if request.HasField("weight_decay") else None,
-        )
+        update = engine.step(_own(request, "learning_rate"), _own(request, "weight_decay"))
         if engine is self._trainer.models.trained.get("ppo_policy"):
             self._trainer.global_step += 1
             if self._totals and not update.skipped:
@@ -114,6 +111,16 @@ class Loop:
             global_step=self._trainer.global_step, grad_norm=update.grad_norm, learning_rate=update.learning_rate,
             skipped=update.skipped,
         )  # fmt: skip
+
+
+def _own(request: pb.OptimStepRequest, name: str) -> float | None:
+    """The request's own value, or None. Raises InvalidRequestError for one that would spoil the weights."""
+    if not request.HasField(name):
+        return None
+    value = getattr(request, name)
+    if not (math.isfinite(value) and value >= 0):
+        raise InvalidRequestError(f"{name} is {value}; send a finite number of at least 0, or none for the run file's")
+    return value
 
 
 def _scale(loss: pb.LossSpec) -> float:

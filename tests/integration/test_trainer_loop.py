@@ -139,6 +139,14 @@ async def test_a_rate_of_ones_own_holds_for_one_update(place: Place) -> None:
     assert rates == [5e-4, 1e-3]
 
 
+@pytest.mark.parametrize("options", [{"learning_rate": float("nan")}, {"weight_decay": -1.0}], ids=str)
+async def test_a_rate_that_would_spoil_the_weights_is_refused_and_the_gradient_stays(place: Place, options: dict) -> None:
+    await place.loop.forward_backward(training_samples())
+    with pytest.raises(InvalidRequestError, match=f"{next(iter(options))} is .*; send a finite number of at least 0"):
+        await place.loop.optim_step(**options)
+    assert (await place.loop.optim_step(**KEPT)).grad_norm > 0
+
+
 async def losses(place: Place, samples: Samples, name: str) -> list[Accumulated]:
     done = []
     for _ in range(5):

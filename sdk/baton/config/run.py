@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from baton.config.algorithm import AlgorithmConfig, GrpoConfig, OnlineDpoConfig
 from baton.config.base import Section
 from baton.config.groups import TrainerGroup, trainer_groups
-from baton.config.inert import INERT_OPTIONS
+from baton.config.inert import INERT_OPTIONS, OF_POLICY_ALONE
 from baton.config.logging import LoggingConfig
 from baton.config.models import ModelsConfig
 from baton.config.needs import Offline, Paired
@@ -191,8 +191,10 @@ class RunConfig(Section):
         found: dict[str, str] = {}
         for prefix, section in sections.items():
             anywhere = "models.*" if prefix.startswith("models.") else prefix
+            elsewhere = OF_POLICY_ALONE if anywhere == "models.*" and prefix != "models.policy" else {}
             for name in type(section).model_fields:
-                reason = INERT_OPTIONS.get(f"{prefix}.{name}") or INERT_OPTIONS.get(f"{anywhere}.{name}")
+                paths = f"{prefix}.{name}", f"{anywhere}.{name}"
+                reason = next((INERT_OPTIONS[path] for path in paths if path in INERT_OPTIONS), elsewhere.get(name))
                 if reason and name in section.model_fields_set:
                     found[f"{prefix}.{name}"] = reason
         return found

@@ -95,8 +95,10 @@ class Objective(ABC):
     """Whether only samples with a reward enter the loss."""
 
     def check(self, samples: Samples) -> None:
-        """Raises InvalidRequestError for a micro-batch that lacks a column or splits a unit."""
+        """Raises InvalidRequestError for a micro-batch that lacks a column, splits a unit, or has a reward that is none."""
         require(samples, self.columns)
+        if self.needs_reward:
+            check_rewards(samples)
 
     @abstractmethod
     def plan(self, parts: Sequence[Part], data_parallel: DataParallel) -> Plan:
@@ -155,6 +157,18 @@ def loss_total(normalization: str, parts: Sequence[Part], data_parallel: DataPar
     """What `token_weights` divides by; 1 if nothing enters the loss."""
     count = token_total if normalization == "token" else sample_total
     return max(count(parts, data_parallel), 1.0)
+
+
+def check_rewards(samples: Samples) -> None:
+    """Raises InvalidRequestError for a sample whose status says that it has a reward, and that has none. The buffer lets no
+    such sample in; a loop of a program's own may bring one."""
+    missing = (samples.reward_status == RewardStatus.VALUE) & ~np.isfinite(samples.rewards)
+    if missing.any():
+        at = int(missing.argmax())
+        raise InvalidRequestError(
+            f"sample {samples.sample_ids[at]} has the reward {samples.rewards[at]}, but its status says that it is a value; "
+            "set reward_status to ABSTAIN or ERROR, or give it a finite reward"
+        )
 
 
 def check_pairs(samples: Samples) -> None:

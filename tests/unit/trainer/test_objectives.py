@@ -133,6 +133,17 @@ def test_an_unscored_sample_changes_nothing(name: str) -> None:
     assert with_unscored(math.nan, -math.inf) == pytest.approx(with_unscored(1.0, -1.0), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["grpo", "gspo", "ppo", "online dpo"])
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_though_it_counts_is_refused_by_name(name: str, reward: float) -> None:
+    samples = samples_of()
+    samples.rewards[5] = reward
+    with pytest.raises(InvalidRequestError, match=f"sample s5 has the reward {reward}, but its status says"):
+        objective(name).check(samples)
+    samples.reward_status[5], samples.group_sizes[4:] = RewardStatus.ERROR, 3
+    objective(name).check(samples)
+
+
 @pytest.mark.parametrize("name", ["grpo by sequence", "gspo"])
 @pytest.mark.parametrize("groups", ["of one", "of equal rewards"])
 def test_groups_that_compare_nothing_have_no_loss(name: str, groups: str) -> None:
