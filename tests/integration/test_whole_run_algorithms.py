@@ -33,7 +33,7 @@ prompts = [{"prompt": f"w{i} w{i + 1} w{i + 2}"} for i in range(24)]
 engine = RLHFEngine(policy, reference, None, value, ppo_policy, ppo_value, prompts=prompts, rewards=[few_distinct_words])
 engine.set_relay_sample_fn(relay_sample_fn)
 """
-ROLLOUT = ("models.policy.max_new_tokens=16", "models.policy.enforce_eager=true")
+ROLLOUT = ("models.policy.max_new_tokens=16", "models.policy.enforce_eager=true", "models.policy.dtype=float32")
 """Options of a run that has one."""
 RUNTIME = {"num_episode": 3, "sample_per_episode": 16, "train_micro_batch_size": 8, "train_global_batch_size": 16}
 
@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, model: Path) -> Iterator[Place]:
     """Its run file has the models that every run has; tests add to it by --set."""
     models = {
-        "policy": {"model": str(model), "seq_length": 64, "dtype": "float32"},
+        "policy": {"model": str(model), "seq_length": 64},
         "ppo_policy": {"lr": 1e-2, "dtype": "float32"},
     }
     there = Place(tmp_path, yaml.safe_dump({"runtime": RUNTIME, "models": models}), stand_ins=False)

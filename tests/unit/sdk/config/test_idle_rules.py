@@ -63,6 +63,7 @@ def test_what_the_others_give_an_effect_loads_and_so_does_what_is_off(run_of):
 
 
 OF_A_ROLLOUT = {
+    "models.policy.dtype": "float32",
     "models.policy.temperature": 0.7,
     "models.policy.max_new_tokens": 16,
     "models.policy.enforce_eager": True,
@@ -100,5 +101,5 @@ def test_an_option_of_the_rollout_is_refused_where_answers_are_given(run_of, pat
 
 
 def test_what_names_the_model_and_what_is_inert_everywhere_starts_where_answers_are_given(run_of):
-    options = {"model": "m", "tokenizer": "t", "dtype": "float32", "log_stats": True}
+    options = {"model": "m", "tokenizer": "t", "log_stats": True}
     run_with(run_of, "models.policy.seq_length", 128, **options).require_startable()
