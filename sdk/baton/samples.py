@@ -4,7 +4,7 @@ The wire form is `baton.api.common.v1.SampleBatch`; `to_proto` and `from_proto` 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Self
 

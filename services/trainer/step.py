@@ -83,7 +83,7 @@ def train_step(
     norms = {role: engine.finish() for role, engine in engines.items()}
     updates = {role: engine.apply(norms[role]) for role, engine in engines.items()}
     if not updates["ppo_policy"].skipped:
-        objective.restore(plan.state)
+        objective.advance(plan.totals)
     if sums and policy.layout.data_rank == 0:  # all ranks know these, and the ranks' sums are added up
         sums |= plan.metrics
     return StepReport(updates, sums, counted)
