@@ -179,6 +179,15 @@ def _optimizers(run: RunConfig) -> Iterator[str]:
         if trainer is None:
             continue
         yield from idle_problems(f"models.{name}", trainer)
+        if trainer.pad_samples and run.runtime.train_micro_batch_tokens:
+            yield problem(
+                f"models.{name}.pad_samples",
+                True,
+                "needs micro-batches by number of samples: runtime.train_micro_batch_tokens counts no padding",
+                "remove one of the two",
+            )
+        if trainer.pad_samples and trainer.share_prefix and "share_prefix" in trainer.model_fields_set:
+            yield problem(f"models.{name}.share_prefix", True, "must be false with pad_samples", "remove one of the two")
         if trainer.min_lr > trainer.lr:
             yield problem(f"models.{name}.min_lr", trainer.min_lr, f"must be at most lr ({trainer.lr})", "lower it")
         if trainer.lr_decay_iters is not None and trainer.lr_warmup_iters >= trainer.lr_decay_iters:

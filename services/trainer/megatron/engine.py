@@ -44,7 +44,7 @@ class Engine(HostedModel):
         super().__init__(
             config, layout, directory, head=head, seed=seed, sequence_parallel=config.sequence_parallel, **_recompute(config)
         )
-        self._role = role
+        self._role, self.pad_samples = role, config.pad_samples
         use_lists()
         core, dtype = self.policy.config, getattr(torch, config.dtype)
         ddp = DistributedDataParallelConfig(
@@ -139,8 +139,13 @@ class Engine(HostedModel):
 
 
 def _recompute(config: TrainableConfig) -> dict[str, Any]:
+    """Megatron's options for what the backward pass computes again."""
+    if config.recompute_granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
     if config.recompute_granularity == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        first = config.recompute_num_layers
+        method = {"recompute_method": "block" if first else "uniform", "recompute_num_layers": first or 1}
+        return {"recompute_granularity": "full"} | method
     return {}
 
 

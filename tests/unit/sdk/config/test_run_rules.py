@@ -86,10 +86,6 @@ BROKEN = {
         },
         "models.ppo_policy.expert_model_parallel_size: got 2; must divide the data-parallel size (3)",
     ),
-    "sequence parallelism needs tensor parallelism": (
-        trainer(sequence_parallel=True),
-        "models.ppo_policy.sequence_parallel: got true; needs a tensor_model_parallel_size of at least 2",
-    ),
     "a cpu model has no gpus": (
         policy(device="cpu", num_gpu=1),
         "models.policy.num_gpu: got 1; must be 0 when device",
