@@ -40,7 +40,9 @@ def joined(begun: Samples, rest: Samples) -> Samples:
     for sample_id, tokens, prompt in zip(begun.sample_ids, expected, rest.prompt_ids.rows(), strict=True):
         if not np.array_equal(tokens, prompt):
             raise InvalidRequestError(f"the rest of {sample_id} was asked for with other tokens than it had; ask again")
-    columns = ("response_ids", "rollout_logprobs", "model_logprobs", "span_versions", "span_tokens")
+    columns = ["response_ids", "rollout_logprobs", "model_logprobs", "span_versions", "span_tokens"]
+    if begun.uncut_logprobs is not None:
+        columns.append("uncut_logprobs")
     return replace(
         rest,
         sample_ids=begun.sample_ids, group_ids=begun.group_ids, episode_ids=begun.episode_ids,

@@ -4,7 +4,7 @@ The wire form is `baton.api.common.v1.SampleBatch`; `to_proto` and `from_proto` 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from baton.api.common.v1 import samples_pb2 as pb
 from baton.errors import InvalidRequestError
+from baton.ragged import Ragged
 
 MESSAGE_BYTES = 3 * 1024 * 1024
 """Size of one message of samples, below gRPC's default limit of 4 MiB: what carries it adds fields of its own."""
@@ -19,7 +20,9 @@ MESSAGE_BYTES = 3 * 1024 * 1024
 Buffer = bytes | memoryview
 _FRAMING_BYTES = 512  # tags and lengths of all columns
 _TEXT_FRAMING_BYTES = 7  # tag and length of one string
-_PER_TOKEN = ("rollout_logprobs", "model_logprobs", "reference_logprobs", "values", "token_rewards", "loss_mask")
+PER_TOKEN = (
+    "rollout_logprobs", "model_logprobs", "uncut_logprobs", "reference_logprobs", "values", "token_rewards", "loss_mask",
+)  # fmt: skip
 """Columns with one element for each response token."""
 
 
@@ -47,40 +50,6 @@ class RewardStatus(IntEnum):
     """The function raised or returned no finite number."""
     TIMEOUT = pb.REWARD_STATUS_TIMEOUT
     """The function ran over its time limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """One variable-length array per sample, concatenated: `values` [sum of lengths], `lengths` [size]."""
-
-    values: np.ndarray
-    lengths: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Sequence[Any], dtype: type) -> Self:
-        """Builds a column from one sequence per sample."""
-        lengths = np.fromiter((len(row) for row in rows), np.uint32, len(rows))
-        values = np.concatenate([np.asarray(row, dtype) for row in rows]) if len(rows) else np.empty(0, dtype)
-        return cls(values, lengths)
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """Start of each row in `values`, and the end of the last: [size + 1]."""
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths, dtype=np.int64)])
-
-    def rows(self) -> list[np.ndarray]:
-        """Views of the rows."""
-        offsets = self.offsets
-        return [self.values[offsets[i] : offsets[i + 1]] for i in range(len(self.lengths))]
-
-    def take(self, indices: np.ndarray | slice) -> Self:
-        """The column of the chosen rows, in that order; a view for a slice."""
-        if isinstance(indices, slice):
-            lengths, start = self.lengths[indices], int(np.add.reduce(self.lengths[: indices.start], dtype=np.int64))
-            return type(self)(self.values[start : start + int(np.add.reduce(lengths, dtype=np.int64))], lengths)
-        rows = self.rows()
-        chosen = [rows[i] for i in indices]
-        return type(self)(np.concatenate(chosen) if chosen else self.values[:0], self.lengths[indices])
 
 
 def _as_slice(indices: np.ndarray) -> np.ndarray | slice:
@@ -113,6 +82,7 @@ class Samples:
     response_ids: Ragged | None = _ragged(np.int32)
     rollout_logprobs: Ragged | None = _ragged(np.float32)
     model_logprobs: Ragged | None = _ragged(np.float32)
+    uncut_logprobs: Ragged | None = _ragged(np.float32)
     reference_logprobs: Ragged | None = _ragged(np.float32)
     values: Ragged | None = _ragged(np.float32)
     token_rewards: Ragged | None = _ragged(np.float32)
@@ -152,9 +122,27 @@ class Samples:
                 columns[name] = _rows(column, index) if kind == "text" else column[index]
         return type(self)(**columns)
 
+    def uncut(self) -> Ragged | None:
+        """Each token's log-probability under the whole distribution at its sample's temperature, from the column that has
+        it (see samples.proto); None if none does."""
+        others = self.rollout_logprobs, self.model_logprobs, self.temperatures
+        if self.uncut_logprobs is not None or any(column is None for column in others):
+            return self.uncut_logprobs
+        is_raw = np.repeat((self.temperatures == 1) | (self.temperatures == 0), self.model_logprobs.lengths.astype(np.int64))
+        values = np.where(is_raw, self.model_logprobs.values, self.rollout_logprobs.values)
+        return Ragged(values, self.model_logprobs.lengths)
+
+    @classmethod
+    def alike(cls, parts: Sequence[Self]) -> Sequence[Self]:
+        """The same parts, with `uncut_logprobs` in all of them if it is in one."""
+        present = [part.uncut_logprobs is not None for part in parts]
+        return [replace(part, uncut_logprobs=part.uncut()) for part in parts] if len({*present}) > 1 else parts
+
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
-        """All samples of all parts. A column that any part lacks is an error unless all lack it."""
+        """All samples of all parts. A column that any part lacks, and that does not follow from others, is an error unless
+        all lack it."""
+        parts = cls.alike(parts)
         columns: dict[str, Any] = {"sample_ids": [i for part in parts for i in part.sample_ids]}
         for name, kind, _ in _COLUMNS:
             if not (present := _present(name, parts)):
@@ -248,7 +236,7 @@ class Samples:
             _check_rows(name, rows, message.size)
             columns[name] = column
         samples = cls(**columns)
-        for name in _PER_TOKEN:
+        for name in PER_TOKEN:
             column, tokens = getattr(samples, name), samples.response_ids
             if None not in (column, tokens) and not np.array_equal(column.lengths, tokens.lengths):
                 raise InvalidRequestError(f"samples.{name} has other lengths than response_ids; it has one element a token")

@@ -2,12 +2,10 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 
 from baton.clients.rollout import SamplingParams
-from baton.config.algorithm_rules import undescribed
-from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError
 from baton.flow import Flow, FlowContext, Group, PromptItem
 from services.coordinator.clock import PhaseClock
@@ -44,7 +42,6 @@ class EpisodeContext:
     """The FlowContext that the coordinator gives to a flow: one episode."""
 
     episode_id: int
-    policy: PolicyConfig
     published: Mapping[int, str]
     rollouts: Rollouts
     issues: Issues
@@ -55,15 +52,10 @@ class EpisodeContext:
 
     async def generate(self, prompts: Sequence[PromptItem], sampling: SamplingParams | None = None) -> AsyncIterator[Group]:
         """See FlowContext. The run's phase is "generate" while any generation goes on, then "reward"."""
-        sampling = sampling or SamplingParams()
-        if option := undescribed(self.policy, asdict(sampling)):
-            raise InvalidRequestError(
-                f"the flow's context.generate, with the run file's options, sets {option}: the samples would not say of "
-                "which distribution they are, and the trainer could not correct for it; leave it out, or set temperature 1"
-            )
         stream = self.rollouts.generate(
-            prompts, sampling, episode_id=self.episode_id, published=self.published, lost=self.issues.lost
-        )
+            prompts, sampling or SamplingParams(), episode_id=self.episode_id, published=self.published,
+            lost=self.issues.lost,
+        )  # fmt: skip
         self._generating += 1
         self.clock.enter("generate", f"rollout at {', '.join(self.rollouts.outstanding)}")
         try:

@@ -3,7 +3,7 @@ another one if that replica dies."""
 
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -24,6 +24,10 @@ LOST = ServiceUnavailableError, NotReadyError
 """What a request raises whose replica died, was paused, or is another process now, of another version or none yet."""
 
 
+MEASURED = 256
+"""Prompts in one request for their lengths; it has to stay below the limit of a message."""
+
+
 class Lost(Protocol):
     """Is told which groups were lost with their replica, why, and whether they are asked for again."""
 
@@ -34,14 +38,17 @@ class Lost(Protocol):
 class Rollouts:
     """Spreads prompts over replicas, and vouches for the weights that every sample came from."""
 
-    def __init__(self, fleet: Fleet, *, batch_size: int, group_size: int, timeout_s: float, max_attempts: int) -> None:
+    def __init__(
+        self, fleet: Fleet, *, batch_size: int, group_size: int, timeout_s: float, max_attempts: int, ranking: bool = False
+    ) -> None:  # fmt: skip
         """At most `batch_size` prompts a request, `group_size` responses a prompt, `timeout_s` for one request, which goes
-        out at most `max_attempts` times."""
+        out at most `max_attempts` times. With `ranking` the longest prompts go first."""
         self._fleet = fleet
         self._batch_size = batch_size
         self._group_size = group_size
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
+        self._ranking = ranking
         self._homes: dict[str, str] = {}
         self._episode = -1
 
@@ -80,7 +87,38 @@ class Rollouts:
                 finally:
                     replica.outstanding -= len(waiting)
 
-        return merge([answer(batch) for batch in self._batches(prompts)])
+        return self._spread(prompts, answer)
+
+    async def _spread(
+        self, prompts: Sequence[PromptItem], answer: Callable[[Sequence[PromptItem]], AsyncIterator[Group]]
+    ) -> AsyncIterator[Group]:
+        """All requests at once, in the order in which they go to the replicas."""
+        if self._ranking and len(prompts) > 1:
+            lengths = await self._lengths(prompts)
+            prompts = [prompts[index] for index in sorted(range(len(prompts)), key=lambda index: -lengths[index])]
+        async with aclosing(merge([answer(batch) for batch in self._batches(prompts)])) as groups:
+            async for group in groups:
+                yield group
+
+    async def _lengths(self, prompts: Sequence[PromptItem]) -> list[int]:
+        """What each prompt is ranked by, as the replicas tell it, of which any may."""
+        lengths: list[int] = []
+        failures = 0
+        while len(lengths) < len(prompts):
+            replica = await self._fleet.take(0)
+            part = prompts[len(lengths) : len(lengths) + MEASURED]
+            try:
+                with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
+                    async with self._fleet.while_alive(replica):
+                        lengths += await self._fleet.client(replica).measure_prompts([_message(item) for item in part])
+            except LOST as error:
+                failures += 1
+                if failures == self._max_attempts:
+                    raise
+                if isinstance(error, ServiceUnavailableError):
+                    replica.broke(str(error))
+                await self._fleet.look(replica)
+        return lengths
 
     async def _request(
         self, replica: Replica, waiting: dict[str, PromptItem], sampling: SamplingParams, episode_id: int,

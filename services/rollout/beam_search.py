@@ -7,7 +7,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from services.rollout.logprobs import PlainLogprobs
+from services.rollout.logprobs import LikeliestAlone
 
 
 class BeamSearch(BeamSearchOnlineMixin):
@@ -15,7 +15,7 @@ class BeamSearch(BeamSearchOnlineMixin):
 
     def __init__(self, llm: AsyncLLM) -> None:
         """Searches with this engine; each step is a batch of requests of one token."""
-        self.engine_client = PlainLogprobs(llm)
+        self.engine_client = LikeliestAlone(llm)
         self.renderer = llm.renderer
 
     async def search(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:

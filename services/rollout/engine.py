@@ -22,7 +22,7 @@ from services.common.model_store import no_tokenizer
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
-from services.rollout.logprobs import prompt_table, sampled_loads, sampled_logprobs
+from services.rollout.logprobs import Sampled, prompt_table
 from services.rollout.sampling import GroupSampling, group_sampling
 from services.rollout.stop_texts import StopTexts
 
@@ -47,6 +47,8 @@ class VllmEngine:
         self.cache_blocks: int = self.llm.vllm_config.cache_config.num_gpu_blocks
         self.cache_block_tokens: int = self.llm.vllm_config.cache_config.block_size
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self.searches = config.use_beam_search
+        """Whether a request that says nothing else gets a beam search."""
         self._config = config
         self._evaluation = config.for_evaluation()
         self._group_id = ""
@@ -65,6 +67,10 @@ class VllmEngine:
         """The run file's sampling options, overridden."""
         config = self._evaluation if evaluation else self._config
         return group_sampling(config, overrides, group_id, prompt_tokens, self.max_model_len, self.stops)
+
+    def length(self, token_ids: list[int]) -> int:
+        """Tokens."""
+        return len(token_ids)
 
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
@@ -110,10 +116,10 @@ class VllmEngine:
         return Answer([_searched(completion, load) for completion in output.outputs])
 
     def _sampled(self, completion: CompletionOutput) -> Completion:
-        drawn_from, raw = sampled_logprobs(completion.logprobs)
+        sampled = Sampled.of(completion.logprobs, self.loads)
         return Completion(
-            completion.token_ids, drawn_from, raw, FINISH[completion.finish_reason], completion.text,
-            sampled_loads(completion.logprobs, self.loads),
+            completion.token_ids, sampled.drawn_from, sampled.raw, FINISH[completion.finish_reason], completion.text,
+            sampled.loads, sampled.uncut,
         )  # fmt: skip
 
     @property

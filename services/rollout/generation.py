@@ -24,6 +24,8 @@ class Completion:
     text: str
     loads: np.ndarray
     """Which set of weights that the engine took sampled each token, never falling: int64 [tokens]."""
+    uncut_logprobs: Sequence[float] | None = None
+    """Of each token under the whole distribution at the sample's temperature; None: one of the other two says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,9 @@ class RolloutEngine(Protocol):
     def params(self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool) -> Params:
         """The run file's sampling options, overridden. Raises InvalidRequestError, naming the group, if they are wrong."""
 
+    def length(self, token_ids: list[int]) -> int:
+        """What a prompt is ranked by."""
+
     async def generate(self, group_id: str, token_ids: list[int], params: Params) -> Answer:
         """All `params.n` responses to one prompt. Cancelling it lets go of the request."""
 
@@ -122,11 +127,13 @@ def room_for_response(group_id: str, prompt_tokens: int, context: int) -> int:
 
 
 def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin: Origin, temperature: float) -> Samples:
-    """One group's samples, without rewards. At `temperature` 0 nothing was drawn: every token's probability was 1."""
+    """One group's samples, without rewards. At `temperature` 0 nothing was drawn: every token's probability was 1. Either
+    all completions have `uncut_logprobs` or none."""
     count = len(completions)
     spans = [_spans(completion.loads, origin) for completion in completions]
     oldest, newest = ([origin.served[one.loads[at]] for one in spans] for at in (0, -1))
     drawn = [completion.logprobs if temperature else [0.0] * len(completion.logprobs) for completion in completions]
+    uncut = [completion.uncut_logprobs for completion in completions]
     return Samples(
         sample_ids=[f"{origin.group_id}/{index}" for index in range(count)],
         group_ids=[origin.group_id] * count,
@@ -135,6 +142,7 @@ def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin:
         response_ids=Ragged.of([completion.token_ids for completion in completions], np.int32),
         rollout_logprobs=Ragged.of(drawn, np.float32),
         model_logprobs=Ragged.of([completion.model_logprobs for completion in completions], np.float32),
+        uncut_logprobs=None if any(one is None for one in uncut) else Ragged.of(uncut, np.float32),
         finish_reasons=np.array([completion.finish for completion in completions], np.uint8),
         policy_version_min=np.array([version for version, _ in oldest], np.int64),
         policy_version_max=np.array([version for version, _ in newest], np.int64),

@@ -1,26 +1,48 @@
 """vLLM's log-probabilities as the columns that samples carry; see `vllm_sampler` for the order that they come in."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from services.rollout.vllm_sampler import MARKS, RAW_COLUMN
+from services.rollout.vllm_logprobs import PlainLogprobs
+from services.rollout.vllm_sampler import MARKS, RAW_COLUMN, UNCUT_COLUMN
+
+OTHERS = 2
+"""Log-probabilities that a request asks for besides those of the likeliest tokens, to get all three of its own."""
 
 
-def sampled_logprobs(flat: FlatLogprobs) -> tuple[np.ndarray, np.ndarray]:
-    """(of the distribution sampled from, of the raw model): float32 [tokens] each, of the sampled tokens."""
-    values, starts = np.asarray(flat.logprobs, np.float32), np.asarray(flat.start_indices, np.int64)
-    return values[starts], values[starts + RAW_COLUMN]
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What is known of a response's tokens, [tokens] each."""
 
+    drawn_from: np.ndarray
+    """float32 log-probabilities under the distribution that was sampled from."""
+    raw: np.ndarray
+    """float32, under the raw model."""
+    uncut: np.ndarray | None
+    """float32, under the raw model at the request's temperature; None: not asked for."""
+    loads: np.ndarray
+    """int64: which of the sets of weights that the engine took sampled the token; 0: it had taken none yet."""
 
-def sampled_loads(flat: FlatLogprobs, loads: int) -> np.ndarray:
-    """Which of the `loads` sets of weights that the engine took sampled each token: int64 [tokens]. 0: it took none yet."""
-    marks = np.asarray(flat.token_ids, np.int64)[np.asarray(flat.start_indices, np.int64) + RAW_COLUMN]
-    return loads - (loads - marks) % MARKS
+    @classmethod
+    def of(cls, found: PlainLogprobs | FlatLogprobs, loads: int) -> Self:
+        """Of a request that asked for so many as `vllm_sampler` tells, from an engine that has taken `loads` sets of
+        weights. One that asked for those of the likeliest tokens too (flat) has asked for all three of its own."""
+        if isinstance(found, PlainLogprobs):
+            logprobs, ids = found.rows()
+            marks = ids[:, RAW_COLUMN]
+            columns = [logprobs[:, column] for column in range(found.columns)]
+        else:
+            starts, logprobs = np.asarray(found.start_indices, np.int64), np.asarray(found.logprobs, np.float32)
+            marks = np.asarray(found.token_ids, np.int64)[starts + RAW_COLUMN]
+            columns = [logprobs[starts + column] for column in range(1 + OTHERS)]
+        uncut = columns[UNCUT_COLUMN] if len(columns) > UNCUT_COLUMN else None
+        return cls(columns[0], columns[RAW_COLUMN], uncut, loads - (loads - marks) % MARKS)
 
 
 def prompt_table(flat: FlatLogprobs, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,8 +55,8 @@ def prompt_table(flat: FlatLogprobs, columns: int) -> tuple[np.ndarray, np.ndarr
     return ids, np.asarray([flat.logprobs[row] for row in rows], np.float32).reshape(-1, columns)
 
 
-class PlainLogprobs:
-    """The engine as vLLM's own code expects it: without the raw model's log-probabilities among the others."""
+class LikeliestAlone:
+    """The engine as vLLM's own code expects it: behind a token's own log-probability, those of the likeliest ones alone."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         """Everything but `generate` is the engine's own."""
@@ -50,20 +72,20 @@ class PlainLogprobs:
                 yield output
             return
         asked = params.clone()
-        asked.logprobs, asked.flat_logprobs = params.logprobs + 1, True
+        asked.logprobs, asked.flat_logprobs = params.logprobs + OTHERS, True
         async for output in self._llm.generate(prompt, asked, *arguments, **options):
             for completion in output.outputs:
-                completion.logprobs = without_raw(completion.logprobs)
+                completion.logprobs = likeliest_alone(completion.logprobs)
             yield output
 
 
-def without_raw(flat: FlatLogprobs) -> FlatLogprobs:
+def likeliest_alone(flat: FlatLogprobs) -> FlatLogprobs:
     """What vLLM itself would have returned."""
-    plain = FlatLogprobs()
+    found = FlatLogprobs()
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
-        kept = [at for at in range(start, end) if at != start + RAW_COLUMN]
+        kept = [start, *range(start + 1 + OTHERS, end)]
         columns = (
             [values[at] for at in kept] for values in (flat.token_ids, flat.logprobs, flat.ranks, flat.decoded_tokens)
         )
-        plain.append_fast(*columns)
-    return plain
+        found.append_fast(*columns)
+    return found

@@ -13,7 +13,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from services.rollout.engine import FINISH, VllmEngine
 from services.rollout.generation import Completion
-from services.rollout.logprobs import sampled_loads, sampled_logprobs, without_raw
+from services.rollout.logprobs import OTHERS, Sampled, likeliest_alone
 from services.rollout.recordings import Answered, Recordings
 from services.rollout.service import Replica
 
@@ -37,26 +37,20 @@ class _Response:
     """One response as it arrives, whole or in pieces."""
 
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[np.ndarray] = field(default_factory=list)
-    model_logprobs: list[np.ndarray] = field(default_factory=list)
-    loads: list[np.ndarray] = field(default_factory=list)
+    pieces: list[Sampled] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
 
     def take(self, piece: CompletionOutput, flat: FlatLogprobs, loads: int) -> None:
-        drawn_from, raw = sampled_logprobs(flat)
         self.token_ids += piece.token_ids
-        self.logprobs.append(drawn_from)
-        self.model_logprobs.append(raw)
-        self.loads.append(sampled_loads(flat, loads))
+        self.pieces.append(Sampled.of(flat, loads))
         self.text += piece.text
         self.finish = piece.finish_reason
 
     def completion(self) -> Completion:
-        return Completion(
-            self.token_ids, np.concatenate(self.logprobs), np.concatenate(self.model_logprobs), FINISH[self.finish],
-            self.text, np.concatenate(self.loads),
-        )  # fmt: skip
+        parts = [(piece.drawn_from, piece.raw, piece.loads, piece.uncut) for piece in self.pieces]
+        drawn_from, raw, loads, uncut = map(np.concatenate, zip(*parts, strict=True))
+        return Completion(self.token_ids, drawn_from, raw, FINISH[self.finish], self.text, loads, uncut)
 
 
 class RecordingEngine:
@@ -77,7 +71,7 @@ class RecordingEngine:
         A request that was left is not recorded. Raises as `Replica.begin` and `Recordings.check_room`, and ValueError for
         what cannot be recorded.
         """
-        _check(params)
+        _check(params, self._engine.searches)
         self._engine.stops.token_ids(params.stop)  # raises before anything begins
         self._recordings.check_room()
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
@@ -98,7 +92,7 @@ class RecordingEngine:
     ) -> None:  # fmt: skip
         asked = params.clone()
         asked.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
-        asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + 1, True  # one more: the raw model's
+        asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + OTHERS, True
         responses: dict[int, _Response] = {}
         try:
             with self._engine.under_way(group_id, request_id):
@@ -106,7 +100,7 @@ class RecordingEngine:
                     for piece in output.outputs:
                         flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
                         responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads)
-                        piece.logprobs = None if params.logprobs is None else without_raw(flat)
+                        piece.logprobs = None if params.logprobs is None else likeliest_alone(flat)
                     outputs.put_nowait(output)
             completions = [response.completion() for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
@@ -115,7 +109,9 @@ class RecordingEngine:
             outputs.put_nowait(None)
 
 
-def _check(params: SamplingParams) -> None:
+def _check(params: SamplingParams, searches: bool) -> None:
+    if searches:
+        raise ValueError("models.policy.use_beam_search is set, but a beam search cannot be recorded; leave it out")
     if params.logprobs is not None and params.logprobs < 0:
         raise ValueError("logprobs of the whole vocabulary are not given; ask for a number of them")
     if params.structured_outputs is not None:  # vLLM takes away what the grammar forbids before it samples

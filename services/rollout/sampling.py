@@ -9,8 +9,10 @@ from vllm.sampling_params import RequestOutputKind
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
+from baton.config.sampling import WHOLE
 from baton.errors import InvalidRequestError
 from services.rollout.generation import room_for_response
+from services.rollout.logprobs import OTHERS
 from services.rollout.stop_texts import StopTexts
 from services.rollout.vllm_logprobs import PLAIN
 
@@ -61,7 +63,7 @@ def group_sampling(
             stop=stop or None,
             stop_token_ids=stops.token_ids(stop) or None,
             max_tokens=room if limit is None else min(limit, room),
-            logprobs=1,  # the sampled token's own, and in place of the likeliest's the raw model's: see vllm_sampler
+            logprobs=OTHERS if _is_cut(options, is_beam) else 1,  # the sampled token's own all the same: see vllm_sampler
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=PLAIN,
@@ -71,22 +73,21 @@ def group_sampling(
     return GroupSampling(params, is_beam, copies)
 
 
+def _is_cut(options: dict[str, Any], is_beam: bool) -> bool:
+    """Whether neither the raw model nor what is sampled from is the whole distribution at the temperature."""
+    return not is_beam and options["temperature"] not in (0, 1) and any(options[name] not in WHOLE[name] for name in WHOLE)
+
+
 def _check_beam(group_id: str, options: dict[str, Any], stop: list[str]) -> None:
     """Raises InvalidRequestError for what a beam search would leave out of account."""
     where = f"sampling options of group {group_id}"
     if stop:
         raise InvalidRequestError(f"{where}: a beam search ends at no text; leave out stop")
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in WHOLE.items():
         if options[name] not in neutral:
             raise InvalidRequestError(f"{where}: a beam search has no {name}, which is {options[name]:g}; set {neutral[0]}")
     if options["prompt_logprobs"] is not None:
         raise InvalidRequestError(f"{where}: a beam search returns no prompt_logprobs; ask for them without one")
-
-
-_NEUTRAL = {
-    "top_p": (1.0,), "top_k": (-1, 0), "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "repetition_penalty": (1.0,),
-}  # fmt: skip
-"""Options that change what is drawn, and their values that do not."""
 
 
 _SAME_NAME = (

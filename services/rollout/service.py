@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any
 
 from baton.api.common.v1 import weights_pb2
@@ -70,6 +70,11 @@ class Replica:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def measure(self, prompts: Iterable[pb.Prompt]) -> list[int]:
+        """What each prompt is ranked by. Raises as `generate` for a prompt that cannot be answered."""
+        rendered = (prompt_tokens(prompt, self.engine.tokenizer, self.engine.vocabulary, self.model) for prompt in prompts)
+        return [self.engine.length(tokens) for tokens in rendered]
 
     def begin(
         self, group_id: str, responses: int, work: Coroutine[Any, Any, None], exact: int | None, minimum: int | None

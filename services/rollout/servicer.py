@@ -43,6 +43,11 @@ class RolloutServicer(RolloutServiceServicer):
         async for group in self._replica.generate(request):
             yield group
 
+    async def MeasurePrompts(
+        self, request: pb.MeasurePromptsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.MeasurePromptsResponse:
+        return pb.MeasurePromptsResponse(lengths=self._replica.measure(request.prompts))
+
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
         return self._replica.status()
 

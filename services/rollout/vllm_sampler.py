@@ -1,24 +1,34 @@
-"""Both log-probabilities of every sampled token, from vLLM's samplers: of what it was drawn from, and of the raw model.
+"""Three log-probabilities of every sampled token, from vLLM's samplers: of what it was drawn from, of the raw model, and of
+the uncut distribution, which is the raw model's at the temperature of the request.
 
-vLLM returns one of them, as its `logprobs_mode` says for the whole engine. Here the raw model's is put in second place:
+vLLM returns the first, as its `logprobs_mode` says for the whole engine. Here the others are put behind it:
 
-    [sampled token, the same by the raw model, likeliest token, second likeliest, ...]
+    [sampled token, the same by the raw model, the same uncut, likeliest token, second likeliest, ...]
 
-A request that asks for k + 1 log-probabilities gets k of the likeliest, and one that asks for 1 gets these two.
+A request that asks for 1 log-probability gets the first two, one that asks for 2 all three, and one that asks for k + 2 also
+k of the likeliest.
 
 Where vLLM has the token of each, the second place has the mark of the weights that were loaded when it was sampled.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from vllm.v1.outputs import LogprobsTensors
 
-RAW_COLUMN = 1
+RAW_COLUMN, UNCUT_COLUMN = 1, 2
 MARKS = 256
 """Marks repeat after so many; no response stands still through so many sets of weights."""
 
+GREEDY_BELOW = 1e-5
+"""vLLM's own limit of temperatures at which it draws."""
+
+_REQUESTS = {
+    "MinPLogitsProcessor": "min_p_count", "LogitBiasLogitsProcessor": "biases", "MinTokensLogitsProcessor": "min_toks",
+}  # fmt: skip
+"""Where vLLM's own logits processors keep whom they work for."""
 _WRAPPED = "_baton_raw_logprobs"
 _mark = 0
 
@@ -29,48 +39,114 @@ def loaded(load: int) -> None:
     _mark = load % MARKS
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one of vLLM's samplers is called, and what it knows of the batch that it is called with."""
+
+    method: str
+    batch: str
+    """Name of the argument."""
+    asked: Callable[[Any, Any], int | None]
+    """(sampler, batch) -> log-probabilities that it asks for, besides the sampled tokens' own."""
+    temperatures: Callable[[Any, Any], torch.Tensor | None]
+    """(sampler, batch) -> [requests], 0 where nothing is drawn; None if nowhere."""
+    is_whole: Callable[[Any, Any], bool]
+    """(sampler, batch) -> whether all is sampled from the raw model itself."""
+    fewer: Callable[[Any, int], Any]
+    """The batch as if it asked for so many; or as it is, if that takes no time."""
+
+
 def install() -> None:
-    """Has the samplers of this process return both. Once is enough; a second call changes nothing."""
+    """Has the samplers of this process return all three. Once is enough; a second call changes nothing."""
     from vllm.v1.sample.sampler import Sampler
 
-    _wrap(Sampler, "forward", "sampling_metadata", lambda sampler, metadata: metadata.max_num_logprobs)
+    _wrap(Sampler, _Kind(
+        "forward", "sampling_metadata",
+        asked=lambda sampler, metadata: metadata.max_num_logprobs,
+        temperatures=lambda sampler, metadata: metadata.temperature,
+        is_whole=lambda sampler, metadata: _samples_whole(metadata),
+        fewer=lambda metadata, count: replace(metadata, max_num_logprobs=count),
+    ))  # fmt: skip
     try:
         from vllm.v1.worker.gpu.sample.sampler import Sampler as GpuSampler
     except ImportError:  # this version has the one sampler only, or no Triton, which the other needs
         return
-    _wrap(
-        GpuSampler, "__call__", "input_batch",
-        lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
-    )  # fmt: skip
+    _wrap(GpuSampler, _Kind(
+        "__call__", "input_batch",
+        asked=lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
+        temperatures=lambda sampler, batch: sampler.sampling_states.temperature.gpu[batch.idx_mapping],
+        is_whole=lambda sampler, batch: _leaves_logits(sampler, batch),
+        fewer=lambda batch, count: batch,
+    ))  # fmt: skip
 
 
-def _wrap(sampler: type, method: str, batch_name: str, logprobs: Callable[[Any, Any], int | None]) -> None:
-    """`logprobs` says how many the batch asks for, besides the sampled tokens' own."""
-    sample = getattr(sampler, method)
+def _wrap(sampler: type, kind: _Kind) -> None:
+    sample = getattr(sampler, kind.method)
     if hasattr(sample, _WRAPPED):
         return
 
-    def with_raw(self: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if (logprobs(self, arguments[0] if arguments else options[batch_name]) or 0) < RAW_COLUMN:
-            return sample(self, logits, *arguments, **options)
-        raw = logits.log_softmax(dim=-1, dtype=torch.float32)  # before penalties and temperature change the logits
-        output = sample(self, logits, *arguments, **options)
-        own = output.sampled_token_ids[:, :1].long()
-        output.logprobs_tensors = _with_column(output.logprobs_tensors, own, raw.gather(-1, own))
+    def with_others(self: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        batch = arguments[0] if arguments else options.pop(kind.batch)
+        asked = kind.asked(self, batch) or 0
+        if asked < RAW_COLUMN:
+            return sample(self, logits, batch, *arguments[1:], **options)
+        is_whole = kind.is_whole(self, batch)
+        raw = None if is_whole else logits.log_softmax(dim=-1, dtype=torch.float32)  # the sampler may change the logits
+        fewer = kind.fewer(batch, max(asked - UNCUT_COLUMN, 0))  # to find the likeliest of a large vocabulary takes time
+        output = sample(self, logits, fewer, *arguments[1:], **options)
+        own, found = output.sampled_token_ids[:, :1].long(), output.logprobs_tensors
+        columns = [found.logprobs[:, :1] if raw is None else raw.gather(-1, own)]
+        if asked >= UNCUT_COLUMN:
+            columns += columns if raw is None else [_uncut(raw, kind.temperatures(self, batch)).gather(-1, own)]
+        output.logprobs_tensors = _with_columns(found, asked, torch.full_like(own, _mark), columns)
         return output
 
-    setattr(with_raw, _WRAPPED, True)
-    setattr(sampler, method, with_raw)
+    setattr(with_others, _WRAPPED, True)
+    setattr(sampler, kind.method, with_others)
 
 
-def _with_column(found: LogprobsTensors, ids: torch.Tensor, logprobs: torch.Tensor) -> LogprobsTensors:
-    """Puts a column [requests, 1] into place RAW_COLUMN; the last one falls out."""
+def _samples_whole(metadata: Any) -> bool:
+    """Whether nothing changes the logits: no penalty, no temperature but 1, no cut. That need not be computed then."""
+    temperatures, thinking = metadata.temperature, getattr(metadata, "thinking_budget_state_holder", None)
+    if temperatures is not None:
+        if temperatures.device.type != "cpu":  # to look at them would have the device wait
+            return False
+        if not ((temperatures == 1) | (temperatures < GREEDY_BELOW)).all():
+            return False
+    untouched = metadata.no_penalties and metadata.allowed_token_ids_mask is None and not metadata.bad_words_token_ids
+    idle = thinking is None and all(_is_idle(processor) for processor in metadata.logitsprocs.all)
+    return untouched and idle and metadata.top_k is None and metadata.top_p is None
 
-    def insert(columns: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        kept = columns[:, RAW_COLUMN:-1]
-        return torch.cat([columns[:, :RAW_COLUMN], column.to(columns.dtype), kept], dim=-1)
+
+def _leaves_logits(sampler: Any, batch: Any) -> bool:
+    """The same of the other sampler, which knows it of each request; not in all versions."""
+    processed = getattr(sampler, "needs_logits_processing", None)
+    return processed is not None and not processed[batch.idx_mapping_np].any()
+
+
+def _is_idle(processor: Any) -> bool:
+    state = _REQUESTS.get(type(processor).__name__)
+    return state is not None and not getattr(processor, state, True)
+
+
+def _uncut(raw: torch.Tensor, temperatures: torch.Tensor | None) -> torch.Tensor:
+    """The raw model's log-probabilities [requests, vocabulary] at these temperatures; greedy requests are scored at 1."""
+    if temperatures is None:
+        return raw
+    divisors = torch.where(temperatures < GREEDY_BELOW, 1.0, temperatures)
+    return (raw / divisors[:, None]).log_softmax(dim=-1)
+
+
+def _with_columns(
+    found: LogprobsTensors, asked: int, marks: torch.Tensor, columns: list[torch.Tensor]
+) -> LogprobsTensors:
+    """Puts columns [requests, 1] behind the sampled tokens', with `marks` for their tokens, and behind them what makes up
+    for the number that was `asked` for."""
+
+    def insert(into: torch.Tensor, new: list[torch.Tensor]) -> torch.Tensor:
+        kept = into[:, RAW_COLUMN : RAW_COLUMN + asked - len(new)]
+        return torch.cat([into[:, :RAW_COLUMN], *(column.to(into.dtype) for column in new), kept], dim=-1)
 
     return found._replace(
-        logprob_token_ids=insert(found.logprob_token_ids, torch.full_like(ids, _mark)),
-        logprobs=insert(found.logprobs, logprobs),
-    )  # fmt: skip
+        logprob_token_ids=insert(found.logprob_token_ids, [marks] * len(columns)), logprobs=insert(found.logprobs, columns)
+    )

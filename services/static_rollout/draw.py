@@ -23,13 +23,25 @@ class Sampling:
     top_p: float = 1.0
     """Draw among the likeliest tokens, after top-k, whose probabilities add up to this."""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether tokens are left out of what is drawn from."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+    @property
+    def tells_uncut(self) -> bool:
+        """Whether neither the model's own distribution nor what is drawn from is the whole one at the temperature."""
+        return self.is_cut and self.temperature != 1
+
 
 class Drawn(NamedTuple):
-    """Per row: token id (int64), its log-probability under the distribution drawn from, and under the model's own."""
+    """Per row: token id (int64), its log-probability under the distribution drawn from, under the model's own, and under
+    that at the row's temperature."""
 
     tokens_B: torch.Tensor
     logprobs_B: torch.Tensor
     model_logprobs_B: torch.Tensor
+    uncut_logprobs_B: torch.Tensor
 
 
 def row_uniforms(seed: int, row_id: str) -> np.random.Generator:
@@ -40,12 +52,17 @@ def row_uniforms(seed: int, row_id: str) -> np.random.Generator:
 
 def drawn_from(logits_BV: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
     """Log-probabilities [B, V], float32, of the distribution that each row is drawn from; -inf where it never is."""
-    temperatures = [row.temperature or 1.0 for row in sampling]
-    scaled_BV = logits_BV.float() / torch.tensor(temperatures, device=logits_BV.device)[:, None]
-    filtered = [i for i, row in enumerate(sampling) if row.temperature and (row.top_k > 0 or row.top_p < 1)]
+    scaled_BV = _scaled(logits_BV, sampling)
+    filtered = [i for i, row in enumerate(sampling) if row.is_cut]
     if filtered:
         scaled_BV[filtered] = _filtered(scaled_BV[filtered], [sampling[i] for i in filtered])
     return scaled_BV.log_softmax(-1)
+
+
+def _scaled(logits_BV: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
+    """New logits, in float32, each row's at its temperature; greedy rows' at 1."""
+    temperatures = [row.temperature or 1.0 for row in sampling]
+    return logits_BV.float() / torch.tensor(temperatures, device=logits_BV.device)[:, None]
 
 
 def _filtered(logits_BV: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
@@ -76,5 +93,6 @@ def draw(logits_BV: torch.Tensor, sampling: Sequence[Sampling], uniforms: Sequen
     tokens_B1 = tokens_B1.minimum(torch.searchsorted(cumulative_BV, total_B1))  # should rounding pass the last likely token
     greedy_B1 = torch.tensor([not row.temperature for row in sampling], device=logits_BV.device)[:, None]
     tokens_B1 = torch.where(greedy_B1, logits_BV.argmax(-1, keepdim=True), tokens_B1)
-    model_BV = logits_BV.float().log_softmax(-1)
-    return Drawn(tokens_B1[:, 0], logprobs_BV.gather(1, tokens_B1)[:, 0], model_BV.gather(1, tokens_B1)[:, 0])
+    wholes_BV = logits_BV.float().log_softmax(-1), _scaled(logits_BV, sampling).log_softmax(-1)
+    columns = (values_BV.gather(1, tokens_B1)[:, 0] for values_BV in (logprobs_BV, *wholes_BV))
+    return Drawn(tokens_B1[:, 0], *columns)

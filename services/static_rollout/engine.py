@@ -23,9 +23,6 @@ from services.trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 64
-"""Rows of a batch at most, unless `max_num_seqs` says otherwise."""
-
 
 @dataclass(slots=True)
 class _Waiting:
@@ -77,6 +74,12 @@ class StaticEngine:
             self._stop_ids,
         )  # fmt: skip
 
+    def length(self, token_ids: list[int]) -> int:
+        """What ranking goes by."""
+        if self._config.batch_generation.length_key == "words":
+            return words(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return len(token_ids)
+
     async def generate(self, group_id: str, token_ids: list[int], params: RowOptions) -> Answer:
         """All responses to one prompt. If it is cancelled while it waits it is never begun."""
         if self._paused:
@@ -89,7 +92,7 @@ class StaticEngine:
             )
             for index in range(params.n)
         ]  # fmt: skip
-        waiting = _Waiting(rows, self._length(token_ids), asyncio.get_running_loop().create_future())
+        waiting = _Waiting(rows, self.length(token_ids), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
         return Answer([self._completion(response, params, waiting.load) for response in await waiting.done])
@@ -147,7 +150,7 @@ class StaticEngine:
         """Makes the batches of one window, and hands out each prompt's responses with its last."""
         order = ranked([one.length for one in window]) if self._config.batch_generation.ranking else range(len(window))
         rows = [(window[index], number) for index in order for number in range(len(window[index].rows))]
-        for batch in batches(range(len(rows)), self._config.max_num_seqs or BATCH_ROWS):
+        for batch in batches(range(len(rows)), self._config.batch_rows):
             chosen = [rows[index] for index in batch if not rows[index][0].done.done()]
             if not chosen:
                 continue
@@ -170,16 +173,11 @@ class StaticEngine:
         self._asked[group_id] += 1
         return self._seed, f"{self._digest}/{self._asked[group_id]}/{group_id}"  # asked for again it draws anew
 
-    def _length(self, token_ids: list[int]) -> int:
-        """What ranking goes by."""
-        if self._config.batch_generation.length_key == "words":
-            return words(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-        return len(token_ids)
-
     def _completion(self, response: Response, params: RowOptions, load: int) -> Completion:
         text = self.tokenizer.decode(response.token_ids, skip_special_tokens=True)
         ends = [end for word in params.stop if (end := text.find(word)) >= 0]
         return Completion(
             response.token_ids, response.logprobs, response.model_logprobs, FinishReason(response.finish),
             text[: min(ends)] if ends else text, np.full(len(response.token_ids), load),
+            response.uncut_logprobs if params.sampling.tells_uncut else None,
         )  # fmt: skip

@@ -37,6 +37,8 @@ class Response:
     """Of each token under the distribution that it was drawn from."""
     model_logprobs: list[float] = field(default_factory=list)
     """Of each token under the model's own distribution: at temperature 1, nothing left out."""
+    uncut_logprobs: list[float] = field(default_factory=list)
+    """Of each token under the model's distribution at the row's temperature, nothing left out."""
     finish: FinishReason | None = None
 
 
@@ -71,11 +73,12 @@ class Writer:
             logits_BV[open_rows], [self._rows[i].sampling for i in open_rows], [self._uniforms[i] for i in open_rows]
         )
         columns = (column.tolist() for column in drawn)
-        for index, token, logprob, model_logprob in zip(open_rows, *columns, strict=True):
+        for index, token, logprob, model_logprob, uncut_logprob in zip(open_rows, *columns, strict=True):
             response = self.responses[index]
             response.token_ids.append(token)
             response.logprobs.append(logprob)
             response.model_logprobs.append(model_logprob)
+            response.uncut_logprobs.append(uncut_logprob)
             response.finish = self._finish(self._rows[index], response.token_ids)
             tokens[index] = token
         return tokens

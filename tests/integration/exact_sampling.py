@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from rollout_side import collect
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.samples import Samples
 
 Logits = Callable[..., np.ndarray]
 """Rows of token ids -> the raw model's logits after each of them: float64 [rows, tokens, vocabulary]."""
@@ -51,6 +53,21 @@ def distribution(
     before = np.cumsum(np.exp(log_softmax(logits)[order])) - np.exp(log_softmax(logits)[order])
     logits[order[before >= top_p]] = -np.inf
     return log_softmax(logits)
+
+
+def check_described(samples: Samples, logits: Logits, tolerance: float, **sampling: float) -> None:
+    """Each token's log-probabilities are those of such a sampling: of what was drawn from, of the raw model, and of its
+    whole distribution at that temperature."""
+    temperature = sampling.get("temperature", 1.0)
+    columns = samples.prompt_ids, samples.response_ids, samples.rollout_logprobs, samples.model_logprobs, samples.uncut()
+    for prompt, response, *found in zip(*(column.rows() for column in columns), strict=True):
+        prompt, tokens = prompt.tolist(), response.tolist()
+        [rows] = logits([*prompt, *tokens])
+        for at, token in enumerate(tokens):
+            here = rows[len(prompt) - 1 + at]
+            drawn_from = distribution(here, prompt, tokens[:at], **sampling)
+            expected = [one[token] for one in (drawn_from, log_softmax(here), log_softmax(here / temperature))]
+            assert [column[at] for column in found] == pytest.approx(expected, abs=tolerance)
 
 
 async def answers(rollout: RolloutClient, *prompts: list[int], evaluation: bool = False, **options: Any) -> list[Generation]:

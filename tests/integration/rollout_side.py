@@ -27,7 +27,8 @@ async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
 
 
 async def check_each_group_is_whole(rollout: RolloutClient, version: int) -> None:
-    """Prompts in all three forms: each answer has n samples with ids, log-probabilities and the version."""
+    """Prompts in all three forms: each answer has n samples with ids, log-probabilities and the version, and each prompt a
+    length."""
     prompts = [
         Prompt("a", token_ids=[5, 6, 7]),
         Prompt("b", text="w1 w2"),
@@ -47,3 +48,4 @@ async def check_each_group_is_whole(rollout: RolloutClient, version: int) -> Non
         assert set(samples.finish_reasons) <= {FinishReason.STOP, FinishReason.LENGTH}
     prompt_ids = {name: group.samples.prompt_ids.rows()[0].tolist() for name, group in groups.items()}
     assert prompt_ids == {"a": [5, 6, 7], "b": [4, 5], "c": [6]}
+    assert await rollout.measure_prompts(prompts) == [3, 2, 1]

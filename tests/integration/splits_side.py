@@ -1,10 +1,12 @@
-"""`torchrun splits_side.py MODEL OUT TP PP CASES`: five GRPO steps for each case, from the same weights on the same batches.
+"""`torchrun splits_side.py MODEL OUT`: five GRPO steps for each case of so many ranks in `splits.py`, from the same weights
+on the same batches.
 
-CASES is JSON: name -> a case as `splits.py` describes it. Writes OUT/NAME.json (loss and gradient norm by step) and a
+Writes OUT/NAME.json (loss and gradient norm by step) and a
 directory OUT/NAME of the weights after the last step.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from splits import GROUP, SIZE, STEPS, batch_of
+from splits import CASES, GROUP, SIZE, STEPS, batch_of
 
 from baton.clients.buffer import MicroBatch
 from baton.config.policy_gradient import GrpoConfig
@@ -62,14 +64,19 @@ def train(layout: Layout, model: Path, out: Path, case: dict[str, Any]) -> list[
     return steps
 
 
-def main(model: Path, out: Path, tensor: int, pipeline: int, cases: dict[str, Any]) -> None:
-    layout = Layout.start(tensor=tensor, pipeline=pipeline, device="cpu", timeout_s=60, seed=0)
-    for name, case in cases.items():
-        steps = train(layout, model, out / name, case)
-        if layout.world_rank == 0:
-            (out / f"{name}.json").write_text(json.dumps(steps))
+def main(model: Path, out: Path) -> None:
+    """The ranks take up one layout after the other."""
+    layouts = CASES[int(os.environ["WORLD_SIZE"])]
+    tensor, pipeline = next(iter(layouts))
+    Layout.start(tensor=tensor, pipeline=pipeline, device="cpu", timeout_s=60, seed=0)
+    for (tensor, pipeline), cases in layouts.items():
+        layout = Layout.arrange(tensor=tensor, pipeline=pipeline, timeout_s=60, seed=0)
+        for name, case in cases.items():
+            steps = train(layout, model, out / name, case)
+            if layout.world_rank == 0:
+                (out / f"{name}.json").write_text(json.dumps(steps))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from exact_sampling import Logits, answers, distribution, log_softmax, reference
+from exact_sampling import Logits, answers, check_described, distribution, log_softmax, reference
 from rollout_side import collect, vllm_service
 
 from baton.clients import RolloutClient
@@ -112,11 +112,7 @@ async def test_n_responses_of_one_prompt_are_drawn_as_the_run_file_says(rollout:
     samples = group.samples
     assert samples.sample_ids == ["0/0", "0/1", "0/2"] and samples.group_ids == ["0"] * 3
     assert [row.tolist() for row in samples.prompt_ids.rows()] == [PROMPT] * 3
-    for response, drawn_from in zip(samples.response_ids.rows(), samples.rollout_logprobs.rows(), strict=True):
-        tokens = response.tolist()
-        found = logits([*PROMPT, *tokens])[0, len(PROMPT) - 1 :]
-        expected = [distribution(found[at], PROMPT, tokens[:at], **SAMPLING)[token] for at, token in enumerate(tokens)]
-        np.testing.assert_allclose(drawn_from, expected, atol=2e-3)
+    check_described(samples, logits, 2e-3, **SAMPLING)
 
 
 async def test_an_evaluation_alone_has_the_top_p_of_evaluations(rollout: RolloutClient, logits: Logits) -> None:

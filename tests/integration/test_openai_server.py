@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+from exact_sampling import answers, check_described, reference
 from rollout_side import vllm_service
 from transformers import AutoTokenizer
 from vanishing_client import killed_while_it_waits
 
 from baton.clients import BufferClient, RolloutClient, RolloutControlClient, RolloutRecordingClient
-from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.clients.rollout import Generation
 from baton.samples import FinishReason, RewardStatus, Samples
 from models import make_model
 from processes import ServiceProcess
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CONTEXT, LIMIT, LONG = 2048, 8, 1500
 ROOM = 4000
 """Tokens that may wait to be taken."""
+TOLERANCE = 2e-3
 CHAT = [{"role": "user", "content": "w3 w4 w5"}]
 
 
@@ -116,19 +118,22 @@ async def test_what_the_agent_leaves_out_is_as_the_run_file_says(agent, recordin
     await (await agent("left-out")).chat()
     samples = one(await recording.recorded(["left-out"]))
     assert samples.temperatures.tolist() == [0.5] and samples.response_ids.lengths.tolist() == [LIMIT]
-    differ = samples.rollout_logprobs.values - samples.model_logprobs.values
-    assert (differ > 0).all(), "20 tokens share what all have under the raw model"
+    check_described(samples, reference(model), TOLERANCE, temperature=0.5, top_k=20)
     await (await agent("greedy")).complete("w3 w4", temperature=0, max_tokens=5)
     greedy = one(await recording.recorded(["greedy"]))
-    (expected,) = [
-        group.samples
-        async for group in rollout.generate(
-            [Prompt("g", text="w3 w4")], sampling=SamplingParams(n=1, temperature=0, max_new_tokens=5)
-        )
-    ]
+    [expected] = [group.samples for group in await answers(rollout, [6, 7], n=1, temperature=0, max_new_tokens=5)]
     assert greedy.response_ids.values.tolist() == expected.response_ids.values.tolist()
     np.testing.assert_array_equal(greedy.model_logprobs.values, expected.model_logprobs.values)
     assert greedy.rollout_logprobs.values.tolist() == [0.0] * 5
+
+
+async def test_recorded_samples_say_what_their_agent_cut_off(agent, recording, model) -> None:
+    """So that the trainer can correct for it, as it does for the coordinator's own."""
+    speaker, cuts = await agent("cut"), [{"temperature": 0.7, "top_p": 0.6}, {"top_p": 0.6}, {"temperature": 1.4}]
+    for options in cuts:
+        await speaker.complete("w3 w4", extra_body={"top_k": 0, "ignore_eos": True}, **{"temperature": 1.0} | options)
+    for generation, options in zip(await recording.recorded(["cut"]), cuts, strict=True):
+        check_described(generation.samples, reference(model), TOLERANCE, **options)
 
 
 async def test_a_stream_is_recorded_as_if_it_were_none(agent, recording) -> None:
@@ -149,10 +154,8 @@ async def test_without_a_group_every_answer_is_one_of_its_own(agent, recording) 
     for answer in answers:
         assert one(await recording.recorded([answer.id])).sample_ids == [f"{answer.id}/0"]
     several = await nobody.complete(["w3", "w4 w5"])
-    assert [one(await recording.recorded([f"{several.id}-{i}"])).prompt_ids.values.tolist() for i in range(2)] == [
-        [6],
-        [7, 8],
-    ]
+    samples = [one(await recording.recorded([f"{several.id}-{number}"])) for number in range(2)]
+    assert [part.prompt_ids.values.tolist() for part in samples] == [[6], [7, 8]]
 
 
 async def test_the_groups_go_into_the_buffer_and_are_forgotten(agent, recording, buffer, run_id) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact_sampling import Logits, answers, distribution, log_softmax, reference
+from exact_sampling import Logits, answers, check_described, distribution, log_softmax, reference
 from rollout_side import vllm_service
 
 from baton.clients import RolloutClient
@@ -87,19 +87,13 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
-async def test_log_probabilities_are_those_of_what_was_sampled_from_and_beside_them_the_raw_models(
+async def test_log_probabilities_are_those_of_what_was_sampled_from_and_beside_them_the_raw_models_and_the_whole(
     rollout, logits, tolerance, options
 ):
     [group] = await answers(rollout, PROMPT, n=8, ignore_eos=True, seed=3, **options)
-    rows = (group.samples.response_ids, group.samples.rollout_logprobs, group.samples.model_logprobs)
-    for response, drawn_from, raw in zip(*(column.rows() for column in rows), strict=True):
-        tokens = response.tolist()
-        [found] = logits([*PROMPT, *tokens])
-        for at, token in enumerate(tokens):
-            here = found[len(PROMPT) - 1 + at]
-            expected = distribution(here, PROMPT, tokens[:at], **options)
-            assert drawn_from[at] == pytest.approx(expected[token], abs=tolerance)
-            assert raw[at] == pytest.approx(log_softmax(here)[token], abs=tolerance)
+    check_described(group.samples, logits, tolerance, **options)
+    told = group.samples.uncut_logprobs is not None
+    assert told == (len(options) > 1), "alone, an option leaves the whole distribution in one of the other columns"
 
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS[:3], {"temperature": 1.3, "top_p": 0.8, "top_k": 30}], ids=str)

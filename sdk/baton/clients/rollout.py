@@ -122,6 +122,11 @@ class RolloutClient(ServiceClient):
             found = {one.group_id: PromptLogprobs.from_proto(one) for one in message.prompt_logprobs}
             yield Generation(Samples.from_proto(message.samples), list(message.texts), found)
 
+    async def measure_prompts(self, prompts: Sequence[Prompt]) -> list[int]:
+        """What each prompt is ranked by: its tokens, unless the run file says words. Raises as `generate`."""
+        request = pb.MeasurePromptsRequest(prompts=[prompt.to_proto() for prompt in prompts])
+        return list((await self._call("MeasurePrompts", request)).lengths)
+
     async def get_status(self) -> pb.GetStatusResponse:
         """What the replica serves now."""
         return await self._call("GetStatus", pb.GetStatusRequest())

@@ -1,31 +1,25 @@
-"""The rules that tie the options of `algorithm` together, and what it needs of the rollout: groups, and a distribution that
-the trainer can compute too."""
+"""The rules that tie the options of `algorithm` together, and the groups that it needs of the rollout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baton.config.algorithm import DpoConfig, GrpoConfig
-from baton.config.policy_gradient import PolicyGradientConfig
-from baton.config.ppo import PpoConfig
+from baton.config.idle_rules import idle_problems
+from baton.config.policy_gradient import GrpoConfig, PolicyGradientConfig
 from baton.config.problems import problem
 
 if TYPE_CHECKING:
-    from baton.config.policy import PolicyConfig
+    from baton.config.algorithm import AlgorithmConfig
     from baton.config.run import RunConfig
 
 GROUPED = ("grpo", "gspo", "online_dpo")
 """Algorithms that compare the responses to one prompt."""
-_WHOLE = {
-    "top_p": (1.0,), "top_k": (-1, 0), "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "repetition_penalty": (1.0,),
-}  # fmt: skip
-"""Option of the policy's sampling -> the values that leave its distribution whole."""
 
 
-def algorithm_problems(run: RunConfig) -> Iterator[str]:
+def algorithm_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
     """One line for each rule between options of `algorithm` that is broken."""
-    algorithm = run.algorithm
+    yield from idle_problems("algorithm", algorithm)
     if isinstance(algorithm, PolicyGradientConfig):
         low, high = algorithm.off_policy.reject_below, algorithm.off_policy.reject_above
         if low is not None and high is not None and low >= high:
@@ -36,23 +30,6 @@ def algorithm_problems(run: RunConfig) -> Iterator[str]:
         length, kind = algorithm.normalization_length, algorithm.loss_normalization
         if kind == "constant" and length is None:
             yield "algorithm.normalization_length: is missing; loss_normalization: constant needs it; add the token limit"
-        if kind != "constant" and length is not None:
-            yield problem(
-                "algorithm.normalization_length", length, f"has no effect with loss_normalization: {kind}",
-                "leave it out, or write loss_normalization: constant",
-            )  # fmt: skip
-        if algorithm.kl_weighting and not algorithm.kl_coef:
-            yield problem("algorithm.kl_weighting", True, "has no effect without kl_coef", "leave it out, or set kl_coef")
-    if isinstance(algorithm, PpoConfig) and not (algorithm.fix_kl_coef or algorithm.init_kl_coef):
-        yield problem(
-            "algorithm.fix_kl_coef", False, "has no effect with init_kl_coef 0, which is adapted by factors",
-            "leave it out, or set init_kl_coef",
-        )  # fmt: skip
-    if isinstance(algorithm, DpoConfig) and algorithm.loss == "ipo" and algorithm.label_smoothing:
-        yield problem(
-            "algorithm.label_smoothing", algorithm.label_smoothing, "has no effect with loss: ipo",
-            "leave it out, or write loss: sigmoid",
-        )  # fmt: skip
 
 
 def group_size_problems(run: RunConfig) -> Iterator[str]:
@@ -64,27 +41,3 @@ def group_size_problems(run: RunConfig) -> Iterator[str]:
             f"times models.policy.n must be at least 2: {run.algorithm.name} compares the responses to one prompt",
             "set num_inference_per_prompt to 8, for example",
         )
-
-
-def undescribed(policy: PolicyConfig, overrides: Mapping[str, object]) -> str | None:
-    """The option, of the run file or of a request that overrides it, by which samples would not say of which distribution
-    they are: one that cuts it, at a temperature at which they do not carry what it was cut from; or a beam search."""
-    options = {name: getattr(policy, name) for name in ("use_beam_search", "temperature", *_WHOLE)}
-    options |= {name: value for name, value in overrides.items() if name in options and value is not None}
-    if options["use_beam_search"]:
-        return "use_beam_search"
-    if options["temperature"] in (0, 1):  # at 1 that is the raw model's, which they carry
-        return None
-    return next((name for name, whole in _WHOLE.items() if options[name] not in whole), None)
-
-
-def distribution_problems(run: RunConfig) -> Iterator[str]:
-    """A line for an option by which samples would not say of which distribution they are; beam search has another rule."""
-    policy = run.models.policy
-    if option := undescribed(policy, {"use_beam_search": False}):
-        yield problem(
-            f"models.policy.{option}", getattr(policy, option),
-            f"needs models.policy.temperature 1 ({policy.temperature} is set): at others the samples do not say yet how "
-            "likely a token was before the distribution was cut",
-            "set temperature to 1, or leave it out",
-        )  # fmt: skip

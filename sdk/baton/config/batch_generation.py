@@ -11,9 +11,9 @@ class BatchGenerationConfig(Section):
 
     ranking: bool = False
     """Sort an episode's prompts by length before they are cut into static batches, the longest first; equal
-    lengths keep their order. Each replica sorts its share, which goes to it as one request whatever
-    `generation_batch_size` says. Samples are stored and trained in the order of the prompts all the same,
-    unless a flow of the user's own has another."""
+    lengths keep their order. Batches are cut out of the whole episode and go to the replicas by turns, as one
+    request each, whatever `generation_batch_size` says. Samples are stored and trained in the order of the
+    prompts all the same, unless a flow of the user's own has another."""
 
     length_key: Literal["tokens", "words"] = "tokens"
     """What `ranking` counts. `words` counts as ChatLearn does: each Chinese character (U+4E00 to U+9FA5), and

@@ -116,6 +116,11 @@ class PolicyConfig(SamplingConfig):
     """Inert. Log the engine's statistics."""
 
     @property
+    def batch_rows(self) -> int:
+        """Sequences in one static batch at most."""
+        return self.max_num_seqs or 64
+
+    @property
     def replicas(self) -> int:
         """Engines that run side by side; their ids are 0 to replicas - 1."""
         return self.num_replica

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baton.config.algorithm_rules import algorithm_problems, distribution_problems, group_size_problems
+from baton.config.algorithm_rules import algorithm_problems, group_size_problems
 from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
+from baton.config.idle_rules import idle_problems
 from baton.config.needs import need_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
+from baton.config.sampling import WHOLE
 from baton.config.unbuilt import unbuilt_problems
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ _ENGINE_ARGUMENTS = {
     "tokenizer_mode": "tokenizer_mode",
 }
 
+_BEAM_LACKS = (*WHOLE, *(f"eval_{name}" for name in WHOLE), "stop_token_list", "prompt_logprobs")
+
 
 def broken_rules(run: RunConfig) -> list[str]:
     """One line for each rule between options that `run`, whose sections are valid by themselves, breaks."""
@@ -50,7 +54,7 @@ def broken_rules(run: RunConfig) -> list[str]:
         *_optimizers(run),
         *_sampling(run),
         *_data(run),
-        *algorithm_problems(run),
+        *algorithm_problems(run.algorithm),
     ]
     if "algorithm" in run.model_fields_set:  # a file without it may leave the choice to its engine
         problems += group_size_problems(run)
@@ -61,7 +65,6 @@ def broken_start_rules(run: RunConfig, has_relay_sample_fn: bool) -> list[str]:
     """One line for each reason why a run that loads cannot train."""
     problems = [
         *group_size_problems(run),
-        *distribution_problems(run),
         *_fixed_totals(run),
         *need_problems(run),
         *unbuilt_problems(run),
@@ -105,11 +108,12 @@ def _batches(run: RunConfig) -> Iterator[str]:
             f"({micro} x {trainer.data_parallel_size})",
             f"write {_round_up(total, share)}",
         )
-    if total > episode:
+    samples = episode * run.models.policy.n
+    if total > samples and runtime.stream_data_loader_type == "fixed":  # a dynamic one's are not known beforehand
         yield problem(
             path,
             total,
-            f"must be at most runtime.sample_per_episode ({episode})",
+            f"must be at most runtime.sample_per_episode x models.policy.n ({samples})",
             "lower it (left out, it is the micro-batch size), or raise sample_per_episode",
         )
     repeats = runtime.num_inference_per_prompt
@@ -174,6 +178,16 @@ def _optimizers(run: RunConfig) -> Iterator[str]:
     for name, trainer in (("ppo_policy", run.models.ppo_policy), ("ppo_value", run.models.ppo_value)):
         if trainer is None:
             continue
+        yield from idle_problems(f"models.{name}", trainer)
+        if trainer.pad_samples and run.runtime.train_micro_batch_tokens:
+            yield problem(
+                f"models.{name}.pad_samples",
+                True,
+                "needs micro-batches by number of samples: runtime.train_micro_batch_tokens counts no padding",
+                "remove one of the two",
+            )
+        if trainer.pad_samples and trainer.share_prefix and "share_prefix" in trainer.model_fields_set:
+            yield problem(f"models.{name}.share_prefix", True, "must be false with pad_samples", "remove one of the two")
         if trainer.min_lr > trainer.lr:
             yield problem(f"models.{name}.min_lr", trainer.min_lr, f"must be at most lr ({trainer.lr})", "lower it")
         if trainer.lr_decay_iters is not None and trainer.lr_warmup_iters >= trainer.lr_decay_iters:
@@ -204,6 +218,11 @@ def _sampling(run: RunConfig) -> Iterator[str]:
             "must be 1 at temperature 0, where all responses are the same",
             "raise the temperature, or set n to 1",
         )
+    if policy.use_beam_search:
+        for name in _BEAM_LACKS:
+            value, default = getattr(policy, name), type(policy).model_fields[name].get_default()
+            if value != default and value not in WHOLE.get(name.removeprefix("eval_"), ()):
+                yield problem(f"models.policy.{name}", value, "has no effect on a beam search", "leave it out, or sample")
     for argument in policy.engine_args:
         if option := _ENGINE_ARGUMENTS.get(argument):
             yield problem(

@@ -21,6 +21,11 @@ EVALUATION_TWINS = (
     "repetition_penalty",
 )
 
+WHOLE = {
+    "top_p": (1.0,), "top_k": (-1, 0), "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "repetition_penalty": (1.0,),
+}  # fmt: skip
+"""Options that change what is drawn from besides the temperature, and their values that do not."""
+
 
 def _limit_is_given(data: dict[str, Any]) -> bool:
     return data["max_new_tokens"] is not None
@@ -34,8 +39,7 @@ class SamplingConfig(RoleConfig):
     beam."""
 
     temperature: NonNegativeFloat = 1.0
-    """Divisor of the logits; lower is more deterministic. 0: the likeliest token always. With top_p, top_k or a
-    penalty it must be 1 in training: docs/adr/0008 says why."""
+    """Divisor of the logits; lower is more deterministic. 0: the likeliest token always."""
 
     top_p: TopP = 1.0
     """Sample among the likeliest tokens whose probabilities add up to this. 1: among all."""
@@ -44,7 +48,8 @@ class SamplingConfig(RoleConfig):
     """Sample among this many of the likeliest tokens. -1 or 0: among all."""
 
     use_beam_search: bool = False
-    """Search for the likeliest responses instead of sampling; the temperature is then 0."""
+    """Search for the `n` likeliest responses instead of sampling, in evaluations too; the temperature is then 0. Not with
+    what changes the distribution (top_p, top_k, penalties), stop texts or prompt_logprobs."""
 
     presence_penalty: Penalty = 0.0
     """Subtracted from the logit of every token that the response has. 0: none."""
@@ -80,7 +85,7 @@ class SamplingConfig(RoleConfig):
     """Texts that end a response, separated by semicolons. null: the end-of-sequence token alone."""
 
     seq_length: Annotated[int, Field(ge=2)] = 1024
-    """Upper limit on prompt and response together, in tokens."""
+    """Upper limit on prompt and response together, in tokens. A given answer that is longer is refused."""
 
     max_new_tokens: PositiveInt | None = None
     """Upper limit on the response, in tokens, while `new_token_limit` is on. null: none but `seq_length`."""

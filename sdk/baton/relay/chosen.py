@@ -10,7 +10,7 @@ import numpy as np
 
 from baton.errors import InvalidRequestError
 from baton.relay.samples import FIELDS, LENGTHS, EpisodeRelayBuffer, RelaySample
-from baton.samples import COLUMN_TYPES, RAGGED_COLUMNS, Ragged, Samples
+from baton.samples import COLUMN_TYPES, PER_TOKEN, RAGGED_COLUMNS, Ragged, Samples
 
 NEEDED = ("prompt_ids", "response_ids", "rollout_logprobs", "policy_version_max")
 """Keys that a sample of the user's own must have."""
@@ -74,7 +74,7 @@ def _checked(sample: Mapping[str, Any], at: int) -> dict[str, Any]:
             fields[key] = _value(FIELDS[key], fields[key])
         except ValueError as error:
             raise InvalidRequestError(f"{where} has the {key} {reprlib.repr(fields[key])}; {error}") from error
-    for key in ("rollout_logprobs", "model_logprobs", "reference_logprobs", "values", "token_rewards", "loss_mask"):
+    for key in PER_TOKEN:
         if key in fields and len(fields[key]) != len(fields["response_ids"]):
             raise InvalidRequestError(
                 f"{where} has {len(fields[key])} {key}, but {len(fields['response_ids'])} response_ids; one for each token"

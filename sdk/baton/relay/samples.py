@@ -23,6 +23,7 @@ from baton.samples import RAGGED_COLUMNS, Samples
 FIELDS = {
     "sample_id": "sample_ids", "group_id": "group_ids", "episode_id": "episode_ids", "prompt_ids": "prompt_ids",
     "response_ids": "response_ids", "rollout_logprobs": "rollout_logprobs", "model_logprobs": "model_logprobs",
+    "uncut_logprobs": "uncut_logprobs",
     "reference_logprobs": "reference_logprobs", "values": "values", "token_rewards": "token_rewards",
     "loss_mask": "loss_mask", "reward": "rewards", "reward_status": "reward_status",
     "group_reward_mean": "group_reward_mean", "group_reward_std": "group_reward_std", "group_size": "group_sizes",

@@ -55,6 +55,11 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
                 self._running -= 1
             yield self._answer(prompt, request)
 
+    async def MeasurePrompts(
+        self, request: pb.MeasurePromptsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.MeasurePromptsResponse:
+        return pb.MeasurePromptsResponse(lengths=[len(_prompt_text(prompt).encode()) for prompt in request.prompts])
+
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
         return pb.GetStatusResponse(
             state=self._state, policy_version=self.policy_version, weights_digest=self.weights_digest, model="fake",

@@ -1,9 +1,8 @@
-"""What a flow can ask for: responses that go on token by token, and no distribution that the trainer would not see."""
+"""What a flow can ask for: responses that go on token by token."""
 
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from harness import config, place, questions
 
 from baton.clients.rollout import SamplingParams
@@ -63,30 +62,3 @@ async def test_the_next_turn_begins_with_exactly_the_tokens_of_the_one_before(bu
         b"question 0" + b"0" + bytes(turn), b"question 1" + b"0" + bytes(turn),
     ]  # fmt: skip
     assert all(one.token_ids[: len(one.continues)] == one.continues for one in asked)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("top_p", 0.9), ("top_k", 5), ("presence_penalty", 0.5), ("repetition_penalty", 1.2), ("use_beam_search", True)],
-)
-async def test_a_flow_cannot_cut_a_distribution_that_the_samples_do_not_tell(buffer, run_id, tmp_path, option, value):
-    async def truncated(context, prompts):
-        async for group in context.generate(prompts, SamplingParams(temperature=0.7, **{option: value})):
-            yield group
-
-    fake = FakeRollout()
-    state = await finished(buffer, tmp_path, run_id, truncated, fake)
-    assert state.life is Life.FAILED and f"sets {option}: the samples would not say" in state.error
-    assert not fake.requests
-
-
-async def test_options_that_cut_nothing_off_are_taken_and_at_temperature_one_all(buffer, run_id, tmp_path):
-    async def plain(context, prompts):
-        neutral = SamplingParams(top_p=1.0, top_k=0, temperature=0.5, use_beam_search=False)
-        cut_at_one = SamplingParams(top_p=0.9, temperature=1.0)
-        for number, sampling in enumerate((neutral, cut_at_one)):
-            async for group in context.generate(prompts[number : number + 1], sampling):
-                yield group.with_rewards([1.0] * len(group.samples))
-
-    state = await finished(buffer, tmp_path, run_id, plain, FakeRollout())
-    assert state.life is Life.SUCCEEDED, state.error

@@ -81,7 +81,7 @@ async def test_a_flow_of_the_users_own_keeps_its_order(buffer, run_id, tmp_path,
 
 
 @pytest.mark.parametrize(("ranked", "requests"), [(RANKED, [2]), ({}, [1, 1])])
-async def test_a_ranked_episode_comes_to_a_replica_as_one_window(buffer, run_id, tmp_path, ranked, requests):
+async def test_a_ranked_episode_comes_to_a_replica_by_static_batches(buffer, run_id, tmp_path, ranked, requests):
     """Otherwise it is as many requests as generation_batch_size makes of it."""
     fake, run = FakeRollout(), config(runtime={"num_episode": 1, "generation_batch_size": 1}, **ranked)
     engine = Engine(prompts=questions, flow=digits_count)

@@ -26,10 +26,12 @@ def generate(rollouts, items, published=None, **sampling):
     return rollouts.generate(items, SamplingParams(**sampling), episode_id=7, published=published or {0: ""})
 
 
-def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0):
+def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0, ranking=False):
     fleet = Fleet([RolloutClient(one.address) for one in replicas], return_s=return_s)
     fleet.version = version
-    return Rollouts(fleet, batch_size=batch_size, group_size=group_size, timeout_s=10.0, max_attempts=3)
+    return Rollouts(
+        fleet, batch_size=batch_size, group_size=group_size, timeout_s=10.0, max_attempts=3, ranking=ranking
+    )  # fmt: skip
 
 
 async def test_every_prompt_becomes_one_group_with_its_metadata_and_texts():
@@ -65,6 +67,34 @@ async def test_few_prompts_are_divided_so_that_no_replica_is_idle():
         async for _ in generate(over(first, second, batch_size=64), prompts(6)):
             pass
     assert [[len(request.prompts) for request in fake.requests] for fake in fakes] == [[3], [3]]
+
+
+def of_lengths(*lengths):
+    return [PromptItem(f"g{i}", [{"role": "user", "content": "x" * n}], "x" * n) for i, n in enumerate(lengths)]
+
+
+async def test_a_ranked_window_is_dealt_to_the_replicas_by_batches_the_longest_first_and_equals_in_their_order():
+    fakes = FakeRollout(), FakeRollout()
+    async with serve(fakes[0]) as first, serve(fakes[1]) as second:
+        rollouts = over(first, second, batch_size=2, ranking=True)
+        answered = [group.prompt.group_id async for group in generate(rollouts, of_lengths(1, 3, 9, 3, 7, 3, 8, 2))]
+    assert sorted(answered) == [f"g{i}" for i in range(8)]
+    asked = [[[prompt.group_id for prompt in request.prompts] for request in fake.requests] for fake in fakes]
+    assert asked == [[["g2", "g6"], ["g3", "g5"]], [["g4", "g1"], ["g7", "g0"]]]
+
+
+async def test_a_replica_that_dies_while_it_is_asked_for_lengths_leaves_that_to_another():
+    class Dying(FakeRollout):
+        async def MeasurePrompts(self, request, context):
+            killing.append(asyncio.create_task(dying.kill()))
+            await asyncio.sleep(60)
+
+    killing = []
+    async with serve(Dying()) as dying, serve(FakeRollout()) as living:
+        rollouts = over(dying, living, ranking=True)
+        answered = [group.prompt.group_id async for group in generate(rollouts, of_lengths(1, 2, 3))]
+        await killing[0]
+    assert sorted(answered) == ["g0", "g1", "g2"]
 
 
 async def test_the_group_size_is_asked_for_unless_the_flow_says_otherwise():

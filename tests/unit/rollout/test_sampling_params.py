@@ -78,8 +78,14 @@ def test_a_response_is_limited_by_the_override_else_the_run_file_and_always_by_t
     assert sampled({"max_new_tokens": run_file}, max_new_tokens=override).max_tokens == expected
 
 
-def test_both_log_probabilities_of_the_sampled_token_are_always_asked_for() -> None:
-    assert sampled().logprobs == 1
+@pytest.mark.parametrize(
+    "cut", [{"top_p": 0.9}, {"top_k": 5}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.2}]
+)
+def test_both_log_probabilities_of_the_sampled_token_are_asked_for_and_the_uncut_one_if_neither_says_it(
+    cut: dict[str, float],
+) -> None:
+    assert [sampled(temperature=t, **cut).logprobs for t in (0.0, 0.7, 1.0)] == [1, 2, 1]
+    assert [sampled(temperature=t, top_k=0).logprobs for t in (0.0, 0.7, 1.0)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +142,13 @@ def test_several_greedy_responses_are_one_that_is_given_so_often() -> None:
 def test_what_a_beam_search_would_leave_out_of_account_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(InvalidRequestError, match=f"group g: a beam search (has|returns) no {name}"):
         sampled(use_beam_search=True, n=2, **{name: value})
+
+
+def test_the_run_file_may_ask_for_a_beam_search_which_a_request_may_leave() -> None:
+    run_file = {"use_beam_search": True, "n": 4, "temperature": 0.7}
+    assert (group(run_file).is_beam, group(run_file).n, group(run_file).temperature) == (True, 4, 0.0)
+    assert PolicyConfig(**run_file).for_evaluation().use_beam_search
+    assert not group(run_file, use_beam_search=False).is_beam
 
 
 def test_a_beam_search_may_have_several_responses_at_temperature_zero() -> None:

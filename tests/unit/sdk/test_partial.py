@@ -16,7 +16,7 @@ def sampled(
     return Samples(
         sample_ids=ids, group_ids=groups, episode_ids=np.full(size, version, np.int64),
         prompt_ids=Ragged.of(prompts, np.int32), response_ids=Ragged.of(responses, np.int32),
-        rollout_logprobs=logprobs, model_logprobs=logprobs,
+        rollout_logprobs=logprobs, model_logprobs=logprobs, uncut_logprobs=logprobs,
         finish_reasons=np.full(size, FinishReason.ABORT if version == 1 else FinishReason.STOP, np.uint8),
         policy_version_min=np.full(size, version, np.int64), policy_version_max=np.full(size, version, np.int64),
         weights_digests=[f"d{version}"] * size, temperatures=np.ones(size, np.float32),
@@ -39,7 +39,8 @@ def test_each_sample_goes_on_with_its_own_rest_in_whatever_order_that_came(order
     assert (whole.sample_ids, whole.group_ids) == (["g/0", "g/1"], ["g", "g"])
     assert [row.tolist() for row in whole.prompt_ids.rows()] == [[5, 6], [5, 6]]
     assert [row.tolist() for row in whole.response_ids.rows()] == [[7, 8, 9], [10]]
-    np.testing.assert_allclose(whole.rollout_logprobs.values, [-0.1, -0.2, -0.2, -0.2], rtol=1e-6)
+    for column in (whole.rollout_logprobs, whole.model_logprobs, whole.uncut_logprobs):
+        np.testing.assert_allclose(column.values, [-0.1, -0.2, -0.2, -0.2], rtol=1e-6)
     assert [row.tolist() for row in whole.span_versions.rows()] == [[1, 2], [1, 2]]
     assert [row.tolist() for row in whole.span_tokens.rows()] == [[1, 2], [0, 1]]
     assert (whole.policy_version_min.tolist(), whole.policy_version_max.tolist()) == ([1, 1], [2, 2])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton import wire
 from baton.api.common.v1 import samples_pb2 as pb
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
@@ -100,6 +101,22 @@ def test_take_of_a_range_equals_take_of_its_rows_one_by_one(samples: Samples, da
 def test_concat_refuses_a_column_that_only_some_parts_have() -> None:
     with pytest.raises(ValueError, match=r"samples\.rewards is present in some parts only"):
         Samples.concat([Samples(["a"], rewards=np.zeros(1, np.float32)), Samples(["b"])])
+
+
+def sampled(temperature: float, uncut: bool) -> Samples:
+    """One token, of probabilities that differ by column."""
+    columns = {"rollout_logprobs": -1.0, "model_logprobs": -2.0} | ({"uncut_logprobs": -3.0} if uncut else {})
+    rows = {name: Ragged.of([[value]], np.float32) for name, value in columns.items()}
+    return Samples(["a"], response_ids=Ragged.of([[5]], np.int32), temperatures=np.float32([temperature]), **rows)
+
+
+def test_where_one_part_tells_the_uncut_log_probabilities_all_do_from_the_column_that_has_them() -> None:
+    parts = [sampled(0.7, uncut=True), sampled(0.7, uncut=False), sampled(1.0, uncut=False), sampled(0.0, uncut=False)]
+    assert Samples.concat(parts).uncut_logprobs.values.tolist() == [-3, -1, -2, -2]
+    assert Samples.concat(parts[1:]).uncut_logprobs is None
+    elements, light = wire.encode(*parts)
+    decoded = wire.decode(memoryview(b"".join([*elements, light])))
+    assert decoded.uncut_logprobs.values.tolist() == [-3, -1, -2, -2]
 
 
 @given(BATCHES, st.integers(0, 4000))

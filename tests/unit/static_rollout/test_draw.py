@@ -59,13 +59,15 @@ def test_top_k_keeps_all_tokens_that_are_as_likely_as_the_last_of_them() -> None
     assert set(many(Sampling(top_k=2), 200).tolist()) == {1, 2, 5}
 
 
-def test_log_probabilities_are_of_the_drawn_from_distribution_and_beside_them_of_the_model() -> None:
+def test_log_probabilities_are_of_the_drawn_from_distribution_and_beside_them_of_the_model_and_uncut() -> None:
     options = [Sampling(temperature=0.5, top_k=3), Sampling(temperature=0.0, top_k=1)]
     drawn = draw(LOGITS.expand(2, -1), options, [row_uniforms(3, "a"), row_uniforms(3, "b")])
     model = LOGITS.log_softmax(-1)
     first, second = drawn.tokens_B.tolist()
     assert float(drawn.logprobs_B[0]) == pytest.approx(np.log(expected(options[0])[first]), abs=1e-6)
     assert drawn.model_logprobs_B.tolist() == pytest.approx(model[[first, second]].tolist(), abs=1e-6)
+    uncut = [(LOGITS / 0.5).log_softmax(-1)[first], model[second]]
+    assert drawn.uncut_logprobs_B.tolist() == pytest.approx([float(value) for value in uncut], abs=1e-6)
     assert second == 1  # greedy
     assert float(drawn.logprobs_B[1]) == pytest.approx(float(model[1]), abs=1e-6)  # the model's own, unfiltered
 

@@ -44,7 +44,7 @@ def test_a_token_that_stops_does_so_whatever_is_ignored() -> None:
 def test_an_end_token_ends_the_response_and_is_its_last() -> None:
     response = written(Row("a", [1], 4, GREEDY), 5, 9)
     assert (response.token_ids, response.finish) == ([5, 9], FinishReason.STOP)
-    assert len(response.logprobs) == len(response.model_logprobs) == 2
+    assert len(response.logprobs) == len(response.model_logprobs) == len(response.uncut_logprobs) == 2
 
 
 def test_an_end_token_at_the_limit_is_a_stop() -> None:

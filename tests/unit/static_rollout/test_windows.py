@@ -26,7 +26,7 @@ class Ranks:
     async def execute(self, name: str, request: bytes) -> list[bytes]:
         rows = json.loads(request)
         self.batches.append([len(row["prompt"]) for row in rows])
-        return [json.dumps([asdict(Response([1], [0.0], [0.0], FinishReason.LENGTH)) for _ in rows]).encode()]
+        return [json.dumps([asdict(Response([1], [0.0], [0.0], [0.0], FinishReason.LENGTH)) for _ in rows]).encode()]
 
 
 class Words:
@@ -52,3 +52,18 @@ async def test_a_request_is_ranked_as_a_whole_and_cut_into_batches(ranking: bool
     running.cancel()
     assert len(answered) == 6
     assert ranks.batches == batches
+
+
+@pytest.mark.parametrize(("key", "lengths"), [("tokens", [3, 1]), ("words", [2, 1])])
+def test_prompts_are_measured_as_length_key_says(key: str, lengths: list[int]) -> None:
+
+    class Pairs(Words):
+        """Two tokens make a word."""
+
+        def decode(self, ids: list[int], **_: object) -> str:
+            return super().decode(ids[::2])
+
+    config = PolicyConfig(generator="megatron", batch_generation={"ranking": True, "length_key": key})
+    replica = Replica(StaticEngine(config, Ranks(), Pairs(), 100, 0), "m", 100)
+    prompts = [pb.Prompt(token_ids=np.asarray(ids, "<i4").tobytes()) for ids in ([7, 7, 7], [7])]
+    assert replica.measure(prompts) == lengths

@@ -82,11 +82,23 @@ def test_the_weight_of_the_divergence_goes_on_from_step_to_step_and_from_its_sta
     kl = first.metrics["sequence_kl"]
     step = 1 + np.clip(kl / 0.1 - 1, -0.2, 0.2) * 8 / 100
     assert objective.state() == {"kl_coef": 0.02}, "planning a step is not taking it"
-    objective.restore(first.state)
+    objective.advance(first.totals)
     assert objective.state()["kl_coef"] == pytest.approx(0.02 * step)
     again = objective_for(config)
     again.restore(objective.state())
     assert plan_of(again, batches).metrics["kl_coef"] == objective.state()["kl_coef"]
+
+
+def test_the_weight_is_adapted_to_all_samples_of_an_update_and_to_none_if_nothing_was_scored() -> None:
+    config, samples = PpoConfig(name="ppo", fix_kl_coef=False, target=0.3, horizon=100), samples_of()
+    whole, parts = objective_for(config), objective_for(config)
+    whole.advance(plan_of(whole, micro_batches(samples, 4)).totals)
+    totals = [plan_of(parts, micro_batches(samples.take(rows), 2)).totals for rows in ([0, 1], range(2, 8))]
+    parts.advance({name: totals[0][name] + totals[1][name] for name in totals[0]})
+    assert parts.state()["kl_coef"] == pytest.approx(whole.state()["kl_coef"], rel=1e-9) != 0.02
+    nothing = replace(samples, reward_status=np.zeros(len(samples), np.uint8))
+    parts.advance(plan_of(parts, micro_batches(nothing, 4)).totals)
+    assert parts.state()["kl_coef"] == pytest.approx(whole.state()["kl_coef"], rel=1e-9)
 
 
 def test_without_a_divergence_in_the_reward_no_reference_is_needed() -> None:
@@ -94,13 +106,21 @@ def test_without_a_divergence_in_the_reward_no_reference_is_needed() -> None:
     assert "reference_logprobs" in objective_for(PpoConfig(name="ppo")).columns
 
 
-@pytest.mark.parametrize(("temperature", "column"), [(1.0, "model"), (0.0, "model"), (0.7, "rollout")])
-def test_the_old_policy_is_the_raw_models_where_the_trainer_scores_at_temperature_1(temperature: float, column: str) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "uncut", "column"),
+    [(1.0, False, "model"), (0.0, False, "model"), (0.7, False, "rollout"), (0.7, True, "uncut"), (0.0, True, "uncut")],
+)
+def test_the_old_policy_is_what_the_trainer_scores_the_whole_distribution_at_the_samples_temperature(
+    temperature: float, uncut: bool, column: str
+) -> None:
     samples = samples_of()
     model = Ragged(samples.rollout_logprobs.values - 1, samples.rollout_logprobs.lengths)
     temperatures = np.full(len(samples), temperature, np.float32)
-    samples = replace(samples, model_logprobs=model, temperatures=temperatures)
+    whole = Ragged(samples.rollout_logprobs.values - 2, samples.rollout_logprobs.lengths)
+    samples = replace(
+        samples, model_logprobs=model, temperatures=temperatures, uncut_logprobs=whole if uncut else None
+    )
     (batch,) = micro_batches(samples, len(samples))
     part = objective_for(PpoConfig(name="ppo")).part(batch, "wrap", torch.device("cpu"))
-    expected = model if column == "model" else samples.rollout_logprobs
+    expected = {"model": model, "rollout": samples.rollout_logprobs, "uncut": whole}[column]
     np.testing.assert_array_equal(old_logprobs(part).numpy(), expected.values)

@@ -2,10 +2,6 @@
 
 import pytest
 
-from baton.config import ConfigError
-
-PAIRS = {"num_inference_per_prompt": 2}
-
 BROKEN = {
     "online DPO needs groups": (
         {"name": "online_dpo"}, 1, "runtime.num_inference_per_prompt: got 1; times models.policy.n must be at least 2",
@@ -57,18 +53,3 @@ def test_ppo_has_the_defaults_of_chatlearn(run_of):
     assert (ppo.gamma, ppo.lam, ppo.clip_ratio_low, ppo.clip_ratio_high, ppo.cliprange_value) == (1.0, 0.95, 0.2, 0.2, 0.1)
     assert (ppo.cliprange_reward, ppo.raw_reward_coeff, ppo.reward_bias) == (100.0, 1.0, 0.0)
     assert (ppo.ngram_coef, ppo.lm_coef, ppo.clipped_value_only, ppo.divide_by_length) == (1.0, 0.0, True, True)
-
-
-CUTS = [{"top_p": 0.9}, {"top_k": 40}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.1}]
-
-
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_cut_distribution_starts_at_temperature_1_where_samples_say_what_was_cut(run_of, cut):
-    def start(**policy):
-        run_of(models={"policy": policy}, runtime=PAIRS).require_startable()
-
-    start(**cut)
-    start(temperature=0.7, top_k=0)
-    (option,) = cut
-    with pytest.raises(ConfigError, match=f"models.policy.{option}: .* needs models.policy.temperature 1"):
-        start(temperature=0.7, **cut)

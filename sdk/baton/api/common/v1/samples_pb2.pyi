@@ -40,7 +40,7 @@ class Ragged(_message.Message):
     def __init__(self, values: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class SampleBatch(_message.Message):
-    __slots__ = ("size", "sample_ids", "group_ids", "episode_ids", "prompt_ids", "response_ids", "rollout_logprobs", "reference_logprobs", "loss_mask", "rewards", "reward_status", "group_reward_mean", "group_reward_std", "group_sizes", "finish_reasons", "policy_version_min", "policy_version_max", "weights_digests", "temperatures", "metadata", "model_logprobs", "span_versions", "span_tokens", "values", "token_rewards")
+    __slots__ = ("size", "sample_ids", "group_ids", "episode_ids", "prompt_ids", "response_ids", "rollout_logprobs", "reference_logprobs", "loss_mask", "rewards", "reward_status", "group_reward_mean", "group_reward_std", "group_sizes", "finish_reasons", "policy_version_min", "policy_version_max", "weights_digests", "temperatures", "metadata", "model_logprobs", "span_versions", "span_tokens", "values", "token_rewards", "uncut_logprobs")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
     GROUP_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class SampleBatch(_message.Message):
     SPAN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_REWARDS_FIELD_NUMBER: _ClassVar[int]
+    UNCUT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     size: int
     sample_ids: _containers.RepeatedScalarFieldContainer[str]
     group_ids: _containers.RepeatedScalarFieldContainer[str]
@@ -91,4 +92,5 @@ class SampleBatch(_message.Message):
     span_tokens: Ragged
     values: Ragged
     token_rewards: Ragged
-    def __init__(self, size: _Optional[int] = ..., sample_ids: _Optional[_Iterable[str]] = ..., group_ids: _Optional[_Iterable[str]] = ..., episode_ids: _Optional[bytes] = ..., prompt_ids: _Optional[_Union[Ragged, _Mapping]] = ..., response_ids: _Optional[_Union[Ragged, _Mapping]] = ..., rollout_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., reference_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., loss_mask: _Optional[_Union[Ragged, _Mapping]] = ..., rewards: _Optional[bytes] = ..., reward_status: _Optional[bytes] = ..., group_reward_mean: _Optional[bytes] = ..., group_reward_std: _Optional[bytes] = ..., group_sizes: _Optional[bytes] = ..., finish_reasons: _Optional[bytes] = ..., policy_version_min: _Optional[bytes] = ..., policy_version_max: _Optional[bytes] = ..., weights_digests: _Optional[_Iterable[str]] = ..., temperatures: _Optional[bytes] = ..., metadata: _Optional[_Iterable[str]] = ..., model_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., span_versions: _Optional[_Union[Ragged, _Mapping]] = ..., span_tokens: _Optional[_Union[Ragged, _Mapping]] = ..., values: _Optional[_Union[Ragged, _Mapping]] = ..., token_rewards: _Optional[_Union[Ragged, _Mapping]] = ...) -> None: ...
+    uncut_logprobs: Ragged
+    def __init__(self, size: _Optional[int] = ..., sample_ids: _Optional[_Iterable[str]] = ..., group_ids: _Optional[_Iterable[str]] = ..., episode_ids: _Optional[bytes] = ..., prompt_ids: _Optional[_Union[Ragged, _Mapping]] = ..., response_ids: _Optional[_Union[Ragged, _Mapping]] = ..., rollout_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., reference_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., loss_mask: _Optional[_Union[Ragged, _Mapping]] = ..., rewards: _Optional[bytes] = ..., reward_status: _Optional[bytes] = ..., group_reward_mean: _Optional[bytes] = ..., group_reward_std: _Optional[bytes] = ..., group_sizes: _Optional[bytes] = ..., finish_reasons: _Optional[bytes] = ..., policy_version_min: _Optional[bytes] = ..., policy_version_max: _Optional[bytes] = ..., weights_digests: _Optional[_Iterable[str]] = ..., temperatures: _Optional[bytes] = ..., metadata: _Optional[_Iterable[str]] = ..., model_logprobs: _Optional[_Union[Ragged, _Mapping]] = ..., span_versions: _Optional[_Union[Ragged, _Mapping]] = ..., span_tokens: _Optional[_Union[Ragged, _Mapping]] = ..., values: _Optional[_Union[Ragged, _Mapping]] = ..., token_rewards: _Optional[_Union[Ragged, _Mapping]] = ..., uncut_logprobs: _Optional[_Union[Ragged, _Mapping]] = ...) -> None: ...

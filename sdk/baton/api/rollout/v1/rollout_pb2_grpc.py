@@ -40,6 +40,11 @@ class RolloutServiceStub(object):
                 request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.MeasurePrompts = channel.unary_unary(
+                '/baton.api.rollout.v1.RolloutService/MeasurePrompts',
+                request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.MeasurePromptsRequest.SerializeToString,
+                response_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.MeasurePromptsResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/baton.api.rollout.v1.RolloutService/GetStatus',
                 request_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GetStatusRequest.SerializeToString,
@@ -64,6 +69,13 @@ class RolloutServiceServicer(object):
     def Generate(self, request, context):
         """Generate samples `n` responses for each prompt and streams every group when its last response is done.
         Not retried: of a lost call, the groups that were not answered are issued again, to another replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasurePrompts(self, request, context):
+        """MeasurePrompts tells how long prompts are, which is what they are ranked by. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +110,11 @@ def add_RolloutServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GenerateRequest.FromString,
                     response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GenerateResponse.SerializeToString,
+            ),
+            'MeasurePrompts': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasurePrompts,
+                    request_deserializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.MeasurePromptsRequest.FromString,
+                    response_serializer=baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.MeasurePromptsResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -143,6 +160,33 @@ class RolloutService(object):
             '/baton.api.rollout.v1.RolloutService/Generate',
             baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GenerateRequest.SerializeToString,
             baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasurePrompts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.api.rollout.v1.RolloutService/MeasurePrompts',
+            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.MeasurePromptsRequest.SerializeToString,
+            baton_dot_api_dot_rollout_dot_v1_dot_rollout__pb2.MeasurePromptsResponse.FromString,
             options,
             channel_credentials,
             insecure,
