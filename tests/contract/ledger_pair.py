@@ -49,7 +49,7 @@ class Pair:
         self.crash, self.link, self.loses = crash, link, False
         self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(ack_on_step), store, kinds
         self._clients = [
-            [blocking(kind, address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)]
+            [blocking(kind, address, timeout_s=60) for kind in (BufferClient, LedgerClient, RelayClient)]
             for address in (link.target, link.address)
         ]
 
@@ -78,7 +78,8 @@ class Pair:
         for _ in range(self.link.lost - lost):
             expected()
         self.loses = False
-        assert answer == expected(), (call, arguments)
+        wanted = expected()
+        assert answer == wanted, (arguments, options, answer, wanted)
 
     def open(self, at: int, odd: int = 0) -> None:
         """`odd`: a fixed episode is declared with so many samples more than it will get."""
