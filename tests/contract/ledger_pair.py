@@ -2,9 +2,11 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from baton.clients import BufferClient, LedgerClient, RelayClient, blocking
 from baton.errors import BatonError
 from baton.samples import Samples
 
-LOST_ANSWERS = 60
-"""In all, at most: a client asks again after a fifth of a second."""
+LOST_OF_A_KIND, LOST_ANSWERS = 8, 150
+"""Answers of each kind of call, and of all, in a test: a client asks again after a fifth of a second."""
 
 
 def samples_of(at: int, group: int) -> Samples:
@@ -43,10 +45,12 @@ class Pair:
     """`kinds` says of each episode whether it is fixed, dynamic or relayed; `ack_on_step` is as the service has it."""
 
     def __init__(
-        self, link: LossyLink, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool, crash: Callable[[str], None]
+        self, link: LossyLink, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool, crash: Callable[[str], None],
+        calls: Counter,
     ) -> None:  # fmt: skip
-        """`link` leads to the service; `crash` kills the buffer or the store, and starts it again."""
-        self.crash, self.link, self.loses = crash, link, False
+        """`link` leads to the service; `crash` kills the buffer or the store, and starts it again; `calls` counts the calls
+        of all pairs by kind."""
+        self.crash, self.link, self.calls, self.loses = crash, link, calls, False
         self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(ack_on_step), store, kinds
         self._clients = [
             [blocking(kind, address, timeout_s=60) for kind in (BufferClient, LedgerClient, RelayClient)]
@@ -68,11 +72,13 @@ class Pair:
         """For the next call."""
         return self._clients[self.loses][2]
 
-    def same(self, expected: Callable[[], Any], call: Callable, *arguments: Any, **options: Any) -> None:
-        """A call whose answer is lost is carried out, and then sent again by the client: so the model is asked twice."""
+    def same(self, expected: partial, call: str | Callable, *arguments: Any, **options: Any) -> None:
+        """`call` is a method of a client. One whose answer is lost is carried out, and then sent again by the client: so the
+        model is asked twice."""
+        self._lose_some(expected.func.__name__)
         lost = self.link.lost
         try:
-            answer = call(self.run_id, *arguments, **options)
+            answer = (attrgetter(call)(self) if isinstance(call, str) else call)(self.run_id, *arguments, **options)
         except BatonError as error:
             answer = type(error)
         for _ in range(self.link.lost - lost):
@@ -81,12 +87,18 @@ class Pair:
         wanted = expected()
         assert answer == wanted, (arguments, options, answer, wanted)
 
+    def _lose_some(self, kind: str) -> None:
+        """Every fifth answer of each kind of call, until there were enough."""
+        self.calls[kind] += 1
+        if self.calls[kind] % 5 == 0 and self.calls[kind] <= 5 * LOST_OF_A_KIND and not self.loses:
+            self.lose_next_answer(0, 0, None)
+
     def open(self, at: int, odd: int = 0) -> None:
         """`odd`: a fixed episode is declared with so many samples more than it will get."""
         expected, relayed = GROUP * GROUPS + odd if self.kinds[at] == "fixed" else None, self.kinds[at] == "relayed"
         sizes = {"global_batch_size": BATCH, "micro_batch_size": MICRO, "relayed": relayed}
         answer = partial(self.model.open, at, expected or 0, relayed)
-        self.same(answer, self.buffer.open_episode, at, expected_samples=expected, **sizes)
+        self.same(answer, "buffer.open_episode", at, expected_samples=expected, **sizes)
 
     def issue(self, at: int, group: int, producer: str) -> None:
         """Asks for the last group as well."""
@@ -103,16 +115,16 @@ class Pair:
 
     def report(self, at: int, group: int, producer: str, failure: str) -> None:
         answer = partial(self.model.fail if failure else self.model.generated, at, group, producer)
-        self.same(answer, self.ledger.report_groups, at, [f"g{group}"], producer=producer, failure=failure)
+        self.same(answer, "ledger.report_groups", at, [f"g{group}"], producer=producer, failure=failure)
 
     def put(self, at: int, group: int, request: str = "") -> None:
         """Its request is called as the group is, unless another name is given."""
         name, samples = request or f"g{group}", samples_of(at, group)
         answer = partial(self.model.put_group, at, group, samples.sample_ids, name)
-        self.same(answer, self.buffer.put, at, samples, request_id=name)
+        self.same(answer, "buffer.put", at, samples, request_id=name)
 
     def close(self, at: int) -> None:
-        self.same(partial(self.model.close, at), self.buffer.close_episode, at)
+        self.same(partial(self.model.close, at), "buffer.close_episode", at)
 
     def select(self, at: int, *, others: bool = True, every: int = 1, gone: bool = False, made: int = 0) -> None:
         """Of the episode's samples and the other relayed ones' every so manyth, new ones, and one that does not exist."""
@@ -123,7 +135,7 @@ class Pair:
         references += [(-1, place) for place in range(made)]
         chosen, new = np.asarray(references, np.int64).reshape(-1, 2), made_for(at, made) if made else None
         answer = partial(self.model.select, at, references, new.sample_ids if new else [])
-        self.same(answer, self.relay.select, at, chosen, new)
+        self.same(answer, "relay.select", at, chosen, new)
 
     def lease(self, at: int, step: int, lessee: str) -> None:
         def batches(run_id: str) -> list:
@@ -145,7 +157,7 @@ class Pair:
     def release(self, at: int, step: int, age: int = 0) -> None:
         attempt = self._attempt(at, step, age)
         answer = partial(self.model.release, at, step, attempt)
-        self.same(answer, self.buffer.release_lease, at, f"p0-s{step}-a{attempt}", reason="no room")
+        self.same(answer, "buffer.release_lease", at, f"p0-s{step}-a{attempt}", reason="no room")
 
     def renew(self, at: int, step: int, lessee: str, age: int = 0) -> None:
         attempt = self._attempt(at, step, age)
@@ -162,25 +174,25 @@ class Pair:
         """By a new optimizer step, or again by the newest one that there is."""
         attempt, global_step = self._attempt(at, step, age), max(0, len(self.model.global_steps) - again)
         answer = partial(self.model.ack, at, step, attempt, global_step)
-        self.same(answer, self.buffer.ack, at, f"p0-s{step}-a{attempt}", global_step=global_step)
+        self.same(answer, "buffer.ack", at, f"p0-s{step}-a{attempt}", global_step=global_step)
 
     def confirm(self, behind: int) -> None:
         """A checkpoint holds all optimizer steps but the last so many."""
         newest = max(self.model.global_steps, default=-1) - behind
         if newest >= 0:
-            self.same(partial(self.model.confirm, newest), self.ledger.confirm_trained, newest)
+            self.same(partial(self.model.confirm, newest), "ledger.confirm_trained", newest)
 
     def rewind(self, behind: int) -> None:
         """The trainer loads a checkpoint that lacks the last so many optimizer steps, but none that is acknowledged."""
         back = max(max(self.model.global_steps, default=-1) - behind, self.model.newest_acked())
         if back >= 0:
-            self.same(partial(self.model.rewind, back), self.ledger.rewind_trained, back)
+            self.same(partial(self.model.rewind, back), "ledger.rewind_trained", back)
 
     def end(self, at: int) -> None:
-        self.same(partial(self.model.end, at), self.buffer.delete_episode, at)
+        self.same(partial(self.model.end, at), "buffer.delete_episode", at)
 
     def count(self, at: int) -> None:
-        self.same(partial(self.model.counts, at), self.buffer.get_episode, at)
+        self.same(partial(self.model.counts, at), "buffer.get_episode", at)
 
     def lose_next_answer(self, at: int, number: int, victim: str | None) -> None:
         """Of the next call, which is carried out; the victim dies then."""
