@@ -97,6 +97,22 @@ def test_and_where_there_is_no_flash_kernel() -> None:
     assert_equal(with_gradients(output, inputs), masked(segments, inputs))
 
 
+@pytest.mark.parametrize("together", [0, 20])
+def test_sequences_that_share_a_call_on_a_cpu_are_as_if_alone(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = (3, 40, 16, 17, 1, 20, 33, 21, 16)
+    row = [(length, (0,)) for length in lengths]
+    monkeypatch.setattr(kernels_on_cpu, "TOGETHER", together)
+    kernels_on_cpu._calls.cache_clear()
+    calls = kernels_on_cpu._calls(lengths, lengths, True)
+    kernels_on_cpu._calls.cache_clear()
+    assert len(calls) == (len(lengths) if together == 0 else 5)  # 1 to 16; 17 and 20; 21, 33 and 40 alone
+    monkeypatch.setattr(kernels_on_cpu, "_calls", lambda *_: calls)
+    segments = segments_of(row)
+    inputs = leaves(segments)
+    output = varlen_attention(*inputs[:3], Parts.of(segments, CPU), None)
+    assert_equal(with_gradients(output, inputs), masked(segments, inputs))
+
+
 @pytest.mark.parametrize("short", [1, 1024], ids=["in bfloat16", "in float32"])
 def test_a_bfloat16_model_gets_bfloat16_whatever_its_kernel_computes_in(
     short: int, monkeypatch: pytest.MonkeyPatch
