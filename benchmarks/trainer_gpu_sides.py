@@ -43,6 +43,7 @@ def start_engine(directory: Path, **options: Any) -> Any:
     from services.trainer.megatron.engine import Engine
 
     config = TrainableConfig(dtype="bfloat16", lr=1e-6, use_distributed_optimizer=True, **options)
+    start_engine.config = config
     return Engine(config, start_engine.layout, directory, total_steps=100)
 
 
@@ -84,8 +85,25 @@ def case(results: Json, engine: Any, samples: Any, cuts: list[range], shape: Jso
     if DEVICE == "cuda":
         largest = max(len(batch.tokens_T) for batch in packed)
         between_updates = torch.cuda.memory_allocated()  # weights, gradients, the optimizer's state
-        answer["kib_per_token"] = rounded((answer["peak_gib"] * 2**30 - between_updates) / largest / 1024)
+        passing = answer["peak_gib"] * 2**30 - between_updates
+        answer["kib_per_token"] = rounded(passing / largest / 1024)
+        answer["estimate"] = estimated(engine, largest, between_updates, passing)
     return answer
+
+
+def estimated(engine: Any, tokens: int, lasting: float, passing: float) -> Json:
+    """What the trainer's preflight says of a micro-batch of so many tokens, in GiB, and its ratio to what was measured: of
+    what is there between updates, and of what comes on top while one is computed."""
+    from services.trainer.megatron.fusion import can_fuse
+    from services.trainer.megatron.memory import memory_of
+
+    memory = memory_of(
+        engine.shape, start_engine.config, engine.layout, engine.head, tokens=tokens, fused=DEVICE == "cuda" and can_fuse()
+    )
+    return {
+        "lasting_gib": rounded(memory.lasting / 2**30), "lasting_over_measured": rounded(memory.lasting / lasting),
+        "passing_gib": rounded(memory.passing / 2**30), "passing_over_measured": rounded(memory.passing / passing),
+    }  # fmt: skip
 
 
 def plain(results: Json, shape: Json, directory: Path, arguments: Json) -> None:
@@ -107,14 +125,20 @@ def plain(results: Json, shape: Json, directory: Path, arguments: Json) -> None:
 
 
 def recomputed(results: Json, shape: Json, directory: Path, arguments: Json) -> None:
-    """Every length with full recompute, all of an update's tokens in one micro-batch."""
+    """Every length with full recompute, all of an update's tokens in one micro-batch; and selective, in usual ones."""
+
+    def keep(name: str, samples: Any, cuts: list[range]) -> None:
+        attempt(results, name, lambda: case(results, engine, samples, cuts, shape))
+        Path(arguments["result"]).write_text(json.dumps(results, indent=1))
+
     engine = start_engine(directory, recompute_granularity="full")
     for length in arguments["lengths"]:
         samples, _ = workload(shape, arguments, length)
-        attempt(results, f"recompute, length {length}", lambda samples=samples: case(
-            results, engine, samples, [range(len(samples))], shape
-        ))  # fmt: skip
-        Path(arguments["result"]).write_text(json.dumps(results, indent=1))
+        keep(f"recompute, length {length}", samples, [range(len(samples))])
+    engine = None
+    engine = start_engine(directory, recompute_granularity="selective")
+    goal = arguments["lengths"][len(arguments["lengths"]) // 2]
+    keep(f"selective recompute, length {goal}", *workload(shape, arguments, goal))
 
 
 def cuts_of(samples: Any, tokens: int, *, group: int, share: bool) -> list[range]:

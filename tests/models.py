@@ -7,9 +7,10 @@ VOCABULARY = 512
 
 def make_model(
     directory: Path, family: str = "qwen3", *, tied: bool = True, layers: int = 4, positions: int = 256,
-    labels: int = 0, vocabulary: int = VOCABULARY, seed: int = 0,
+    labels: int = 0, vocabulary: int = VOCABULARY, seed: int = 0, **sizes: int,
 ) -> Path:  # fmt: skip
-    """Writes a random decoder whose heads and layers divide by two; with `labels`, a classifier. Takes about a second."""
+    """Writes a random decoder whose heads and layers divide by two; with `labels`, a classifier. Takes about a second.
+    `sizes` are of its config.json."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -17,7 +18,7 @@ def make_model(
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 32, "vocab_size": vocabulary, "max_position_embeddings": positions,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": tied,
-    }  # fmt: skip
+    } | sizes  # fmt: skip
     if labels:
         sizes["num_labels"] = labels
     torch.manual_seed(seed)

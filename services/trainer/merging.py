@@ -12,6 +12,9 @@ from baton.clients.buffer import MicroBatch
 from baton.samples import Samples
 from services.trainer.packing import groups_of
 
+SCORE_TOKENS = 4096
+"""Samples are scored in rows of about this many tokens; a longer one has a row of its own."""
+
 
 def fed_tokens(samples: Samples, *, share_prefix: bool) -> int:
     """Tokens that a forward pass over the samples takes; see `pack`."""

@@ -9,9 +9,11 @@ from baton.config.trainable import TrainableConfig
 from baton.errors import InvalidRequestError
 from services.common.model_store import resolve_model
 from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.heads import Head, check_head
 from services.trainer.megatron.hosted import HostedModel
 from services.trainer.megatron.parallel import Layout
+from services.trainer.preflight import PlannedModel, require_memory
 from services.trainer.vocabulary import check_vocabulary
 
 ROLES_WITH: Mapping[Head, tuple[str, ...]] = {
@@ -35,7 +37,8 @@ class Models:
         self.group, self.layout = group, layout
         self._known = tuple(run.models.roles())
         self.by_role: dict[str, HostedModel] = {}
-        for role in group.roles:
+        directories, planned = {}, {}
+        for role, config in group.roles.items():
             if role == "value" and "ppo_value" in group.roles:
                 continue  # it is ppo_value's model as it is now
             directory, head = resolve_model(run.model_name(role)), head_of(role, run)
@@ -43,7 +46,10 @@ class Models:
                 check_vocabulary(role, directory, resolve_model(run.model_name("policy")))
             if head != "logprobs":
                 check_head(directory, role, required=role == "reward")
-            self.by_role[role] = _load(run, group, role, layout, directory, head)
+            directories[role], planned[role] = directory, PlannedModel(config, ModelShape.read(directory), head)
+        require_memory(run, layout, planned)
+        for role, directory in directories.items():
+            self.by_role[role] = _load(run, group, role, layout, directory, planned[role].head)
         if "value" in group.roles and "value" not in self.by_role:
             self.by_role["value"] = self.by_role["ppo_value"]
 

@@ -15,13 +15,11 @@ from baton.samples import Samples
 from services.trainer.checks import SCORED, check_fits, require
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.parallel import Layout
-from services.trainer.merging import cuts
+from services.trainer.merging import SCORE_TOKENS, cuts
 from services.trainer.models import Models
 from services.trainer.packing import PackedBatch, pack
 from services.trainer.ranks import Handler
 
-SCORE_TOKENS = 4096
-"""Samples are scored in rows of about this many tokens; a longer one has a row of its own."""
 _RANK_BYTES = 4
 
 

@@ -1,7 +1,10 @@
-"""`torchrun megatron_side.py DIRECTORY TP`: scores the samples with the trainer's engine on every model in DIRECTORY."""
+"""`torchrun megatron_side.py DIRECTORY TP`: scores the samples with the trainer's engine on every model in DIRECTORY; with
+several ranks once more, with sequence parallelism."""
 
+import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +16,29 @@ from services.trainer.megatron.parallel import Layout
 from services.trainer.packing import pack
 
 
-def score(layout: Layout, directory: Path) -> dict[str, np.ndarray]:
+def gradients(engine: Any) -> dict[str, np.ndarray]:
+    """By "gradient of NAME", with Hugging Face's names: every whole tensor's accumulated gradient, on every rank."""
+    from megatron.core import parallel_state
+
+    from services.trainer.megatron.names import NameMap
+
+    policy, group, found = engine.policy, parallel_state.get_tensor_model_parallel_group(), {}
+    for rule, parameter in NameMap(policy.shape).rules(policy.named_parameters(), policy.first_layer):
+        shards = [torch.empty_like(parameter.main_grad) for _ in range(group.size())]
+        dist.all_gather(shards, parameter.main_grad.contiguous(), group=group)
+        whole = zip(rule.hf_names, rule.merge(shards), strict=True)
+        found |= {f"gradient of {name}": gradient.numpy() for name, gradient in whole}
+    return found
+
+
+def score(layout: Layout, directory: Path, **options: Any) -> dict[str, np.ndarray]:
     """As `transformers_side.score`, in two packed rows with shared prompts; `apart` without sharing them."""
     from services.trainer.megatron.engine import Engine
     from services.trainer.megatron.model import TokenScores
 
-    config = TrainableConfig(dtype="float32", clip_grad=0.0, tensor_model_parallel_size=layout.tensor_size)
+    config = TrainableConfig(
+        dtype="float32", clip_grad=0.0, tensor_model_parallel_size=layout.tensor_size, **options
+    )
     engine = Engine(config, layout, directory, total_steps=1)
     batch = samples()
     tokens = int(batch.response_ids.lengths.sum())
@@ -30,9 +50,9 @@ def score(layout: Layout, directory: Path) -> dict[str, np.ndarray]:
         return -scores.logprobs_N.sum() / tokens, detached
 
     scores = engine.forward_backward([pack(half) for half in halves], loss)
-    norm = engine.step().grad_norm
+    norm = engine.finish()
     columns = {"logprobs": [half.logprobs_N for half in scores], "entropies": [half.entropies_N for half in scores]}
-    return {name: torch.cat(parts).numpy() for name, parts in columns.items()} | {
+    return gradients(engine) | {name: torch.cat(parts).numpy() for name, parts in columns.items()} | {
         "apart": apart.numpy(),
         "grad_norm": np.array(norm),
     }
@@ -40,10 +60,11 @@ def score(layout: Layout, directory: Path) -> dict[str, np.ndarray]:
 
 def main(directory: Path, tensor: int) -> None:
     layout = Layout.start(tensor=tensor, pipeline=1, device="cpu", timeout_s=60, seed=0)
-    for name in MODELS:
-        scores = score(layout, directory / name)
+    kinds = {f"tp{tensor}": {}} | ({f"tp{tensor}-sequence": {"sequence_parallel": True}} if tensor > 1 else {})
+    for name, (kind, options) in itertools.product(MODELS, kinds.items()):
+        scores = score(layout, directory / name, **options)
         if layout.world_rank == 0:
-            np.savez(directory / f"{name}-tp{tensor}.npz", **scores)
+            np.savez(directory / f"{name}-{kind}.npz", **scores)
     dist.destroy_process_group()
 
 

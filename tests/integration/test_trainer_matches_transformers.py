@@ -1,5 +1,7 @@
-"""The trainer computes what transformers computes, for every supported kind of model, on one rank and on two."""
+"""The trainer computes what transformers computes, for every supported kind of model: on one rank, on two, and on two that
+divide the sequence, too."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -23,24 +25,20 @@ def run(*command: str) -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models, and transformers' scores of them."""
+    """The models, transformers' scores of them, and the trainer's, by one rank and by two."""
     directory = tmp_path_factory.mktemp("models")
     run(sys.executable, transformers_side.__file__, str(directory))
+    for tensor in ("1", "2"):
+        options = ["--nproc-per-node", tensor, "--master-port", str(free_port())]
+        run(*TORCHRUN, *options, megatron_side.__file__, str(directory), tensor)
     return directory
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["tp1", "tp2"])
-def tensor(request: pytest.FixtureRequest, directory: Path) -> int:
-    """How many ranks the trainer's scores in `directory` are from."""
-    options = ["--nproc-per-node", str(request.param), "--master-port", str(free_port())]
-    run(*TORCHRUN, *options, megatron_side.__file__, str(directory), str(request.param))
-    return request.param
-
-
-@pytest.fixture(params=MODELS)
-def scores(request: pytest.FixtureRequest, directory: Path, tensor: int) -> tuple[dict, dict]:
+@pytest.fixture(params=itertools.product(MODELS, ["tp1", "tp2", "tp2-sequence"]), ids="-".join)
+def scores(request: pytest.FixtureRequest, directory: Path) -> tuple[dict, dict]:
     """(transformers', the trainer's) numbers of one model."""
-    files = (f"{request.param}-transformers.npz", f"{request.param}-tp{tensor}.npz")
+    name, kind = request.param
+    files = (f"{name}-transformers.npz", f"{name}-{kind}.npz")
     theirs, ours = (dict(np.load(directory / file)) for file in files)
     return theirs, ours
 
@@ -51,6 +49,16 @@ def test_log_probabilities_entropies_and_gradient_norm_agree(scores: tuple[dict,
     np.testing.assert_allclose(ours["logprobs"], theirs["logprobs"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(ours["entropies"], theirs["entropies"], atol=1e-4, rtol=0)
     assert float(ours["grad_norm"]) == pytest.approx(float(theirs["grad_norm"]), rel=1e-3)
+
+
+def test_the_gradient_of_every_tensor_agrees(scores: tuple[dict, dict]) -> None:
+    """Its error is compared with the tensor's own gradient, which may be a thousandth of another's."""
+    theirs, ours = scores
+    tensors = {name for name in theirs if name.startswith("gradient of ")}
+    assert {name for name in ours if name.startswith("gradient of ")} == tensors and len(tensors) > 15
+    for name in tensors:
+        error = np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])
+        assert error < 1e-3, name
 
 
 def test_sharing_prompts_changes_no_log_probability(scores: tuple[dict, dict]) -> None:

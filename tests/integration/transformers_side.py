@@ -24,7 +24,8 @@ def make(directory: Path, family: str, changes: dict) -> torch.nn.Module:
 
 
 def score(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Log-probabilities and entropies per response token, each sample by itself, and the norm of their mean's gradient."""
+    """Log-probabilities and entropies per response token, each sample by itself, and the gradient of their mean: its norm,
+    and by "gradient of NAME" each tensor's."""
     batch = samples()
     logprobs, entropies = [], []
     for prompt, response, temperature in zip(
@@ -38,7 +39,8 @@ def score(model: torch.nn.Module) -> dict[str, np.ndarray]:
     together = torch.cat(logprobs)
     (-together.mean()).backward()
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
-    return {
+    gradients = {f"gradient of {name}": parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    return gradients | {
         "logprobs": together.detach().numpy(),
         "entropies": torch.cat(entropies).detach().numpy(),
         "grad_norm": norm.numpy(),

@@ -43,6 +43,10 @@ class RuntimeConfig(Section):
     """If not 0, a forward-backward takes as many consecutive samples as have at most so many tokens in all,
     instead of `train_micro_batch_size` of them. A prompt that is shared counts once. A GPU wants 8192 or more."""
 
+    memory_preflight: Literal["refuse", "warn"] = "refuse"
+    """What a trainer does at its start if the largest micro-batch that the run may have is estimated not to fit into the
+    memory that is free: every sample of `models.policy.seq_length` tokens."""
+
     tail: Literal["wrap", "mask"] = "wrap"
     """How an episode's last step is filled: `wrap` trains samples from the episode's start again, `mask`
     gives those repeats zero loss weight."""

@@ -10,7 +10,7 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
 from baton.errors import InvalidRequestError, NotFoundError
 from services.trainer import whole_directory
-from services.trainer.megatron.adam_steps import give_each_parameter_its_count
+from services.trainer.megatron.adam_steps import begin_where_nothing_is, give_each_parameter_its_count, with_count
 from services.trainer.megatron.checkpoint_writer import write_without_forking
 from services.trainer.megatron.engine import Engine
 
@@ -27,9 +27,10 @@ def _state(engines: Mapping[str, Engine], *, loading: bool) -> dict:
     """What is sharded, by role; the names of the first role's tensors are plain, the others' begin with their role."""
     state = {}
     for role, engine in engines.items():
+        begin_where_nothing_is(engine.optimizer)
         weights = engine.policy.sharded_state_dict()
         optimizer = engine.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_RESHARDABLE)
-        state[role] = {"model": weights, "optimizer": optimizer}
+        state[role] = {"model": weights, "optimizer": with_count(optimizer)}
         if len(state) > 1:
             add_prefix_for_sharding(state[role], f"{role}.")
     return state
