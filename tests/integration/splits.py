@@ -38,7 +38,7 @@ CASES: dict[tuple[int, int, int], dict[str, Case]] = {
     (2, 2, 1): {"tp2 pp2": {}},
     (2, 1, 2): {"tp2 dp2": {}},
 }
-"""By (TP, PP, DP); each layout is one torchrun group."""
+"""By (TP, PP, DP); layouts of as many ranks share a torchrun group."""
 
 
 def batch_of(step: int) -> Samples:

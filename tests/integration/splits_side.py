@@ -1,10 +1,12 @@
-"""`torchrun splits_side.py MODEL OUT TP PP CASES`: five GRPO steps for each case, from the same weights on the same batches.
+"""`torchrun splits_side.py MODEL OUT LAYOUTS`: five GRPO steps for each case, from the same weights on the same batches.
 
-CASES is JSON: name -> a case as `splits.py` describes it. Writes OUT/NAME.json (loss and gradient norm by step) and a
+LAYOUTS is JSON: [TP, PP, a free port, cases by name as `splits.py` describes them] for one layout after the other of as many
+ranks. Writes OUT/NAME.json (loss and gradient norm by step) and a
 directory OUT/NAME of the weights after the last step.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,14 +64,20 @@ def train(layout: Layout, model: Path, out: Path, case: dict[str, Any]) -> list[
     return steps
 
 
-def main(model: Path, out: Path, tensor: int, pipeline: int, cases: dict[str, Any]) -> None:
-    layout = Layout.start(tensor=tensor, pipeline=pipeline, device="cpu", timeout_s=60, seed=0)
-    for name, case in cases.items():
-        steps = train(layout, model, out / name, case)
-        if layout.world_rank == 0:
-            (out / f"{name}.json").write_text(json.dumps(steps))
-    dist.destroy_process_group()
+def main(model: Path, out: Path, layouts: list[tuple[int, int, int, dict[str, Any]]]) -> None:
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each layout's ranks meet anew, at a port of their own
+    for tensor, pipeline, port, cases in layouts:
+        os.environ["MASTER_PORT"] = str(port)
+        layout = Layout.start(tensor=tensor, pipeline=pipeline, device="cpu", timeout_s=60, seed=0)
+        for name, case in cases.items():
+            steps = train(layout, model, out / name, case)
+            if layout.world_rank == 0:
+                (out / f"{name}.json").write_text(json.dumps(steps))
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

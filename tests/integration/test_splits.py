@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Steps and weights of every case."""
     directory = tmp_path_factory.mktemp("splits")
     model = make_model(directory / "model", "qwen3")
+    by_ranks = defaultdict(list)
     for (tensor, pipeline, data), cases in CASES.items():
+        by_ranks[tensor * pipeline * data].append([tensor, pipeline, free_port(), cases])
+    for ranks, layouts in by_ranks.items():
         command = [
             sys.executable, "-m", "torch.distributed.run", "--master-addr", "127.0.0.1", "--master-port", str(free_port()),
-            "--nproc-per-node", str(tensor * pipeline * data), splits_side.__file__, str(model), str(directory),
-            str(tensor), str(pipeline), json.dumps(cases),
+            "--nproc-per-node", str(ranks), splits_side.__file__, str(model), str(directory), json.dumps(layouts),
         ]  # fmt: skip
         paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the tests' own modules, too
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=paths)
