@@ -16,7 +16,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from baton.config.base import Section
-from baton.config.inert import INERT_OPTIONS
+from baton.config.inert import INERT_OPTIONS, OF_POLICY_ALONE
 from baton.config.models import ModelsConfig
 from baton.config.roles import RoleConfig
 from baton.config.run import RunConfig
@@ -149,6 +149,7 @@ def page() -> str:
                 parts += describe(name, section, f"`{name}` with `{tag(section)}`" if len(sections) > 1 else "")
     parts += ["## Accepted without effect\n", "| option | why it does nothing |", "| --- | --- |"]
     parts += [f"| `{path}` | {reason} |" for path, reason in INERT_OPTIONS.items()]
+    parts += [f"| `models.*.{name}`, but for `policy` | {reason} |" for name, reason in OF_POLICY_ALONE.items()]
     return "\n".join(parts) + "\n"
 
 

@@ -40,7 +40,8 @@ class ServiceClient:
     RETRIED: tuple[str, ...] = ()
 
     def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
-        """`address` is host:port; `timeout_s` is the deadline of calls that are given none of their own."""
+        """`address` is host:port, or a socket of this machine (unix:path, unix-abstract:name); `timeout_s` is the deadline
+        of calls that are given none of their own."""
         self.address = address
         self.timeout_s = timeout_s
         methods = [{"service": self.SERVICE, "method": name} for name in self.RETRIED]

@@ -45,7 +45,8 @@ class Group:
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def with_rewards(self, values: Sequence[float | None], statuses: Sequence[RewardStatus] | None = None) -> Self:
-        """The group with one reward per response; None abstains. `statuses` [G] tells other reasons for a missing value.
+        """The group with one reward per response. None abstains, and what is no finite number is an error, unless the
+        response had no reward before: that keeps its reason. `statuses` [G] tells the reasons instead.
 
         Raises ValueError if there is not one value for each response.
         """
@@ -53,9 +54,19 @@ class Group:
             raise ValueError(f"group {self.prompt.group_id} has {len(self.samples)} responses but got {len(values)} rewards")
         rewards = np.asarray([np.nan if value is None else value for value in values], np.float32)
         if statuses is None:
-            statuses = [RewardStatus.VALUE if finite else RewardStatus.ABSTAIN for finite in np.isfinite(rewards)]
+            statuses = self._statuses(values)
         scored = replace(self.samples, rewards=rewards, reward_status=np.asarray(statuses, np.uint8))
         return replace(self, samples=scored)
+
+    def _statuses(self, values: Sequence[float | None]) -> list[RewardStatus]:
+        before = self.samples.reward_status
+        before = [RewardStatus.UNSPECIFIED] * len(values) if before is None else [RewardStatus(status) for status in before]
+        given = (RewardStatus.UNSPECIFIED, RewardStatus.VALUE)
+        missing = [RewardStatus.ERROR if status in given else status for status in before]
+        return [
+            RewardStatus.ABSTAIN if value is None else RewardStatus.VALUE if np.isfinite(value) else reason
+            for value, reason in zip(values, missing, strict=True)
+        ]
 
 
 class FlowContext(Protocol):

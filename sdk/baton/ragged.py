@@ -34,9 +34,8 @@ class Ragged:
     def take(self, indices: np.ndarray | slice) -> Self:
         """The column of the chosen rows, in that order; a view for a slice."""
         if isinstance(indices, slice):
-            lengths = self.lengths[indices]
-            start = int(self.lengths[: indices.start].sum(dtype=np.int64))
-            return type(self)(self.values[start : start + int(lengths.sum(dtype=np.int64))], lengths)
+            lengths, start = self.lengths[indices], int(np.add.reduce(self.lengths[: indices.start], dtype=np.int64))
+            return type(self)(self.values[start : start + int(np.add.reduce(lengths, dtype=np.int64))], lengths)
         rows = self.rows()
         chosen = [rows[i] for i in indices]
         return type(self)(np.concatenate(chosen) if chosen else self.values[:0], self.lengths[indices])

@@ -145,11 +145,7 @@ class Samples:
         parts = cls.alike(parts)
         columns: dict[str, Any] = {"sample_ids": [i for part in parts for i in part.sample_ids]}
         for name, kind, _ in _COLUMNS:
-            values = [getattr(part, name) for part in parts]
-            present = [value for value in values if value is not None]
-            if len(present) not in (0, len(values)):
-                raise ValueError(f"samples.{name} is present in some parts only; make it in all of them or in none")
-            if not present:
+            if not (present := _present(name, parts)):
                 continue
             if kind == "ragged":
                 values, lengths = ([getattr(r, part) for r in present] for part in ("values", "lengths"))
@@ -159,13 +155,6 @@ class Samples:
             else:
                 columns[name] = np.concatenate(present)
         return cls(**columns)
-
-    def without_elements(self) -> Self:
-        """All but the elements of arrays; their lengths stay."""
-        arrays = {name: getattr(self, name) for name in RAGGED_COLUMNS}
-        return replace(
-            self, **{name: column and replace(column, values=column.values[:0]) for name, column in arrays.items()}
-        )
 
     def token_counts(self) -> np.ndarray:
         """Prompt + response tokens of each sample: [size]."""
@@ -195,22 +184,30 @@ class Samples:
                 sizes += dtype.itemsize
         return sizes
 
-    def to_proto(self, *, with_elements: bool = True) -> pb.SampleBatch:
-        """The wire form; the caller splits first: see `split`. Without elements, arrays have their lengths alone."""
-        message = pb.SampleBatch(size=len(self), sample_ids=self.sample_ids)
+    def to_proto(self) -> pb.SampleBatch:
+        """The wire form; the caller splits first: see `split`."""
+        message = self.light_proto([self])
+        for name, dtype in RAGGED_COLUMNS.items():
+            if (column := getattr(self, name)) is not None:
+                getattr(message, name).values = np.ascontiguousarray(column.values, dtype).tobytes()
+        return message
+
+    @classmethod
+    def light_proto(cls, parts: Sequence[Self]) -> pb.SampleBatch:
+        """The wire form of all samples of all parts; of arrays it has the lengths alone. Raises ValueError as `concat`."""
+        message = pb.SampleBatch(size=sum(map(len, parts)))
+        for part in parts:
+            message.sample_ids.extend(part.sample_ids)
         for name, kind, dtype in _COLUMNS:
-            column = getattr(self, name)
-            if column is None:
+            if not (present := _present(name, parts)):
                 continue
             if kind == "ragged":
-                ragged = getattr(message, name)
-                if with_elements:
-                    ragged.values = np.ascontiguousarray(column.values, dtype).tobytes()
-                ragged.lengths = column.lengths.astype("<u4").tobytes()
+                getattr(message, name).lengths = b"".join([column.lengths.astype("<u4").tobytes() for column in present])
             elif kind == "text":
-                getattr(message, name).extend(column)
+                for column in present:
+                    getattr(message, name).extend(column)
             else:
-                setattr(message, name, np.ascontiguousarray(column, dtype).tobytes())
+                setattr(message, name, b"".join([column.astype(dtype, copy=False).tobytes() for column in present]))
         return message
 
     @classmethod
@@ -228,7 +225,7 @@ class Samples:
                 if not (len(raw.lengths) or len(elements)):
                     continue
                 column = Ragged(_read(name, elements, dtype), _read(f"{name}.lengths", raw.lengths, np.dtype("<u4")))
-                rows, total = len(column.lengths), int(column.lengths.sum())
+                rows, total = len(column.lengths), int(np.add.reduce(column.lengths, dtype=np.int64))
                 if total != len(column.values):
                     raise InvalidRequestError(f"samples.{name} announces {total} elements but holds {len(column.values)}")
             else:
@@ -252,6 +249,14 @@ class Samples:
 def fits(wire_bytes: int) -> bool:
     """Whether one message holds samples of so many bytes."""
     return wire_bytes <= MESSAGE_BYTES - _FRAMING_BYTES
+
+
+def _present(name: str, parts: Sequence[Samples]) -> list[Any]:
+    """The column of each part; none if no part has it. Raises ValueError if some have it."""
+    found = [column for part in parts if (column := getattr(part, name)) is not None]
+    if len(found) not in (0, len(parts)):
+        raise ValueError(f"samples.{name} is present in some parts only; make it in all of them or in none")
+    return found
 
 
 def _rows(column: list[str], index: np.ndarray | slice) -> list[str]:

@@ -51,14 +51,13 @@ def encode(*parts: Samples) -> tuple[list[Buffer], bytes]:
     Raises ValueError as `Samples.concat`.
     """
     parts = Samples.alike(parts)
-    light = Samples.concat([part.without_elements() for part in parts]) if len(parts) > 1 else parts[0]
     elements: list[Buffer] = []
     for number, name in _RAGGED.items():
         columns = [column for part in parts if (column := getattr(part, name)) is not None and len(column.values)]
         if columns:
             values = [np.ascontiguousarray(column.values, RAGGED_COLUMNS[name]).view(np.uint8).data for column in columns]
             elements += delimited(number, delimited(_VALUES, values))
-    return elements, light.to_proto(with_elements=False).SerializeToString()
+    return elements, Samples.light_proto(parts).SerializeToString()
 
 
 def size(parts: Sequence[Buffer]) -> int:

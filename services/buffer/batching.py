@@ -78,8 +78,9 @@ def first_uses(step_index: int, global_batch_size: int, samples: int) -> int:
     return max(0, min(global_batch_size, samples - step_index * global_batch_size))
 
 
+@lru_cache(maxsize=64)
 def plan(share: Share, episode_id: int, total: int | None, global_batch_size: int, unit: int = 1) -> Plan | None:
-    """The share's samples, or None while they depend on a total that is not known (None).
+    """The share's samples, or None while they depend on a total that is not known (None); not to be changed.
 
     Without a total, the first pass is planned as if it never ended: right for every position that turns out to exist.
     `global_batch_size` must be a multiple of micro-batch size * `share.ranks`, `total` not zero; both multiples of `unit`,

@@ -36,7 +36,10 @@ def service_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one option of the run file"
     )
-    parser.add_argument("--listen", default="127.0.0.1:0", help="host:port of the gRPC server; port 0 takes a free one")
+    parser.add_argument(
+        "--listen", default="127.0.0.1:0",
+        help="host:port of the gRPC server, where port 0 takes a free one; or unix-abstract:name, for this machine alone"
+    )
     parser.add_argument("--ready-file", type=Path, help="written once the service answers: {address, pid}")
     return parser
 
@@ -69,7 +72,7 @@ class Server:
     """A grpc.aio server with health, reflection, error mapping, and a drain on SIGTERM or SIGINT."""
 
     def __init__(self, services: Sequence[str], listen: str) -> None:
-        """`services` are full names of gRPC services; `listen` is host:port. Raises SystemExit if the port is taken."""
+        """`services` are full names of gRPC services; `listen` as --listen. Raises SystemExit if it is taken."""
         self.services = services
         self.stopping = asyncio.Event()
         self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
@@ -78,12 +81,14 @@ class Server:
             bound = self.grpc.add_insecure_port(listen)
         except RuntimeError:
             bound = 0
+        is_socket = host.startswith("unix")
         if bound == 0:
+            why = "it is taken" if is_socket else f"port {port} is taken, or {host} is not an address of this machine"
             raise SystemExit(
-                f"cannot listen on {listen}: port {port} is taken, or {host} is not an address of this machine. "
+                f"cannot listen on {listen}: {why}. "
                 "End what uses it, or set another port in the run file's services section (0 takes a free one)."
             )
-        self.address = f"{host}:{bound}"
+        self.address = listen if is_socket else f"{host}:{bound}"
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)

@@ -27,6 +27,7 @@ from baton.weights import Publication
 from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, until_ready
+from services.coordinator.error_budget import ErrorBudget
 from services.coordinator.evaluation import Evaluation
 from services.coordinator.events import EventLog
 from services.coordinator.fleet import Fleet
@@ -64,10 +65,12 @@ class Driver:
         self._engine = engine
         self._services = services
         self._store = StateStore(services.ledger, state.run_id)
-        self._intake = Intake(config, services, state.run_id, self.clock)
+        self._budget = ErrorBudget(config.rewards.max_error_rate)
+        self._intake = Intake(config, services, state.run_id, self.clock, self._budget)
         self._steps = Steps(config, services, self.publishing, state, self.clock, report)
         self._relay = Relay(config, engine, services.relay, state.run_id)
-        self._rewards = RewardPool(reward_functions(config, engine), config.rewards, deadline_s=config.deadlines.reward_s)
+        functions, reward_s = reward_functions(config, engine), config.deadlines.reward_s
+        self._rewards = RewardPool(functions, config.rewards, self._budget, deadline_s=reward_s)
         self._rollouts = Rollouts(
             self.fleet,
             batch_size=config.prompts_per_request,
@@ -76,10 +79,11 @@ class Driver:
             max_attempts=config.store.max_attempts,
             ranking=config.models.policy.batch_generation.ranking,
         )
-        self._scorers = Scorers(config, services)
+        self._scorers = Scorers(config, services, self._budget)
         self._answers = GivenAnswers(config, services)
         self._evaluation = Evaluation(
-            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts, self._intake.issues
+            config, services, state, self.clock, report, self._scorers, self._rewards, self._rollouts, self._intake.issues,
+            self._budget,
         )
         self._prompts: Prompts
 
@@ -183,7 +187,8 @@ class Driver:
         await self._intake.put_all(episode, self._scorers.complete(named_apart(groups)), tally, arrivals)
 
     def _flow(self, episode: int, prompts: list[PromptItem]) -> AsyncIterator[Group]:
-        self._rewards.begin_episode(len(prompts) * self._config.group_size)
+        sources = len(self._rewards.functions) + self._scorers.has_reward
+        self._budget.begin(len(prompts) * self._config.group_size, sources)
         context = EpisodeContext(
             episode, self.state.digests, self._rollouts, self._intake.issues, self._rewards,
             self._scorers, self.clock,

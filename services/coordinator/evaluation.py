@@ -20,6 +20,7 @@ from baton.flow import Group, PromptItem
 from baton.samples import FinishReason, Ragged, RewardStatus, Samples
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
+from services.coordinator.error_budget import ErrorBudget
 from services.coordinator.flows import rewarded
 from services.coordinator.given_answers import GivenAnswers
 from services.coordinator.issues import Issues
@@ -42,6 +43,7 @@ class Evaluation:
     def __init__(
         self, config: RunConfig, services: Connections, state: RunState, clock: PhaseClock, report: RunReport,
         scorers: Scorers, rewards: RewardPool, rollouts: Rollouts, issues: Issues,
+        budget: ErrorBudget,
     ) -> None:  # fmt: skip
         self._interval = config.runtime.eval_episode_interval
         self._services = services
@@ -50,7 +52,7 @@ class Evaluation:
         self._report = report
         self._measure = (
             HeldOutAnswers(config, services, scorers) if config.is_offline
-            else HeldOutPrompts(config, state, scorers, rewards, rollouts, issues)
+            else HeldOutPrompts(config, state, scorers, rewards, rollouts, issues, budget)
         )  # fmt: skip
 
     async def if_due(self, finished_episodes: int, prompts: Sequence[PromptItem]) -> dict[str, float]:
@@ -69,8 +71,9 @@ class HeldOutPrompts:
     """Answers to held-out prompts, one each, and their rewards."""
 
     def __init__(
-        self, config: RunConfig, state: RunState, scorers: Scorers, rewards: RewardPool, rollouts: Rollouts, issues: Issues
-    ) -> None:
+        self, config: RunConfig, state: RunState, scorers: Scorers, rewards: RewardPool, rollouts: Rollouts, issues: Issues,
+        budget: ErrorBudget,
+    ) -> None:  # fmt: skip
         policy, twin = config.models.policy, config.models.policy.for_evaluation()
         options = {name: getattr(twin, name) for name in EVALUATION_TWINS}
         differing = {name: value for name, value in options.items() if value != getattr(policy, name)}
@@ -80,10 +83,11 @@ class HeldOutPrompts:
         self._rewards = rewards
         self._rollouts = rollouts
         self._issues = issues
+        self._budget = budget
 
     async def __call__(self, finished_episodes: int, prompts: Sequence[PromptItem]) -> dict[str, float]:
         """Reward in all and by function, and length."""
-        self._rewards.begin_episode(len(prompts))
+        self._budget.begin(len(prompts), len(self._rewards.functions) + self._scorers.has_reward)
         answers = self._rollouts.generate(
             prompts, self._sampling, episode_id=finished_episodes, published=self._state.digests, lost=self._issues.lost
         )

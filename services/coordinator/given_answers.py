@@ -14,7 +14,7 @@ from baton.config import RunConfig
 from baton.config.needs import Paired
 from baton.config.task import ReasoningGymPrompts
 from baton.config.trainable import MAIN_GROUP
-from baton.errors import ConfigError
+from baton.errors import ConfigError, InvalidRequestError
 from baton.flow import Group, PromptItem
 from baton.samples import FinishReason, RewardStatus, Samples
 from services.coordinator.connections import Connections
@@ -51,9 +51,10 @@ class GivenAnswers:
         self._keys = answer_keys(config)
         self._services = services
         self._timeout_s = config.deadlines.score_s
+        self._limit = config.models.policy.seq_length
 
     async def groups(self, prompts: Sequence[PromptItem], episode_id: int) -> AsyncIterator[Group]:
-        """One group of answers for each prompt, in order."""
+        """One group of answers for each prompt, in order. Raises InvalidRequestError for one that is too long."""
         for start in range(0, len(prompts), PROMPTS_PER_CALL):
             some = prompts[start : start + PROMPTS_PER_CALL]
             records = [
@@ -63,9 +64,19 @@ class GivenAnswers:
             ]
             with self._services.at_trainer("deadlines.score_s"):
                 samples = await self._services.scoring[MAIN_GROUP].tokenize(records, timeout_s=self._timeout_s)
+            self._require_short(samples)
             for place, item in enumerate(some):
                 first = place * len(self._keys)
                 yield self._group(item, samples.take(slice(first, first + len(self._keys))), episode_id)
+
+    def _require_short(self, samples: Samples) -> None:
+        tokens = samples.token_counts()
+        if (tokens > self._limit).any():
+            at = int((tokens > self._limit).argmax())
+            raise InvalidRequestError(
+                f"prompt and answer {samples.sample_ids[at]} have {tokens[at]} tokens, more than models.policy.seq_length "
+                f"({self._limit}); leave that answer out of the data, or raise it as far as the model's context allows"
+            )
 
     def _group(self, item: PromptItem, samples: Samples, episode_id: int) -> Group:
         size = len(samples)

@@ -9,6 +9,7 @@ from baton.flow import Group
 from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
+from services.coordinator.error_budget import ErrorBudget
 from services.coordinator.flows import wrong_total
 from services.coordinator.groups import with_group_statistics
 from services.coordinator.issues import Issues
@@ -18,7 +19,10 @@ from services.coordinator.report import EpisodeTally
 class Intake:
     """What one run puts into the buffer."""
 
-    def __init__(self, config: RunConfig, services: Connections, run_id: str, clock: PhaseClock) -> None:
+    def __init__(
+        self, config: RunConfig, services: Connections, run_id: str, clock: PhaseClock, budget: ErrorBudget
+    ) -> None:  # fmt: skip
+        self._budget = budget
         self._runtime = config.runtime
         self._unit = config.samples_per_unit
         self._services = services
@@ -64,6 +68,7 @@ class Intake:
 
     async def _put(self, episode: int, group: Group, tally: EpisodeTally) -> None:
         group = replace(group, samples=with_group_statistics(group.samples))
+        self._budget.count_group(group)
         tally.add_group(group)
         if self.expected is not None and tally.samples > self.expected:
             raise wrong_total(episode, f"more than {self.expected}", self.expected)

@@ -19,11 +19,12 @@ from pebble import ProcessExpired, ProcessPool
 from baton.config import RunConfig
 from baton.config.task import RewardFunctionConfig, RewardsConfig
 from baton.engine import Engine
-from baton.errors import ConfigError, DeadlineError, RunFailedError, ServiceFaultError
+from baton.errors import ConfigError, DeadlineError, ServiceFaultError
 from baton.flow import Group
 from baton.samples import RewardStatus
 from services.coordinator import reward_worker
 from services.coordinator.builtin_rewards import BUILTINS
+from services.coordinator.error_budget import ErrorBudget
 from services.coordinator.reward_worker import Outcome
 
 WORST_FIRST = (RewardStatus.ERROR, RewardStatus.TIMEOUT, RewardStatus.ABSTAIN)
@@ -36,16 +37,17 @@ JOIN_S = 5.0
 class RewardPool:
     """The run's reward workers. Call `start` first and `close` last; `score` may run many times at once."""
 
-    def __init__(self, functions: Sequence[RewardFunctionConfig], config: RewardsConfig, *, deadline_s: float) -> None:
+    def __init__(
+        self, functions: Sequence[RewardFunctionConfig], config: RewardsConfig, budget: ErrorBudget, *, deadline_s: float
+    ) -> None:
         """`deadline_s`: how long the workers may be silent while calls wait."""
         self.functions = functions
         self.names = _names(functions)
-        self._max_error_rate = config.max_error_rate
         self._workers = config.workers
         self._deadline_s = deadline_s
         self._pool: ProcessPool | None = None
         self._last_answer = 0.0
-        self._budget = ErrorBudget(config.max_error_rate, planned_calls=0)
+        self.budget = budget
 
     async def start(self, timeout_s: float) -> None:
         """Starts the workers and has one import every function. Raises ConfigError for one that cannot be imported."""
@@ -68,10 +70,6 @@ class RewardPool:
         if errors:
             listing = "\n".join(f"reward {target} cannot be imported: {cause}" for target, cause in errors.items())
             raise ConfigError(f"{listing}\ncorrect rewards.functions, or start from the folder that holds the module")
-
-    def begin_episode(self, planned_samples: int) -> None:
-        """Counts errors anew, against an episode that will have so many samples."""
-        self._budget = ErrorBudget(self._max_error_rate, planned_samples * len(self.functions))
 
     async def score(self, group: Group) -> Group:
         """The group with a reward and a status for each response. Raises RunFailedError when too many calls failed."""
@@ -106,7 +104,7 @@ class RewardPool:
             raise ServiceFaultError(
                 f"the reward workers ended by themselves ({error}); was one killed for its memory? Start the run again"
             ) from error
-        self._budget.count(self.names[index], outcome)
+        self.budget.count(_failure(self.names[index], outcome))
         return outcome
 
     async def _progress(self, future: asyncio.Future[Outcome]) -> None:
@@ -133,32 +131,12 @@ def _outcome(future: asyncio.Future[Outcome], timeout_s: float) -> Outcome:
         return RewardStatus.ERROR, math.nan, f"ended its worker process (exit code {error.exitcode})"
 
 
-class ErrorBudget:
-    """Counts an episode's calls, and ends the run once too many of them failed."""
-
-    def __init__(self, max_error_rate: float, planned_calls: int) -> None:
-        self._max_error_rate = max_error_rate
-        self._planned_calls = planned_calls
-        self._calls = 0
-        self._failed = 0
-        self._first = ""
-
-    def count(self, name: str, outcome: Outcome) -> None:
-        """Takes one call's outcome. Raises RunFailedError, which names the first cause, when the budget is exceeded."""
-        status, _, cause = outcome
-        self._calls += 1
-        if status not in (RewardStatus.ERROR, RewardStatus.TIMEOUT):
-            return
-        self._failed += 1
-        how = "timed out" if status == RewardStatus.TIMEOUT else "failed"
-        self._first = self._first or f"reward function {name} {how}: {cause}"
-        total = max(self._calls, self._planned_calls)
-        if self._failed > self._max_error_rate * total:
-            raise RunFailedError(
-                f"{self._first}\n{self._failed} of the episode's {total} reward calls failed, more than "
-                f"rewards.max_error_rate ({self._max_error_rate:g}) allows; correct the function, let it return None where "
-                "it cannot judge, or raise rewards.max_error_rate"
-            )
+def _failure(name: str, outcome: Outcome) -> str:
+    """Why a call gave no value; empty if it gave one, or abstained."""
+    status, _, cause = outcome
+    if status not in (RewardStatus.ERROR, RewardStatus.TIMEOUT):
+        return ""
+    return f"reward function {name} {'timed out' if status == RewardStatus.TIMEOUT else 'failed'}: {cause}"
 
 
 def reward_functions(config: RunConfig, engine: Engine) -> list[RewardFunctionConfig]:

@@ -14,10 +14,11 @@ import numpy as np
 from baton.clients import ScoringClient
 from baton.config import RunConfig
 from baton.config.trainable import MAIN_GROUP
-from baton.errors import ConfigError
+from baton.errors import ConfigError, RunFailedError
 from baton.flow import Group
 from baton.samples import Ragged, RewardStatus, Samples
 from services.coordinator.connections import Connections, blame
+from services.coordinator.error_budget import ErrorBudget
 from services.coordinator.streams import map_in_order
 
 Column = TypeVar("Column", Ragged, np.ndarray)
@@ -29,8 +30,9 @@ MODEL_SCORE = "reward_model"
 class Scorers:
     """What the roles of one run say of samples. Errors name the trainer group and its address."""
 
-    def __init__(self, config: RunConfig, services: Connections) -> None:
+    def __init__(self, config: RunConfig, services: Connections, budget: ErrorBudget) -> None:
         models = config.models
+        self._budget = budget
         self._services = services
         self._timeout_s = config.deadlines.score_s
         self._model_weight = config.rewards.model_weight
@@ -64,9 +66,11 @@ class Scorers:
 
     async def with_model_reward(self, group: Group) -> Group:
         """Adds the reward model's weighted score to the group's rewards, or makes it the reward. One that is not finite is
-        an error of its sample."""
+        an error of its sample; raises RunFailedError if too many are."""
         group = await self.model_scores(group)
         scores_G, size = group.scores[MODEL_SCORE], len(group.samples)
+        for score, sample_id in zip(scores_G, group.samples.sample_ids, strict=True):
+            self._budget.count("" if np.isfinite(score) else f"models.reward gave sample {sample_id} the score {score}")
         others_G, status_G = group.samples.rewards, group.samples.reward_status
         if others_G is None:
             others_G, status_G = np.zeros(size), np.full(size, RewardStatus.VALUE, np.uint8)
@@ -94,9 +98,24 @@ class Scorers:
 
         async def blamed(samples: Samples) -> Column:
             with blame(self._services.group_name(group), "deadlines.score_s"):
-                return await ask(samples)
+                column = await ask(samples)
+            if isinstance(column, Ragged):
+                _require_finite(column, samples, name or "ppo_value")
+            return column
 
         return Together(blamed)
+
+
+def _require_finite(column: Ragged, samples: Samples, role: str) -> None:
+    """Raises RunFailedError for a number that would make the step's whole gradient none."""
+    finite_N = np.isfinite(column.values)
+    if not finite_N.all():
+        at = int(finite_N.argmin())
+        sample_id = samples.sample_ids[int(np.searchsorted(column.offsets, at, side="right")) - 1]
+        raise RunFailedError(
+            f"models.{role} says {column.values[at]} of a token of sample {sample_id}, which no step could learn from; look "
+            f"at the model's weights, and whether models.{role}.dtype can hold what they make of that sample"
+        )
 
 
 def _asked(verb: "Together | None", role: str) -> "Together":

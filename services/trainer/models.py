@@ -43,7 +43,7 @@ class Models:
                 check_vocabulary(role, directory, resolve_model(run.model_name("policy")))
             if head != "logprobs":
                 check_head(directory, role, required=role == "reward")
-            self.by_role[role] = _load(run, role, layout, directory, head)
+            self.by_role[role] = _load(run, group, role, layout, directory, head)
         if "value" in group.roles and "value" not in self.by_role:
             self.by_role["value"] = self.by_role["ppo_value"]
 
@@ -85,8 +85,8 @@ class Models:
         return f"the run file has no models.{role}; the run's roles are {', '.join(self._known)}"
 
 
-def _load(run: RunConfig, role: str, layout: Layout, directory: Path, head: Head) -> HostedModel:
-    config, seed = run.models.roles()[role], run.runtime.seed
+def _load(run: RunConfig, group: TrainerGroup, role: str, layout: Layout, directory: Path, head: Head) -> HostedModel:
+    config, seed = group.roles[role], run.runtime.seed
     if isinstance(config, TrainableConfig):
         return Engine(config, layout, directory, run.optimizer_steps, role=role, head=head, seed=seed)
     return HostedModel(config, layout, directory, head=head, seed=seed)

@@ -1,4 +1,4 @@
-"""Packs samples into one row of tokens without padding; a prompt that consecutive samples share is computed once.
+"""Packs samples into one row of tokens, without padding by default; a prompt that several in a row share is computed once.
 
 Shape suffixes: T packed tokens, N response tokens (the ones with a log-probability), S samples.
 
@@ -7,7 +7,7 @@ the prompt and to itself, and its positions continue the prompt's, so that each 
 alone. A response's last token is fed only where it is wanted: nothing is predicted from it, but it ends what is scored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,15 +65,20 @@ def groups_of(samples: Samples, share_prefix: bool) -> list[list[int]]:
     return groups
 
 
-def pack(samples: Samples, *, share_prefix: bool = True, feed_last: bool = False) -> PackedBatch:
-    """Packs samples in their order; `feed_last` feeds the responses' last tokens too.
+def pack(
+    samples: Samples, *, share_prefix: bool = True, feed_last: bool = False, pad_samples: bool = False
+) -> PackedBatch:
+    """Packs samples in their order; `feed_last` feeds the responses' last tokens too. `pad_samples` parts them all, and
+    lengthens each to the longest with tokens that nothing looks at.
 
     Raises InvalidRequestError for an empty prompt: nothing predicts its first token.
     """
     prompts, responses = samples.prompt_ids.rows(), samples.response_ids.rows()
+    fed_S = [max(len(response) - (0 if feed_last else 1), 0) for response in responses]
+    longest = max((len(prompt) + fed for prompt, fed in zip(prompts, fed_S, strict=True)), default=0)
     tokens, positions, segments, rows, last_rows = [], [], [], [], []
     start = 0
-    for group in groups_of(samples, share_prefix):
+    for group in groups_of(samples, share_prefix and not pad_samples):
         prompt = prompts[group[0]]
         if len(prompt) == 0:
             raise InvalidRequestError(
@@ -83,14 +88,15 @@ def pack(samples: Samples, *, share_prefix: bool = True, feed_last: bool = False
         positions.append(np.arange(len(prompt)))
         branches, branch_start = [], start + len(prompt)
         for i in group:
-            fed = max(len(responses[i]) - (0 if feed_last else 1), 0)
-            tokens.append(responses[i][:fed])
-            positions.append(np.arange(len(prompt), len(prompt) + fed))
+            fed = fed_S[i]
+            more = longest - len(prompt) - fed if pad_samples else 0
+            tokens += [responses[i][:fed], np.zeros(more)]
+            positions.append(np.arange(len(prompt), len(prompt) + fed + more))
             first = start + len(prompt) - 1
             rows.append(np.concatenate([[first], np.arange(branch_start, branch_start + fed)])[: len(responses[i])])
             last_rows.append(branch_start + fed - 1 if fed else first)
-            branches.append(fed)
-            branch_start += fed
+            branches.append(fed + more)
+            branch_start += fed + more
         segments.append(Segment(start, len(prompt), tuple(branches)))
         start = branch_start
     lengths = samples.response_ids.lengths.astype(np.int64)
@@ -105,6 +111,20 @@ def pack(samples: Samples, *, share_prefix: bool = True, feed_last: bool = False
         sample_of_N=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)),
         last_rows_S=torch.tensor(last_rows, dtype=torch.int64),
         temperatures_N=torch.from_numpy(np.repeat(temperatures, lengths)),
+    )
+
+
+def padded(batch: PackedBatch, multiple: int) -> PackedBatch:
+    """The batch with so many more tokens, which nothing looks at, that their number is a multiple of `multiple`."""
+    start = len(batch.tokens_T)
+    more = -start % multiple
+    if not more:
+        return batch
+    return replace(
+        batch,
+        tokens_T=torch.cat([batch.tokens_T, batch.tokens_T.new_zeros(more)]),
+        positions_T=torch.cat([batch.positions_T, torch.arange(more, device=batch.positions_T.device)]),
+        segments=(*batch.segments, Segment(start, more, (0,))),
     )
 
 

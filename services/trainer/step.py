@@ -50,9 +50,8 @@ def prepare(objective: Objective, engine: Engine, batches: Sequence[MicroBatch],
     """Packs micro-batches for `engine`, and plans the losses. Collective."""
     layout = engine.layout
     parts = [objective.part(batch, tail, layout.device) for batch in batches]
-    rows = [
-        pack(batch.samples, share_prefix=engine.share_prefix, feed_last=engine.head == "scores") for batch in batches
-    ]
+    options = {"share_prefix": engine.share_prefix, "pad_samples": engine.pad_samples}
+    rows = [pack(batch.samples, feed_last=engine.head == "scores", **options) for batch in batches]
     plan = objective.plan(parts, DataParallel(layout.data_rank, layout.data_size, engine.sum_over_data_parallel))
     if layout.tensor_rank or layout.pipeline_rank:
         return Prepared(rows, plan, Counted(0, 0, 0))
@@ -83,7 +82,7 @@ def train_step(
     norms = {role: engine.finish() for role, engine in engines.items()}
     updates = {role: engine.apply(norms[role]) for role, engine in engines.items()}
     if not updates["ppo_policy"].skipped:
-        objective.restore(plan.state)
+        objective.advance(plan.totals)
     if sums and policy.layout.data_rank == 0:  # all ranks know these, and the ranks' sums are added up
         sums |= plan.metrics
     return StepReport(updates, sums, counted)

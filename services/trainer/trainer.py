@@ -3,11 +3,8 @@
 The commands run on all ranks at once; `combine_*` makes rank 0's answer out of all ranks' parts.
 """
 
-import asyncio
-import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +13,16 @@ import torch.distributed as dist
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.trainer.v1 import trainer_pb2 as pb
-from baton.clients import BufferClient
 from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
-from baton.errors import BatonError, InvalidRequestError, LeaseLostError, NotReadyError
+from baton.errors import InvalidRequestError, NotReadyError
 from services.common.weight_sync.digest import WeightsDigest
 from services.trainer import whole_directory
 from services.trainer.checks import check_digests, check_fits
+from services.trainer.leasing import Lease, Leasing
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
-from services.trainer.merging import merged
 from services.trainer.models import Models
 from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
@@ -48,6 +44,7 @@ class _Leased:
     """This rank's share of a step that may be taken."""
 
     key: StepKey
+    lease: Lease
     batches: list[MicroBatch]
     seconds: float
 
@@ -57,7 +54,7 @@ class _Taken:
     """The last step, kept so that a repeated request gets the same answer."""
 
     key: StepKey
-    lease_id: str
+    lease: Lease
     response: pb.TrainStepResponse
     acknowledged: bool = False
 
@@ -72,7 +69,7 @@ class Trainer:
         self.global_step = 0
         self._leased: _Leased | None = None
         self._taken: _Taken | None = None
-        self._lessee = f"trainer-{_shared_random(models.layout.device):016x}"
+        self._leasing = Leasing(run, models)
         policy_dtype = getattr(torch, run.models.policy.dtype)
         bucket_bytes = run.runtime.coalesced_buffer_mb << 20
         self._sender: WeightSender | None = None
@@ -99,17 +96,18 @@ class Trainer:
         if self._taken is None or self._taken.key != key:
             self._require_trained_together()
             started = time.perf_counter()
-            batches = asyncio.run(self._lease(request))
+            batches = self._leasing.lease(request)
+            lease = Lease(batches[0].lease_id)
             try:
                 for batch in batches:
                     self.objective.check(batch.samples)
                     for engine in self.models.trained.values():
                         check_fits(batch.samples, engine.shape)
                     check_digests(batch.samples, request.expected_digests)
-            except BatonError as error:
-                asyncio.run(self._release(request, batches[0].lease_id, str(error)))
+            except Exception as error:
+                self._leasing.release(request, lease, error)
                 raise
-            self._leased = _Leased(key, batches, time.perf_counter() - started)
+            self._leased = _Leased(key, lease, batches, time.perf_counter() - started)
         return b""
 
     def _require_trained_together(self) -> None:
@@ -126,15 +124,20 @@ class Trainer:
         """Takes the leased step, unless it was taken before; (rank 0) acknowledges the lease, until that has succeeded."""
         key = _key(request)
         if self._taken is None or self._taken.key != key:
-            self._taken = self._take(key)
+            leased, self._leased = self._leased, None
+            if leased is None or leased.key != key:
+                raise NotReadyError(f"step {key} is not leased here; lease it first")
+            try:
+                self._taken = self._take(leased)
+            except Exception as error:  # whatever it is: who tries again need not wait for the lease's end
+                self._leasing.release(request, leased.lease, error)
+                raise
         if self.models.layout.world_rank == 0 and not self._taken.acknowledged:
-            asyncio.run(self._acknowledge(request, self._taken))
+            self._leasing.acknowledge(request, self._taken.lease, self.global_step)
+            self._taken.acknowledged = True
         return self._taken.response
 
-    def _take(self, key: StepKey) -> "_Taken":
-        leased, self._leased = self._leased, None
-        if leased is None or leased.key != key:
-            raise NotReadyError(f"step {key} is not leased here; lease it first")
+    def _take(self, leased: _Leased) -> _Taken:
         started = time.perf_counter()
         report = train_step(self.objective, self.models.trained, leased.batches, tail=self._run.runtime.tail)
         self.global_step += 1
@@ -150,36 +153,7 @@ class Trainer:
             global_step=self.global_step, metrics=metrics, samples=counted.samples,
             response_tokens=counted.response_tokens, computed_tokens=counted.computed_tokens,
         )  # fmt: skip
-        return _Taken(key, leased.batches[0].lease_id, response)
-
-    async def _lease(self, request: pb.TrainStepRequest) -> list[MicroBatch]:
-        layout = self.models.layout
-        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
-            stream = buffer.lease(
-                request.run_id, request.episode_id, pass_index=request.pass_index, step_index=request.step_index,
-                data_parallel_rank=layout.data_rank, data_parallel_size=layout.data_size,
-                shuffle_seed=self._run.runtime.seed, wait_s=self._run.deadlines.generate_s, lessee=self._lessee,
-                micro_batch_tokens=self._run.runtime.train_micro_batch_tokens,
-            )  # fmt: skip
-            batches = [batch async for batch in stream]
-        tokens, policy = self._run.runtime.train_micro_batch_tokens, self.models.engine("ppo_policy")
-        return merged(batches, tokens, share_prefix=policy.share_prefix) if tokens else batches
-
-    async def _release(self, request: pb.TrainStepRequest, lease_id: str, reason: str) -> None:
-        """Gives the step back, so that the ledger knows why it was not trained; whatever comes of that."""
-        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
-            with suppress(BatonError):  # another rank was quicker, or the buffer is away
-                await buffer.release_lease(request.run_id, request.episode_id, lease_id, reason=reason)
-
-    async def _acknowledge(self, request: pb.TrainStepRequest, taken: _Taken) -> None:
-        where = request.run_id, request.episode_id
-        async with BufferClient(request.buffer_address, timeout_s=self._run.deadlines.buffer_s) as buffer:
-            try:
-                await buffer.ack(*where, taken.lease_id, global_step=self.global_step)
-            except LeaseLostError:  # a step may take longer than its lease; nobody else may have had it since
-                taken.lease_id, _ = await buffer.renew_lease(*where, taken.lease_id, lessee=self._lessee)
-                await buffer.ack(*where, taken.lease_id, global_step=self.global_step)
-        taken.acknowledged = True
+        return _Taken(leased.key, leased.lease, response)
 
     def _policy_sender(self) -> WeightSender:
         self.models.engine("ppo_policy")
@@ -240,13 +214,6 @@ def _export(engine: Engine, directory: Path) -> int:
         finish_export(engine.source, partial, next(engine.policy.parameters()).dtype, engine.policy.shape)
         whole_directory.finish(directory)
     return written
-
-
-def _shared_random(device: torch.device) -> int:
-    """The same random number on all ranks, another one at each start."""
-    number = torch.tensor([secrets.randbits(62)], device=device)
-    dist.broadcast(number, 0)
-    return int(number)
 
 
 def combine_steps(parts: Sequence[bytes]) -> pb.TrainStepResponse:

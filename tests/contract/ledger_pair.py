@@ -3,16 +3,21 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import redis
 from ledger_model import BATCH, MICRO
+from lossy_link import LossyLink
 from whole_ledger_model import GROUP, GROUPS, Model
 
 from baton.clients import BufferClient, LedgerClient, RelayClient, blocking
 from baton.errors import BatonError
 from baton.samples import Samples
+
+LOST_ANSWERS = 60
+"""In all, at most: a client asks again after a fifth of a second."""
 
 
 def samples_of(at: int, group: int) -> Samples:
@@ -37,27 +42,31 @@ class Pair:
     """`kinds` says of each episode whether it is fixed, dynamic or relayed; `ack_on_step` is as the service has it."""
 
     def __init__(
-        self, address: str, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool, crash: Callable[[str], None]
+        self, link: LossyLink, store: redis.Redis, kinds: Sequence[str], ack_on_step: bool, crash: Callable[[str], None]
     ) -> None:  # fmt: skip
-        """`crash` kills the buffer or the store, and starts it again."""
-        self.crash = crash
+        """`link` leads to the service; `crash` kills the buffer or the store, and starts it again."""
+        self.crash, self.link = crash, link
         self.run_id, self.model, self.store, self.kinds = uuid.uuid4().hex, Model(ack_on_step), store, kinds
         self.buffer, self.ledger, self.relay = (
-            blocking(kind, address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
+            blocking(kind, link.address, timeout_s=20) for kind in (BufferClient, LedgerClient, RelayClient)
         )
 
-    def same(self, expected: Any, call: Callable, *arguments: Any, **options: Any) -> None:
+    def same(self, expected: Callable[[], Any], call: Callable, *arguments: Any, **options: Any) -> None:
+        """A call whose answer is lost is carried out, and then sent again by the client: so the model is asked twice."""
+        lost = self.link.lost
         try:
             answer = call(self.run_id, *arguments, **options)
         except BatonError as error:
             answer = type(error)
-        assert answer == expected, (call, arguments)
+        for _ in range(self.link.lost - lost):
+            expected()
+        assert answer == expected(), (call, arguments)
 
     def open(self, at: int, odd: int = 0) -> None:
         """`odd`: a fixed episode is declared with so many samples more than it will get."""
         expected, relayed = GROUP * GROUPS + odd if self.kinds[at] == "fixed" else None, self.kinds[at] == "relayed"
         sizes = {"global_batch_size": BATCH, "micro_batch_size": MICRO, "relayed": relayed}
-        answer = self.model.open(at, expected or 0, relayed)
+        answer = partial(self.model.open, at, expected or 0, relayed)
         self.same(answer, self.buffer.open_episode, at, expected_samples=expected, **sizes)
 
     def issue(self, at: int, group: int, producer: str) -> None:
@@ -70,20 +79,21 @@ class Pair:
 
         groups = sorted({group, GROUPS - 1})
         names = [f"g{number}" for number in groups]
-        self.same(self.model.issue(at, groups, producer), sorted_out, at, names, producer=producer, timeout_s=600)
+        answer = partial(self.model.issue, at, groups, producer)
+        self.same(answer, sorted_out, at, names, producer=producer, timeout_s=600)
 
     def report(self, at: int, group: int, producer: str, failure: str) -> None:
-        if failure:
-            self.model.fail(at, group, producer)
-        self.same(None, self.ledger.report_groups, at, [f"g{group}"], producer=producer, failure=failure)
+        answer = partial(self.model.fail if failure else self.model.generated, at, group, producer)
+        self.same(answer, self.ledger.report_groups, at, [f"g{group}"], producer=producer, failure=failure)
 
     def put(self, at: int, group: int, request: str = "") -> None:
         """Its request is called as the group is, unless another name is given."""
         name, samples = request or f"g{group}", samples_of(at, group)
-        self.same(self.model.put_group(at, group, samples.sample_ids, name), self.buffer.put, at, samples, request_id=name)
+        answer = partial(self.model.put_group, at, group, samples.sample_ids, name)
+        self.same(answer, self.buffer.put, at, samples, request_id=name)
 
     def close(self, at: int) -> None:
-        self.same(self.model.close(at), self.buffer.close_episode, at)
+        self.same(partial(self.model.close, at), self.buffer.close_episode, at)
 
     def select(self, at: int, *, others: bool = True, every: int = 1, gone: bool = False, made: int = 0) -> None:
         """Of the episode's samples and the other relayed ones' every so manyth, new ones, and one that does not exist."""
@@ -93,7 +103,8 @@ class Pair:
         references += [(at, 99)] if gone else []
         references += [(-1, place) for place in range(made)]
         chosen, new = np.asarray(references, np.int64).reshape(-1, 2), made_for(at, made) if made else None
-        self.same(self.model.select(at, references, new.sample_ids if new else []), self.relay.select, at, chosen, new)
+        answer = partial(self.model.select, at, references, new.sample_ids if new else [])
+        self.same(answer, self.relay.select, at, chosen, new)
 
     def lease(self, at: int, step: int, lessee: str) -> None:
         def batches(run_id: str) -> list:
@@ -105,7 +116,7 @@ class Pair:
                 answer.append(type(error))
             return answer
 
-        self.same(self.model.lease(at, step, lessee), batches)
+        self.same(partial(self.model.lease, at, step, lessee), batches)
 
     def _attempt(self, at: int, step: int, age: int) -> int:
         """So many attempts ago."""
@@ -114,38 +125,48 @@ class Pair:
 
     def release(self, at: int, step: int, age: int = 0) -> None:
         attempt = self._attempt(at, step, age)
-        answer = self.model.release(at, step, attempt)
+        answer = partial(self.model.release, at, step, attempt)
         self.same(answer, self.buffer.release_lease, at, f"p0-s{step}-a{attempt}", reason="no room")
 
     def renew(self, at: int, step: int, lessee: str, age: int = 0) -> None:
         attempt = self._attempt(at, step, age)
-        answer = self.model.renew(at, step, attempt, lessee)
-        expected = (answer, 600.0) if isinstance(answer, str) else answer
-        self.same(expected, self.buffer.renew_lease, at, f"p0-s{step}-a{attempt}", lessee=lessee)
+
+        def renewed(*arguments: Any, **options: Any) -> str:
+            lease_id, holds_s = self.buffer.renew_lease(*arguments, **options)
+            assert holds_s == 600.0
+            return lease_id
+
+        answer = partial(self.model.renew, at, step, attempt, lessee)
+        self.same(answer, renewed, at, f"p0-s{step}-a{attempt}", lessee=lessee)
 
     def ack(self, at: int, step: int, age: int = 0, again: bool = False) -> None:
         """By a new optimizer step, or again by the newest one that there is."""
         attempt, global_step = self._attempt(at, step, age), max(0, len(self.model.global_steps) - again)
-        answer = self.model.ack(at, step, attempt, global_step)
+        answer = partial(self.model.ack, at, step, attempt, global_step)
         self.same(answer, self.buffer.ack, at, f"p0-s{step}-a{attempt}", global_step=global_step)
 
     def confirm(self, behind: int) -> None:
         """A checkpoint holds all optimizer steps but the last so many."""
         newest = max(self.model.global_steps, default=-1) - behind
         if newest >= 0:
-            self.same(self.model.confirm(newest), self.ledger.confirm_trained, newest)
+            self.same(partial(self.model.confirm, newest), self.ledger.confirm_trained, newest)
 
     def rewind(self, behind: int) -> None:
         """The trainer loads a checkpoint that lacks the last so many optimizer steps, but none that is acknowledged."""
         back = max(max(self.model.global_steps, default=-1) - behind, self.model.newest_acked())
         if back >= 0:
-            self.same(self.model.rewind(back), self.ledger.rewind_trained, back)
+            self.same(partial(self.model.rewind, back), self.ledger.rewind_trained, back)
 
     def end(self, at: int) -> None:
-        self.same(self.model.end(at), self.buffer.delete_episode, at)
+        self.same(partial(self.model.end, at), self.buffer.delete_episode, at)
 
     def count(self, at: int) -> None:
-        self.same(self.model.counts(at), self.buffer.get_episode, at)
+        self.same(partial(self.model.counts, at), self.buffer.get_episode, at)
+
+    def lose_next_answer(self, at: int, number: int, victim: str | None) -> None:
+        """Of the next call, which is carried out; the victim dies then."""
+        if self.link.lost < LOST_ANSWERS:
+            self.link.lose_next_answer(partial(self.crash, victim) if victim else lambda: None)
 
     def crash_between_calls(self, at: int, number: int, victim: str) -> None:
         """The model knows nothing of it."""
@@ -179,6 +200,7 @@ class Pair:
 
     def finish(self) -> None:
         """Compares all counts, and asks for the proof from the store."""
+        self.link.lose_nothing()
         for at in range(len(self.kinds)):
             self.count(at)
         audit = self.ledger.audit(self.run_id)

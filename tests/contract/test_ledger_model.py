@@ -1,10 +1,13 @@
 """Any interleaving of calls and crashes is answered as a model in plain Python says, and the store's proof holds at its end.
 
-A crash is `kill -9` and a new start: of the buffer, or of the store, which has nothing then but its append-only file.
+A crash is `kill -9` and a new start: of the buffer, or of the store, which has nothing then but its append-only file. It
+comes between two calls, or when a call is carried out and its answer is on the way, and lost. An answer can also get lost
+without a crash; the client asks again.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from ledger_model import ATTEMPTS
 from ledger_pair import Pair
+from lossy_link import LossyLink
 from whole_ledger_model import GROUPS
 
 from baton.config.services import StoreConfig
@@ -32,13 +36,14 @@ STEPS = st.sampled_from([0, 0, 0, 1, 1, 2])
 
 LEASE, RELEASE, RENEW, ACK, CRASH = Pair.lease, Pair.release, Pair.renew, Pair.ack, Pair.crash_between_calls
 EXPIRE, ISSUE = Pair.let_lease_expire, Pair.issue
+UNANSWERED = [(Pair.lose_next_answer, {"victim": victim}) for victim in (None, None, "buffer", "store")]
 STEP_DEEDS = st.sampled_from(
     [
         (LEASE, {"lessee": "one"}), (LEASE, {"lessee": "two"}), (Pair.take_over, {}), (Pair.take_over, {}),
         (EXPIRE, {}), (RELEASE, {}), (RELEASE, {"age": 1}),
         (RENEW, {"lessee": "one"}), (RENEW, {"lessee": "two"}), (RENEW, {"lessee": "one", "age": 1}),
         (ACK, {}), (ACK, {"age": 1}), (ACK, {"age": 1}), (ACK, {"again": True}), (ACK, {"again": True}),
-        (CRASH, {"victim": "buffer"}), (CRASH, {"victim": "store"}),
+        (CRASH, {"victim": "buffer"}), (CRASH, {"victim": "store"}), *UNANSWERED,
     ]
 )  # fmt: skip
 GROUP_DEEDS = st.sampled_from(
@@ -49,7 +54,7 @@ GROUP_DEEDS = st.sampled_from(
         (Pair.report, {"producer": "two", "failure": ""}), (Pair.report, {"producer": "two", "failure": "no reward"}),
         (Pair.let_issue_expire, {}), (Pair.let_issue_expire, {}), (Pair.let_issue_expire, {}),
         (Pair.put, {}), (Pair.put, {"request": "g0"}), (Pair.put, {"request": "other"}),
-        (CRASH, {"victim": "buffer"}), (CRASH, {"victim": "store"}),
+        (CRASH, {"victim": "buffer"}), (CRASH, {"victim": "store"}), *UNANSWERED,
     ]
 )  # fmt: skip
 
@@ -57,7 +62,7 @@ GROUP_DEEDS = st.sampled_from(
 class Runs(RuleBasedStateMachine):
     """Whole lists of deeds are drawn for one step or one group, so that they meet each other often."""
 
-    address: str
+    link: LossyLink
     ack_on: str
     store: redis.Redis
     processes: dict[str, Process]
@@ -67,7 +72,7 @@ class Runs(RuleBasedStateMachine):
     def begin(self, kinds, depth, others):
         """Episode 0, which most calls are about, is new, opened, begun or rolled out; of some others a step is trained."""
         self.crashed = Counter()
-        self.pair = Pair(self.address, self.store, kinds, self.ack_on == "step", self.crash)
+        self.pair = Pair(self.link, self.store, kinds, self.ack_on == "step", self.crash)
         for at in others:
             self.roll_out(at)
             self.pair.lease(at, 0, "one")
@@ -178,8 +183,8 @@ def own_buffer(
 
 
 def test_any_interleaving_of_calls_and_crashes_is_answered_as_the_model_says(own_buffer, own_store, capsys):
-    Runs.address, Runs.processes, Runs.crashes = own_buffer.address, {"buffer": own_buffer, "store": own_store}, Counter()
-    with redis.Redis.from_url(own_store.url) as Runs.store:
+    Runs.processes, Runs.crashes = {"buffer": own_buffer, "store": own_store}, Counter()
+    with redis.Redis.from_url(own_store.url) as Runs.store, closing(LossyLink(own_buffer.address)) as Runs.link:
         run_state_machine_as_test(
             Runs,
             settings=settings(
@@ -192,5 +197,6 @@ def test_any_interleaving_of_calls_and_crashes_is_answered_as_the_model_says(own
             ),
         )
     with capsys.disabled():
-        print(f"\n{Runs.ack_on}: kills that hit: {Runs.crashes['buffer']} buffer, {Runs.crashes['store']} store")
-    assert min(Runs.crashes["buffer"], Runs.crashes["store"]) > 0
+        kills = ", ".join(f"{Runs.crashes[victim]} {victim}" for victim in CRASHES)
+        print(f"\n{Runs.ack_on}: kills that hit: {kills}; {Runs.link.lost} answers lost")
+    assert min(Runs.crashes["buffer"], Runs.crashes["store"], Runs.link.lost) > 0

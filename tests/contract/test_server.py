@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceStub
+from baton.local.health import is_serving
 from processes import Process
 from services.common.server import Server, write_ready_file
 
@@ -145,6 +147,17 @@ async def test_a_taken_port_ends_the_start_with_the_port_and_the_fix() -> None:
             Server([kit_service.SERVICE], first.address)
     finally:
         await first.grpc.stop(None)
+
+
+async def test_a_socket_of_this_machine_is_an_address_too_and_is_taken_once() -> None:
+    listen = f"unix-abstract:baton-test-{uuid.uuid4().hex}"
+    first = Server([], listen)
+    assert first.address == listen
+    await first.grpc.start()
+    assert await is_serving(listen)
+    with pytest.raises(SystemExit, match=f"cannot listen on {listen}: it is taken"):
+        Server([], listen)
+    await first.grpc.stop(0)
 
 
 async def test_an_address_of_another_machine_ends_the_start_with_its_name() -> None:

@@ -100,6 +100,9 @@ class Model(Ledger):
         episode.issues[group] = Issue(attempt, producer)
         return "granted"
 
+    def generated(self, at: int, group: int, producer: str):
+        """What an issued group is then called changes no answer."""
+
     def fail(self, at: int, group: int, producer: str):
         issue = self.episodes[at].issues.get(group) if at in self.episodes else None
         if issue and issue.producer == producer:

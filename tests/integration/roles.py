@@ -15,6 +15,10 @@ from baton.clients import ScoringClient, TrainerClient
 from baton.samples import Ragged, Samples
 from processes import TrainerProcess
 
+_FLOAT32 = {role: {"dtype": "float32"} for role in ("ppo_policy", "ppo_value", "reward")}
+"""`reference` and `value` have the weights of these, and so their number format."""
+
+
 
 def write_roles_file(directory: Path, model: Path, algorithm: dict[str, Any], **roles: dict[str, Any]) -> Path:
     """A run of `model` with further roles; one optimizer step trains all samples."""
@@ -25,7 +29,7 @@ def write_roles_file(directory: Path, model: Path, algorithm: dict[str, Any], **
         },
         "models": {
             "policy": {"model": str(model), "dtype": "float32"},
-            **{role: {"dtype": "float32"} | options for role, options in roles.items()},
+            **{role: _FLOAT32.get(role, {}) | options for role, options in roles.items()},
         },
         "algorithm": algorithm,
         "deadlines": {"buffer_s": 10},

@@ -14,31 +14,56 @@ from baton.samples import Ragged, Samples
 
 SIZE, GROUP, STEPS = 16, 4, 5
 Case = dict[str, Any]
-CASES: dict[tuple[int, int, int], dict[str, Case]] = {
-    (1, 1, 1): {
-        "whole": {},
-        "micro-batches of 1": {"micro_batch": 1},
-        "micro-batches of 2": {"micro_batch": 2},
-        "one micro-batch": {"micro_batch": 16},
-        "merged by tokens": {"micro_batch": 2, "tokens": 60},
-        "prompts apart": {"options": {"share_prefix": False}},
-        "full recompute": {"options": {"recompute_granularity": "full"}},
-        "tail 12": {"distinct": 12},
-        "tail masked": {"distinct": 12, "wrapped": True, "tail": "mask"},
-        "tail wrapped": {"distinct": 12, "wrapped": True},
+MASKED = {"distinct": 12, "wrapped": True, "tail": "mask"}
+WRAPPED = {"distinct": 12, "wrapped": True}
+FULL = {"recompute_granularity": "full"}
+CASES: dict[int, dict[tuple[int, int], dict[str, Case]]] = {
+    1: {
+        (1, 1): {
+            "whole": {},
+            "micro-batches of 1": {"micro_batch": 1},
+            "micro-batches of 2": {"micro_batch": 2},
+            "one micro-batch": {"micro_batch": 16},
+            "merged by tokens": {"micro_batch": 2, "tokens": 60},
+            "prompts apart": {"options": {"share_prefix": False}},
+            "padded": {"options": {"pad_samples": True}},
+            "padded micro-batches of 8": {"micro_batch": 8, "options": {"pad_samples": True}},
+            "full recompute": {"options": FULL},
+            "full recompute of 3 layers": {"options": {**FULL, "recompute_num_layers": 3}},
+            "selective recompute": {"options": {"recompute_granularity": "selective"}},
+            "tail 12": {"distinct": 12},
+            "tail masked": MASKED,
+            "tail masked, padded": {**MASKED, "options": {"pad_samples": True}},
+            "tail wrapped": WRAPPED,
+        },
     },
-    (1, 1, 2): {
-        "dp2": {"micro_batch": 2},
-        "dp2 with a distributed optimizer": {"options": {"use_distributed_optimizer": True}},
-        "dp2, tail masked": {"distinct": 12, "wrapped": True, "tail": "mask"},
-        "dp2, tail wrapped": {"distinct": 12, "wrapped": True},
+    2: {
+        (1, 1): {
+            "dp2": {"micro_batch": 2},
+            "dp2 with a distributed optimizer": {"options": {"use_distributed_optimizer": True}},
+            "dp2, padded": {"options": {"pad_samples": True}},
+            "dp2, tail masked": MASKED,
+            "dp2, tail wrapped": WRAPPED,
+        },
+        (2, 1): {
+            "tp2": {"micro_batch": 2},
+            "tp2 with recompute": {"options": FULL},
+            "tp2 along the sequence": {"options": {"sequence_parallel": True}},
+            "tp2 along the sequence with selective recompute": {
+                "micro_batch": 2, "options": {"sequence_parallel": True, "recompute_granularity": "selective"},
+            },
+            "tp2 along the sequence, padded, with full recompute": {
+                "options": {"sequence_parallel": True, "pad_samples": True, **FULL},
+            },
+        },
+        (1, 2): {"pp2": {"micro_batch": 2}, "pp2, tail masked": MASKED},
     },
-    (2, 1, 1): {"tp2": {"micro_batch": 2}, "tp2 with recompute": {"options": {"recompute_granularity": "full"}}},
-    (1, 2, 1): {"pp2": {"micro_batch": 2}, "pp2, tail masked": {"distinct": 12, "wrapped": True, "tail": "mask"}},
-    (2, 2, 1): {"tp2 pp2": {}},
-    (2, 1, 2): {"tp2 dp2": {}},
-}
-"""By (TP, PP, DP); layouts of as many ranks share a torchrun group."""
+    4: {
+        (2, 2): {"tp2 pp2": {}, "tp2 pp2 along the sequence": {"options": {"sequence_parallel": True}}},
+        (2, 1): {"tp2 dp2": {}},
+    },
+}  # fmt: skip
+"""By the number of ranks, which are one torchrun group, then by (TP, PP) of them."""
 
 
 def batch_of(step: int) -> Samples:

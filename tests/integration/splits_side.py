@@ -1,7 +1,7 @@
-"""`torchrun splits_side.py MODEL OUT LAYOUTS`: five GRPO steps for each case, from the same weights on the same batches.
+"""`torchrun splits_side.py MODEL OUT`: five GRPO steps for each case of so many ranks in `splits.py`, from the same weights
+on the same batches.
 
-LAYOUTS is JSON: [TP, PP, a free port, cases by name as `splits.py` describes them] for one layout after the other of as many
-ranks. Writes OUT/NAME.json (loss and gradient norm by step) and a
+Writes OUT/NAME.json (loss and gradient norm by step) and a
 directory OUT/NAME of the weights after the last step.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from splits import GROUP, SIZE, STEPS, batch_of
+from splits import CASES, GROUP, SIZE, STEPS, batch_of
 
 from baton.clients.buffer import MicroBatch
 from baton.config.policy_gradient import GrpoConfig
@@ -64,20 +64,19 @@ def train(layout: Layout, model: Path, out: Path, case: dict[str, Any]) -> list[
     return steps
 
 
-def main(model: Path, out: Path, layouts: list[tuple[int, int, int, dict[str, Any]]]) -> None:
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each layout's ranks meet anew, at a port of their own
-    for tensor, pipeline, port, cases in layouts:
-        os.environ["MASTER_PORT"] = str(port)
-        layout = Layout.start(tensor=tensor, pipeline=pipeline, device="cpu", timeout_s=60, seed=0)
+def main(model: Path, out: Path) -> None:
+    """The ranks take up one layout after the other."""
+    layouts = CASES[int(os.environ["WORLD_SIZE"])]
+    tensor, pipeline = next(iter(layouts))
+    Layout.start(tensor=tensor, pipeline=pipeline, device="cpu", timeout_s=60, seed=0)
+    for (tensor, pipeline), cases in layouts.items():
+        layout = Layout.arrange(tensor=tensor, pipeline=pipeline, timeout_s=60, seed=0)
         for name, case in cases.items():
             steps = train(layout, model, out / name, case)
             if layout.world_rank == 0:
                 (out / f"{name}.json").write_text(json.dumps(steps))
-        from megatron.core import parallel_state
-
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -253,6 +253,12 @@ def test_a_buffer_that_is_not_ready_yet_is_told_apart_from_one_that_is_gone(plac
     assert "the buffer of a is not ready yet, as `baton status` shows" in answer.stderr
 
 
+def test_a_socket_of_this_machine_is_an_address(place):
+    answer = place.baton("relay", "ls", "--buffer", "unix-abstract:baton-nobody")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "unix-abstract:baton-nobody" in answer.stderr
+
+
 @pytest.mark.parametrize("address", ["10.0.0.1", "host:port"])
 def test_what_is_no_address_is_a_wrong_command_line(place, address):
     answer = place.baton("relay", "ls", "--buffer", address)

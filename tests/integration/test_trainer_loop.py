@@ -102,6 +102,15 @@ async def test_a_call_that_is_sent_again_counts_once(place: Place) -> None:
         await place.loop.optim_step(**KEPT)
 
 
+async def test_a_share_of_nothing_adds_nothing_and_one_that_is_no_number_is_refused(place: Place) -> None:
+    samples = training_samples()
+    once = await place.norm(samples)
+    await place.loop.forward_backward(samples.take(range(8)), scale=0.0)
+    assert await place.norm(samples) == pytest.approx(once, rel=1e-5)
+    with pytest.raises(InvalidRequestError, match="the loss has the scale nan"):
+        await place.loop.forward_backward(samples, scale=float("nan"))
+
+
 async def test_a_checkpoint_that_is_loaded_leaves_no_gradient_of_the_weights_before(place: Place, tmp_path: Path) -> None:
     samples = training_samples()
     await place.norm(samples)
@@ -130,6 +139,14 @@ async def test_a_rate_of_ones_own_holds_for_one_update(place: Place) -> None:
     assert rates == [5e-4, 1e-3]
 
 
+@pytest.mark.parametrize("options", [{"learning_rate": float("nan")}, {"weight_decay": -1.0}], ids=str)
+async def test_a_rate_that_would_spoil_the_weights_is_refused_and_the_gradient_stays(place: Place, options: dict) -> None:
+    await place.loop.forward_backward(training_samples())
+    with pytest.raises(InvalidRequestError, match=f"{next(iter(options))} is .*; send a finite number of at least 0"):
+        await place.loop.optim_step(**options)
+    assert (await place.loop.optim_step(**KEPT)).grad_norm > 0
+
+
 async def losses(place: Place, samples: Samples, name: str) -> list[Accumulated]:
     done = []
     for _ in range(5):
@@ -154,6 +171,8 @@ async def test_given_answers_become_likelier_by_sft_and_chosen_ones_by_dpo(place
     [
         ({"name": "nonsense"}, "loss: .*nonsense.*write it like the run file's `algorithm` section"),
         ({"name": "grpo", "clip": 1}, "loss: grpo.clip: Extra inputs"),
+        ({"name": "grpo", "loss_normalization": "constant"}, "loss: algorithm.normalization_length: is missing"),
+        ({"name": "ppo", "target": 1}, "loss: algorithm.target: got 1.0; has no effect with fix_kl_coef: true"),
         ({"name": "dpo"}, "lack reference_logprobs"),
         ({"name": "reward_model"}, r"models\.ppo_policy makes logprobs, and reward_model has a loss of scores only"),
     ],

@@ -58,6 +58,7 @@ async def test_it_learns_which_answer_is_better_and_leaves_as_a_classifier_that_
     ("role", "options", "reason"),
     [
         ("reward", {}, "(Qwen3ForCausalLM) has no scalar head score.weight"),
+        ("reference", {}, "has a vocabulary of 400 tokens, and the policy"),
         ("ppo_policy", {"--group": "nobody"}, "--group nobody: the run file has no such group; its roles are in trainer"),
     ],
 )
@@ -65,7 +66,8 @@ def test_a_group_that_cannot_be_is_refused_at_the_start(
     role: str, options: dict[str, str], reason: str, tmp_path: Path
 ) -> None:
     model = make_model(tmp_path / "model", layers=1)
-    further = {"model": str(model)} if role == "reward" else {}
+    other = make_model(tmp_path / "other", layers=1, vocabulary=400) if role == "reference" else model
+    further = {"model": str(other)} if role in ("reward", "reference") else {}
     run_file = write_roles_file(tmp_path, model, {"name": "grpo"}, **{role: further})
     process = TrainerProcess(run_file, tmp_path, 1, *(part for option in options.items() for part in option))
     with pytest.raises(AssertionError, match="ended"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from roles import ppo_samples, reshaped, step_on, trainer_group, write_roles_file
 from training import training_samples, without
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from baton.clients import BufferClient, LoopClient, ScoringClient, TrainerClient
 from baton.errors import InvalidRequestError
@@ -23,10 +23,11 @@ PPO = {"name": "ppo", "fix_kl_coef": False, "init_kl_coef": 0.05, "horizon": 16}
 
 @dataclass
 class Groups:
-    """Addresses of both groups, and where the reward model lies."""
+    """Addresses of both groups, and where their models lie."""
 
     trainer: str
     scorers: str
+    model: Path
     reward: Path
 
 
@@ -46,7 +47,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Groups]:
         trainer_group(run_file, root / "main", 4) as main,
         trainer_group(run_file, root / "scorers", 2, "scorers") as scorers,
     ):
-        yield Groups(main.address, scorers.address, reward)
+        yield Groups(main.address, scorers.address, model, reward)
 
 
 @pytest.fixture
@@ -127,6 +128,20 @@ async def test_scores_are_those_of_transformers_at_the_last_token(groups: Groups
     assert np.std(expected) > 0.1
 
 
+async def test_a_reference_without_options_is_the_policys_first_weights_in_the_policys_number_format(
+    groups: Groups, scoring: ScoringClient
+) -> None:
+    samples = training_samples()
+    model = AutoModelForCausalLM.from_pretrained(groups.model).eval()
+    found = (await scoring.compute_logprobs(samples, role="reference")).rows()
+    for i in (0, 9):
+        prompt, response = samples.prompt_ids.rows()[i], samples.response_ids.rows()[i].astype(np.int64)
+        ids = torch.tensor(np.concatenate([prompt, response])[None].astype(np.int64))
+        with torch.no_grad():
+            logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        np.testing.assert_allclose(found[i], logprobs[range(len(response)), response], atol=1e-5)  # bfloat16: 1e-2
+
+
 async def test_a_role_that_a_group_does_not_host_is_refused_by_name(scoring: ScoringClient, groups: Groups) -> None:
     few = training_samples().take([0])
     with pytest.raises(InvalidRequestError, match=r"group trainer hosts .*, and not reward; ask the group that models\.rew"):
@@ -177,6 +192,28 @@ async def test_a_call_of_the_loop_with_fewer_micro_batches_than_copies_adds_the_
             update = await loop.optim_step(learning_rate=0.0)
             found.append(done.metrics | {"grad_norm": update.grad_norm})
     assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
+
+
+async def test_the_kl_coefficient_of_an_update_is_adapted_to_the_samples_of_all_its_calls(
+    groups: Groups, scoring: ScoringClient
+) -> None:
+    samples = await ppo_samples(scoring)
+    kl = np.where(np.arange(len(samples)) < 4, 5.0, 6.4)  # of each response; the target is 6
+    away = np.repeat(kl / samples.response_ids.lengths, samples.response_ids.lengths)
+    reference = samples.rollout_logprobs.values - away.astype(np.float32)
+    samples = replace(samples, reference_logprobs=Ragged(reference, samples.response_ids.lengths))
+    async with LoopClient(groups.trainer) as loop:
+
+        async def coefficient() -> float:
+            done = await loop.forward_backward(samples, role="ppo_value")
+            await loop.optim_step(role="ppo_value", learning_rate=0.0)
+            return done.metrics["kl_coef"]
+
+        before = await coefficient()
+        for rows in (range(12), range(12, 16)):
+            await loop.forward_backward(samples.take(rows), scale=len(rows) / len(samples))
+        await loop.optim_step(learning_rate=0.0)
+        assert await coefficient() / before == pytest.approx(1 + (kl.mean() / 6 - 1) * 16 / PPO["horizon"], rel=1e-5)
 
 
 async def test_a_critic_whose_gradient_is_not_finite_is_skipped_alone_and_too_many_stop_both(

@@ -16,7 +16,7 @@ import pytest
 from training import SIZE, logprobs_of, step, train, trainer, training_samples, without, write_run_file
 
 from baton.api.trainer.v1 import scoring_pb2
-from baton.clients import LedgerClient, ScoringClient, TrainerClient
+from baton.clients import BufferClient, LedgerClient, ScoringClient, TrainerClient
 from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, NotFoundError
 from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
@@ -146,6 +146,9 @@ async def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted_and_to
     with pytest.raises(InvalidRequestError, match=r"as in the 2 steps before, .*max_skipped_steps is 2; the weights"):
         await step(client, buffer.address, f"{run_id}-3", broken)
     assert (await logprobs_of(client, samples)).values.tobytes() == scores.values.tobytes()
+    async with BufferClient(buffer.address) as other:  # a trainer in this one's place need not wait for the lease's end
+        lease = other.lease(f"{run_id}-3", 0, pass_index=0, step_index=0, shuffle_seed=42, wait_s=1.0)
+        assert sum([len(batch.samples) async for batch in lease]) == SIZE
     answer = await step(client, buffer.address, f"{run_id}-4", samples)
     assert (answer.global_step, answer.metrics["skipped"]) == (before + 3, 0.0)
     assert math.isfinite(answer.metrics["grad_norm"])

@@ -33,6 +33,8 @@ prompts = [{"prompt": f"w{i} w{i + 1} w{i + 2}"} for i in range(24)]
 engine = RLHFEngine(policy, reference, None, value, ppo_policy, ppo_value, prompts=prompts, rewards=[few_distinct_words])
 engine.set_relay_sample_fn(relay_sample_fn)
 """
+ROLLOUT = ("models.policy.max_new_tokens=16", "models.policy.enforce_eager=true", "models.policy.dtype=float32")
+"""Options of a run that has one."""
 RUNTIME = {"num_episode": 3, "sample_per_episode": 16, "train_micro_batch_size": 8, "train_global_batch_size": 16}
 
 
@@ -45,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, model: Path) -> Iterator[Place]:
     """Its run file has the models that every run has; tests add to it by --set."""
     models = {
-        "policy": {"model": str(model), "seq_length": 64, "max_new_tokens": 16, "enforce_eager": True, "dtype": "float32"},
+        "policy": {"model": str(model), "seq_length": 64},
         "ppo_policy": {"lr": 1e-2, "dtype": "float32"},
     }
     there = Place(tmp_path, yaml.safe_dump({"runtime": RUNTIME, "models": models}), stand_ins=False)
@@ -66,9 +68,9 @@ def run(place: Place, *options: str, app: bool = False) -> dict[str, list[dict]]
 
 
 def test_the_page_s_relay_program_trains_policy_and_critic_by_ppo(place: Place) -> None:
-    roles = ('models.reference={"dtype": "float32"}', "models.value={}", 'models.ppo_value={"dtype": "float32", "lr": 0.01}')
+    roles = ("models.reference={}", "models.value={}", 'models.ppo_value={"dtype": "float32", "lr": 0.01}')
     held_out = ("prompts.source=app", "prompts.holdout=8", "runtime.eval_episode_interval=2")
-    files = run(place, *roles, *held_out, "runtime.max_relay_episode=2", app=True)
+    files = run(place, *ROLLOUT, *roles, *held_out, "runtime.max_relay_episode=2", app=True)
     episodes = files["metrics.jsonl"]
     assert [episode["relay/samples"] for episode in episodes] == [16, 32, 32]
     assert abs(episodes[0]["mismatch_kl"]) < 1e-4
@@ -98,7 +100,7 @@ def test_given_pairs_are_learned_and_told_apart_where_they_were_held_out(place: 
     records = [{"prompt": f"w{i} w{i + 1}", "chosen": f"w{i} w{i}", "rejected": f"w{i + 300} w{i}"} for i in numbers]
     (place.directory / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     data = (f"algorithm.name={algorithm}", "prompts.source=jsonl", "prompts.path=pairs.jsonl", "prompts.holdout=16")
-    roles = ('models.reference={"dtype": "float32"}',) if algorithm == "dpo" else ()
+    roles = ("models.reference={}",) if algorithm == "dpo" else ()
     steps = ("runtime.eval_episode_interval=3", "runtime.num_training_epoch=4", "models.ppo_policy.lr=0.003")
     files = run(place, *data, *roles, *steps)
     before, after = files["evaluations.jsonl"]
@@ -111,7 +113,7 @@ def test_online_dpo_learns_from_a_reward_model_in_processes_of_its_own(place: Pl
     prompts = [json.dumps({"prompt": f"w{i} w{i + 1}"}) + "\n" for i in range(24)]
     (place.directory / "prompts.jsonl").write_text("".join(prompts))
     reward = json.dumps({"model": str(judge), "group": "scorers", "dtype": "float32"})
-    roles = ("algorithm.name=online_dpo", 'models.reference={"dtype": "float32"}', f"models.reward={reward}")
+    roles = (*ROLLOUT, "algorithm.name=online_dpo", "models.reference={}", f"models.reward={reward}")
     data = ("prompts.source=jsonl", "prompts.path=prompts.jsonl", "rewards.model_weight=2")
     steps = ("runtime.num_inference_per_prompt=4", "runtime.num_training_epoch=3", "models.ppo_policy.lr=0.003")
     files = run(place, *roles, *data, *steps)

@@ -90,3 +90,9 @@ def test_no_error_leaves_an_except_star() -> None:
         if any(isinstance(node, ast.TryStar) for node in ast.walk(ast.parse((ROOT / file).read_text())))
     ]
     assert starred == []
+
+
+def test_the_architecture_names_every_file_of_the_trainer() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text()
+    files = {Path(name).name for name in SOURCES if name.startswith("services/trainer/")} - {"__init__.py"}
+    assert sorted(name for name in files if name not in tree) == []

@@ -59,8 +59,10 @@ def find_buffer(buffer: str | None, output_dir: Path, deployment: str | None) ->
     """
     if buffer is not None:
         host, _, port = buffer.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ConfigError(f"--buffer: got {buffer!r}; must be HOST:PORT, like 10.0.0.1:50051")
+        if not host or not (port.isdecimal() or host.startswith("unix")):
+            raise ConfigError(
+                f"--buffer: got {buffer!r}; must be HOST:PORT, like 10.0.0.1:50051, or the socket that `baton status` shows"
+            )
         return buffer
     other = "--buffer HOST:PORT asks one that runs elsewhere"
     try:

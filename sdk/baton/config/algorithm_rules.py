@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baton.config.algorithm import DpoConfig, GrpoConfig
-from baton.config.policy_gradient import PolicyGradientConfig
-from baton.config.ppo import PpoConfig
+from baton.config.idle_rules import idle_problems
+from baton.config.policy_gradient import GrpoConfig, PolicyGradientConfig
 from baton.config.problems import problem
 
 if TYPE_CHECKING:
+    from baton.config.algorithm import AlgorithmConfig
     from baton.config.run import RunConfig
 
 GROUPED = ("grpo", "gspo", "online_dpo")
 """Algorithms that compare the responses to one prompt."""
 
 
-def algorithm_problems(run: RunConfig) -> Iterator[str]:
+def algorithm_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
     """One line for each rule between options of `algorithm` that is broken."""
-    algorithm = run.algorithm
+    yield from idle_problems("algorithm", algorithm)
     if isinstance(algorithm, PolicyGradientConfig):
         low, high = algorithm.off_policy.reject_below, algorithm.off_policy.reject_above
         if low is not None and high is not None and low >= high:
@@ -30,23 +30,6 @@ def algorithm_problems(run: RunConfig) -> Iterator[str]:
         length, kind = algorithm.normalization_length, algorithm.loss_normalization
         if kind == "constant" and length is None:
             yield "algorithm.normalization_length: is missing; loss_normalization: constant needs it; add the token limit"
-        if kind != "constant" and length is not None:
-            yield problem(
-                "algorithm.normalization_length", length, f"has no effect with loss_normalization: {kind}",
-                "leave it out, or write loss_normalization: constant",
-            )  # fmt: skip
-        if algorithm.kl_weighting and not algorithm.kl_coef:
-            yield problem("algorithm.kl_weighting", True, "has no effect without kl_coef", "leave it out, or set kl_coef")
-    if isinstance(algorithm, PpoConfig) and not (algorithm.fix_kl_coef or algorithm.init_kl_coef):
-        yield problem(
-            "algorithm.fix_kl_coef", False, "has no effect with init_kl_coef 0, which is adapted by factors",
-            "leave it out, or set init_kl_coef",
-        )  # fmt: skip
-    if isinstance(algorithm, DpoConfig) and algorithm.loss == "ipo" and algorithm.label_smoothing:
-        yield problem(
-            "algorithm.label_smoothing", algorithm.label_smoothing, "has no effect with loss: ipo",
-            "leave it out, or write loss: sigmoid",
-        )  # fmt: skip
 
 
 def group_size_problems(run: RunConfig) -> Iterator[str]:

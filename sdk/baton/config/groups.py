@@ -46,11 +46,12 @@ def service_name(group: str) -> str:
 
 
 def trainer_groups(run: RunConfig) -> dict[str, TrainerGroup]:
-    """The run's groups by name, that of ppo_policy first."""
+    """The run's groups by name, that of ppo_policy first. A role's `dtype` is `RunConfig.dtype_name`."""
     members: dict[str, dict[str, Hosted]] = {}
     for name, role in run.models.roles().items():
         if isinstance(role, Hosted):
-            members.setdefault(role.group, {})[name] = role
+            found = role.model_copy(update={"dtype": run.dtype_name(name)})
+            members.setdefault(role.group, {})[name] = found
     return {group: TrainerGroup(group, roles) for group, roles in members.items()}
 
 
@@ -68,6 +69,11 @@ def group_problems(run: RunConfig) -> Iterator[str]:
             "models.value.model", models.value.model,
             f"must be the model of models.ppo_value ({models.ppo_value.model}), whose weights value has",
             "leave it out",
+        )  # fmt: skip
+    if models.value and models.ppo_value and run.dtype_name("value") != models.ppo_value.dtype:
+        yield problem(
+            "models.value.dtype", models.value.dtype,
+            f"must be that of models.ppo_value ({models.ppo_value.dtype}), whose weights value has", "leave it out",
         )  # fmt: skip
     for group in groups.values():
         yield from _layouts(group)

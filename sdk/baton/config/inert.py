@@ -30,6 +30,7 @@ INERT_OPTIONS: dict[str, str] = {
     "runtime_env.working_dir": _CLUSTER,
     "runtime_env.platform": _CLUSTER,
     "runtime_env.excludes": _CLUSTER,
+    "models.*.num_cpu": "omp_threads limits the cores of a process",
     "models.*.gpu_per_process": _PROCESSES,
     "models.*.cpu_per_process": _PROCESSES,
     "models.*.zero_size": "use_distributed_optimizer divides the optimizer's state",
@@ -52,3 +53,9 @@ INERT_OPTIONS: dict[str, str] = {
     "models.policy.log_metrics": "metrics are always exported",
     "models.policy.log_stats": "metrics are always exported",
 }
+
+OF_POLICY_ALONE: dict[str, str] = {
+    "generation_batch_size": "the trainer packs what it scores by tokens, whatever number of prompts that is",
+    "sync_frequency": "only the rollout gets weights; others keep theirs, or train them",
+}
+"""Options of every role that do something in `policy` only, and why not in others."""

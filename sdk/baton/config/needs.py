@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from baton.config.algorithm import DpoConfig, OnlineDpoConfig, RewardModelConfig, SftConfig
+from baton.config.idle_rules import rollout_problems
 from baton.config.policy_gradient import GrpoConfig
 from baton.config.ppo import PpoConfig
 from baton.config.problems import problem
@@ -105,6 +106,7 @@ def _held_out(run: RunConfig) -> Iterator[str]:
 def _offline(run: RunConfig) -> Iterator[str]:
     """What only a rollout has."""
     name, runtime = run.algorithm.name, run.runtime
+    yield from rollout_problems(run)
     if run.models.reward is not None:
         yield _superfluous("models.reward", f"{name} learns from given answers, which nobody scores")
     if run.rewards.functions:

@@ -88,6 +88,13 @@ def _trainer_sizes(path: str, role: TrainableConfig) -> Iterator[str]:
             "needs a tensor_model_parallel_size of at least 2",
             "remove it, or raise the size",
         )
+    if role.recompute_num_layers and role.recompute_granularity != "full":
+        yield problem(
+            f"{path}.recompute_num_layers",
+            role.recompute_num_layers,
+            "counts the layers that recompute_granularity: full computes again",
+            "remove it, or set recompute_granularity to full",
+        )
 
 
 def _colocation(run: RunConfig) -> Iterator[str]:

@@ -38,7 +38,8 @@ class RoleConfig(Section):
     """Whether this role is trained."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Number format of the weights and of the arithmetic."""
+    """Number format of the weights and of the arithmetic. Left out for a `reference` that is the policy's model, that of
+    `ppo_policy`; for `value`, that of `ppo_value`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs. `auto`: on a GPU if there is one."""
@@ -49,9 +50,6 @@ class RoleConfig(Section):
 
     num_gpu: Count = 0
     """GPUs of the model over all replicas. 0: as many as its sizes and replicas need, or none on a CPU."""
-
-    num_cpu: Count = 0
-    """CPU cores of the model over all replicas. 0: not limited."""
 
     tensor_model_parallel_size: PositiveInt = 1
     """Processes that share each layer."""
@@ -66,10 +64,10 @@ class RoleConfig(Section):
     """Copies of the model that work independently. Left out: what `num_gpu` allows, else 1."""
 
     generation_batch_size: int = -1
-    """Prompts in one request. 0 or less: `runtime.generation_batch_size`."""
+    """Prompts in one request, of `policy`. 0 or less: `runtime.generation_batch_size`."""
 
     sync_frequency: Count = 1
-    """Episodes between two transfers of the trainer's weights to this model. 0: never, not even at the
+    """Episodes between two transfers of the trainer's weights to `policy`. 0: never, not even at the
     start."""
 
     adaptive_parallel_strategy_on_checkpoint: bool = True
@@ -89,6 +87,9 @@ class RoleConfig(Section):
     """CPU threads of each process. null: the libraries decide."""
 
     # The options below are accepted so that existing run files load; `inert.py` says why each does nothing.
+
+    num_cpu: Count = 0
+    """Inert. CPU cores of the model over all replicas."""
 
     gpu_per_process: PositiveInt | None = None
     """Inert. GPUs that one process drives."""

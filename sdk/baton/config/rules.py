@@ -10,6 +10,7 @@ from baton.config.algorithm_rules import algorithm_problems, group_size_problems
 from baton.config.budget_rules import budget_problems
 from baton.config.generator_rules import generator_problems
 from baton.config.groups import group_problems
+from baton.config.idle_rules import idle_problems
 from baton.config.needs import need_problems
 from baton.config.placement_rules import placement_problems, service_problems
 from baton.config.problems import problem
@@ -53,7 +54,7 @@ def broken_rules(run: RunConfig) -> list[str]:
         *_optimizers(run),
         *_sampling(run),
         *_data(run),
-        *algorithm_problems(run),
+        *algorithm_problems(run.algorithm),
     ]
     if "algorithm" in run.model_fields_set:  # a file without it may leave the choice to its engine
         problems += group_size_problems(run)
@@ -107,11 +108,12 @@ def _batches(run: RunConfig) -> Iterator[str]:
             f"({micro} x {trainer.data_parallel_size})",
             f"write {_round_up(total, share)}",
         )
-    if total > episode:
+    samples = episode * run.models.policy.n
+    if total > samples and runtime.stream_data_loader_type == "fixed":  # a dynamic one's are not known beforehand
         yield problem(
             path,
             total,
-            f"must be at most runtime.sample_per_episode ({episode})",
+            f"must be at most runtime.sample_per_episode x models.policy.n ({samples})",
             "lower it (left out, it is the micro-batch size), or raise sample_per_episode",
         )
     repeats = runtime.num_inference_per_prompt
@@ -176,6 +178,16 @@ def _optimizers(run: RunConfig) -> Iterator[str]:
     for name, trainer in (("ppo_policy", run.models.ppo_policy), ("ppo_value", run.models.ppo_value)):
         if trainer is None:
             continue
+        yield from idle_problems(f"models.{name}", trainer)
+        if trainer.pad_samples and run.runtime.train_micro_batch_tokens:
+            yield problem(
+                f"models.{name}.pad_samples",
+                True,
+                "needs micro-batches by number of samples: runtime.train_micro_batch_tokens counts no padding",
+                "remove one of the two",
+            )
+        if trainer.pad_samples and trainer.share_prefix and "share_prefix" in trainer.model_fields_set:
+            yield problem(f"models.{name}.share_prefix", True, "must be false with pad_samples", "remove one of the two")
         if trainer.min_lr > trainer.lr:
             yield problem(f"models.{name}.min_lr", trainer.min_lr, f"must be at most lr ({trainer.lr})", "lower it")
         if trainer.lr_decay_iters is not None and trainer.lr_warmup_iters >= trainer.lr_decay_iters:

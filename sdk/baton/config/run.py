@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from baton.config.algorithm import AlgorithmConfig, GrpoConfig, OnlineDpoConfig
 from baton.config.base import Section
 from baton.config.groups import TrainerGroup, trainer_groups
-from baton.config.inert import INERT_OPTIONS
+from baton.config.inert import INERT_OPTIONS, OF_POLICY_ALONE
 from baton.config.logging import LoggingConfig
 from baton.config.models import ModelsConfig
 from baton.config.needs import Offline, Paired
@@ -149,6 +149,16 @@ class RunConfig(Section):
                 return model
         return self.models.policy.tokenizer or BUILTIN_MODEL
 
+    def dtype_name(self, role: str) -> str:
+        """Number format of `role`. A reference that is the policy's model, and value, which is ppo_value's, have that of the
+        trained model unless they name another: two formats of the same weights do not say the same."""
+        roles = self.models.roles()
+        trained = {"reference": "ppo_policy", "value": "ppo_value"}.get(role)
+        follows = trained in roles and "dtype" not in roles[role].model_fields_set
+        if follows and self.model_name(role) == self.model_name(trained):
+            return roles[trained].dtype
+        return roles[role].dtype
+
     def tokenizer_name(self, role: str) -> str | None:
         """Directory or hub id of the tokenizer of `role`; None: its model's own. The policy's holds for its model in
         every role."""
@@ -181,11 +191,25 @@ class RunConfig(Section):
         found: dict[str, str] = {}
         for prefix, section in sections.items():
             anywhere = "models.*" if prefix.startswith("models.") else prefix
+            elsewhere = OF_POLICY_ALONE if anywhere == "models.*" and prefix != "models.policy" else {}
             for name in type(section).model_fields:
-                reason = INERT_OPTIONS.get(f"{prefix}.{name}") or INERT_OPTIONS.get(f"{anywhere}.{name}")
+                paths = f"{prefix}.{name}", f"{anywhere}.{name}"
+                reason = next((INERT_OPTIONS[path] for path in paths if path in INERT_OPTIONS), elsewhere.get(name))
                 if reason and name in section.model_fields_set:
                     found[f"{prefix}.{name}"] = reason
         return found
+
+    def remarks(self) -> list[str]:
+        """What whoever starts the run should know: options that do nothing, and one model in two number formats."""
+        lines = [f"{option} has no effect: {reason}" for option, reason in self.inert_options().items()]
+        others = {"reference": "the divergence from it does not begin at zero"} if self.models.reference else {}
+        if not self.is_offline:
+            others["policy"] = "it samples from other probabilities than those that are trained"
+        trained = self.dtype_name("ppo_policy")
+        for role, so in others.items():
+            if self.model_name(role) == self.model_name("ppo_policy") and (dtype := self.dtype_name(role)) != trained:
+                lines.append(f"models.{role}.dtype is {dtype}, and models.ppo_policy.dtype {trained}: {so}")
+        return lines
 
     def require_startable(self, *, has_relay_sample_fn: bool = False) -> None:
         """Raises ConfigError if the run could load but not train: what only matters once it starts.

@@ -31,7 +31,7 @@ class RuntimeConfig(Section):
     """Passes over the episode's samples; they are reshuffled before every pass but the first."""
 
     generation_batch_size: PositiveInt = 2
-    """Prompts in one generation request, for every model that does not set its own."""
+    """Prompts in one generation request, if `models.policy` does not set its own."""
 
     train_micro_batch_size: PositiveInt = 2
     """Samples in one forward and backward pass of one data-parallel rank."""

@@ -85,7 +85,7 @@ class SamplingConfig(RoleConfig):
     """Texts that end a response, separated by semicolons. null: the end-of-sequence token alone."""
 
     seq_length: Annotated[int, Field(ge=2)] = 1024
-    """Upper limit on prompt and response together, in tokens."""
+    """Upper limit on prompt and response together, in tokens. A given answer that is longer is refused."""
 
     max_new_tokens: PositiveInt | None = None
     """Upper limit on the response, in tokens, while `new_token_limit` is on. null: none but `seq_length`."""

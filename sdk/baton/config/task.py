@@ -107,8 +107,8 @@ class RewardsConfig(Section):
     """Factor of the score of `models.reward`, which is added to the functions' values."""
 
     max_error_rate: Fraction = 0.0
-    """Share of an episode's calls that may fail or time out before the run stops. 0: the first failure stops
-    it."""
+    """Share of an episode's rewards that may fail before the run stops: calls that raise or time out, and scores of
+    `models.reward` and rewards of a flow that are no finite number. 0: the first failure stops it."""
 
     workers: PositiveInt = 1
     """Worker processes."""

@@ -76,14 +76,21 @@ class TrainableConfig(RoleConfig):
     """Divide the optimizer's state over the data-parallel copies."""
 
     recompute_granularity: Literal["selective", "full"] | None = None
-    """Activations that the backward pass computes again instead of keeping: the attention's, or all. null:
-    none."""
+    """Activations that the backward pass computes again instead of keeping. `full`: a layer's, all but its input.
+    `selective`: those of each layer's feed-forward part. null: none."""
+
+    recompute_num_layers: PositiveInt | None = None
+    """With `full`: how many layers of each pipeline stage are computed again, the first ones. null: all."""
 
     sequence_parallel: bool = False
     """Divide the parts between tensor-parallel layers along the sequence."""
 
     share_prefix: bool = True
     """Compute the prompt that a group's samples have in common once."""
+
+    pad_samples: bool = False
+    """Lengthen every sample of a micro-batch to the longest instead of laying them end to end. The result is the same, and
+    the padding is computed too; no prompt is shared then. In a step, that of ppo_policy holds for ppo_value as well."""
 
     @property
     def world_size(self) -> int:

@@ -21,7 +21,7 @@ UNBUILT_OPTIONS = {
     "models.*": (
         "load", "lora", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),
-    "models.ppo_policy": ("batch_generation", "recompute_granularity", "sequence_parallel", "trust_remote_code"),
+    "models.ppo_policy": ("batch_generation", "trust_remote_code"),
     "models.reference": ("batch_generation",),
     "models.value": ("batch_generation",),
     "models.reward": ("batch_generation",),

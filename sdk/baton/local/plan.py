@@ -37,7 +37,7 @@ def make_plan(
         warnings.simplefilter("always")
         config = _load(run_file, overrides, app)
     remarks = [str(warning.message) for warning in caught]
-    remarks += [f"{option} has no effect: {reason}" for option, reason in config.inert_options().items()]
+    remarks += config.remarks()
     preflight.check(config, app=app)
     run_id = run_id or f"{re.sub('[^A-Za-z0-9._-]', '-', config.runtime.exp_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory.create(output_dir or Path(config.runtime.output_dir), run_id)

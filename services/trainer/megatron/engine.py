@@ -12,7 +12,6 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from baton.config.trainable import TrainableConfig
 from baton.errors import InvalidRequestError
@@ -20,6 +19,7 @@ from services.trainer.megatron.heads import Head
 from services.trainer.megatron.hosted import HostedModel, LossFunction
 from services.trainer.megatron.multi_tensor import use_lists
 from services.trainer.megatron.parallel import Layout
+from services.trainer.megatron.schedule import schedule_of
 from services.trainer.packing import PackedBatch
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Engine(HostedModel):
         super().__init__(
             config, layout, directory, head=head, seed=seed, sequence_parallel=config.sequence_parallel, **_recompute(config)
         )
-        self._role = role
+        self._role, self.pad_samples = role, config.pad_samples
         use_lists()
         core, dtype = self.policy.config, getattr(torch, config.dtype)
         ddp = DistributedDataParallelConfig(
@@ -57,12 +57,7 @@ class Engine(HostedModel):
         core.grad_scale_func = self.optimizer.scale_loss
         self._accumulated = False
         self._max_skipped, self._skipped = config.max_skipped_steps, 0
-        decay = config.lr_decay_iters or total_steps
-        self.schedule = OptimizerParamScheduler(
-            self.optimizer, init_lr=0.0, max_lr=config.lr, min_lr=config.min_lr, lr_warmup_steps=config.lr_warmup_iters,
-            lr_decay_steps=max(decay, config.lr_warmup_iters + 1), lr_decay_style=config.lr_decay_style,
-            start_wd=config.weight_decay, end_wd=config.weight_decay, wd_incr_steps=decay, wd_incr_style="constant",
-        )  # fmt: skip
+        self.schedule = schedule_of(self.optimizer, config, total_steps)
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> list[Any]:
         """Runs the pipeline over all micro-batches and adds the gradient of the sum of their losses to what there is.
@@ -144,8 +139,13 @@ class Engine(HostedModel):
 
 
 def _recompute(config: TrainableConfig) -> dict[str, Any]:
+    """Megatron's options for what the backward pass computes again."""
+    if config.recompute_granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
     if config.recompute_granularity == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        first = config.recompute_num_layers
+        method = {"recompute_method": "block" if first else "uniform", "recompute_num_layers": first or 1}
+        return {"recompute_granularity": "full"} | method
     return {}
 
 

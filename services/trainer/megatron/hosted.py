@@ -14,7 +14,7 @@ from services.trainer.megatron.heads import SCORE, Head, ScalarModel, fresh_head
 from services.trainer.megatron.hf import load_hf
 from services.trainer.megatron.model import PolicyModel, TokenScores, transformer_config
 from services.trainer.megatron.parallel import Layout
-from services.trainer.packing import PackedBatch
+from services.trainer.packing import PackedBatch, padded
 
 Output = TokenScores | torch.Tensor
 """What a model's head returns for a micro-batch."""
@@ -67,10 +67,12 @@ class HostedModel:
             index, batch = next(iterator)
             return model(batch), lambda output: loss(index, output)
 
+        core = self.policy.config
+        parts = core.tensor_model_parallel_size if core.sequence_parallel else 1  # into which a row is cut
         run = get_forward_backward_func()
         return run(
             forward_step_func=forward_step,
-            data_iterator=enumerate(batch.to(self.layout.device) for batch in batches),
+            data_iterator=enumerate(padded(batch, parts).to(self.layout.device) for batch in batches),
             model=[self.model],
             num_microbatches=len(batches),
             seq_length=1,  # unused: the stages tell each other the length of every row

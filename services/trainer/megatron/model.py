@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from services.trainer.megatron.attention import PackedLayout
@@ -80,7 +80,9 @@ class PolicyModel(GPTModel):
         return Split(min(rows, self.shape.vocab_size - first_id), first_id, group)
 
     def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
-        hidden = copy_to_tensor_model_parallel_region(hidden)  # its gradient is the sum of the ranks' parts
+        parted = self.config.sequence_parallel
+        whole = gather_from_sequence_parallel_region if parted else copy_to_tensor_model_parallel_region
+        hidden = whole(hidden)  # the gradient of either is the sum of the ranks' parts
         chosen_NH = hidden[:, 0].index_select(0, batch.target_rows_N)
         temperatures_N = batch.temperatures_N
         return TokenScores(

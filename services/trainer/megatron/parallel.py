@@ -42,11 +42,18 @@ class Layout:
             from services.trainer.megatron.cpu import redirect_cuda_to_cpu
 
             redirect_cuda_to_cpu()
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+        return cls.arrange(tensor=tensor, pipeline=pipeline, timeout_s=timeout_s, seed=seed)
+
+    @classmethod
+    def arrange(cls, *, tensor: int, pipeline: int, timeout_s: float, seed: int) -> Self:
+        """Builds Megatron's groups of this process group's ranks; those of an earlier layout are given up."""
         from megatron.core import parallel_state, tensor_parallel
 
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+        parallel_state.destroy_model_parallel()
         parallel_state.initialize_model_parallel(tensor, pipeline, distributed_timeout_minutes=timeout_s / 60)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        cuda = dist.get_backend() == "nccl"
         return cls(
             device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
             world_rank=dist.get_rank(),

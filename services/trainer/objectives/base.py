@@ -76,13 +76,13 @@ the states before the response tokens [N], a reward model scores [S]."""
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step's losses. `metrics` are of the global batch and the same on all ranks; `state` is the objective's if the
-    policy is updated."""
+    """One batch's losses. `metrics` are of the global batch and the same on all ranks, and so are `totals`: sums that
+    `Objective.advance` takes, added up over the plans of one update."""
 
     loss: Loss
     value_loss: Loss | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    state: Mapping[str, float] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -95,8 +95,10 @@ class Objective(ABC):
     """Whether only samples with a reward enter the loss."""
 
     def check(self, samples: Samples) -> None:
-        """Raises InvalidRequestError for a micro-batch that lacks a column or splits a unit."""
+        """Raises InvalidRequestError for a micro-batch that lacks a column, splits a unit, or has a reward that is none."""
         require(samples, self.columns)
+        if self.needs_reward:
+            check_rewards(samples)
 
     @abstractmethod
     def plan(self, parts: Sequence[Part], data_parallel: DataParallel) -> Plan:
@@ -108,6 +110,9 @@ class Objective(ABC):
 
     def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most have no state
         """Goes on from that state."""
+
+    def advance(self, totals: Mapping[str, float]) -> None:  # noqa: B027 - most have no state
+        """The policy was updated on batches whose plans had these totals."""
 
     def part(self, batch: MicroBatch, tail: str, device: torch.device) -> Part:
         """A micro-batch on the device. With `tail` "mask", samples that repeat others stay out of the loss."""
@@ -148,6 +153,18 @@ def loss_total(normalization: str, parts: Sequence[Part], data_parallel: DataPar
     """What `token_weights` divides by; 1 if nothing enters the loss."""
     count = token_total if normalization == "token" else sample_total
     return max(count(parts, data_parallel), 1.0)
+
+
+def check_rewards(samples: Samples) -> None:
+    """Raises InvalidRequestError for a sample whose status says that it has a reward, and that has none. The buffer lets no
+    such sample in; a loop of a program's own may bring one."""
+    missing = (samples.reward_status == RewardStatus.VALUE) & ~np.isfinite(samples.rewards)
+    if missing.any():
+        at = int(missing.argmax())
+        raise InvalidRequestError(
+            f"sample {samples.sample_ids[at]} has the reward {samples.rewards[at]}, but its status says that it is a value; "
+            "set reward_status to ABSTAIN or ERROR, or give it a finite reward"
+        )
 
 
 def check_pairs(samples: Samples) -> None:

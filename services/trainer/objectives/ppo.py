@@ -56,6 +56,11 @@ class PpoObjective(Objective):
         """Goes on with that weight."""
         self._kl_coef = state.get("kl_coef", self._kl_coef)
 
+    def advance(self, totals: Mapping[str, float]) -> None:
+        """Adapts the weight to the divergence of all samples of the update."""
+        if samples := totals["samples"]:
+            self._kl_coef = next_kl_coef(self._kl_coef, totals["kl"] / samples, samples, self._config)
+
     def plan(self, parts: Sequence[Part], data_parallel: DataParallel) -> Plan:
         """Statistics over the global batch first, then one batch of tokens per part for each of the two losses."""
         config = self._config
@@ -72,7 +77,7 @@ class PpoObjective(Objective):
             batches.append(self._batch(part, _spread(advantages_A, found, part), total))
             returns_N = _spread(found.returns_A, found, part)
             value_batches.append(ValueBatch(part.tokens("values"), returns_N, batches[-1].weights_N))
-        kl = data_parallel.total(sum(float(found.kl_S.sum()) for found in actions)) / max(samples, 1.0)
+        kl = data_parallel.total(sum(float(found.kl_S.sum()) for found in actions))
 
         def loss(index: int, scores: Any) -> LossOutput:
             return ppo_loss(scores.logprobs_N, scores.entropies_N, batches[index], config)
@@ -80,8 +85,8 @@ class PpoObjective(Objective):
         def critic_loss(index: int, values_N: torch.Tensor) -> LossOutput:
             return value_loss(values_N, value_batches[index], config)
 
-        metrics = {"kl_coef": self._kl_coef, "sequence_kl": kl} | _critic_health(actions, data_parallel)
-        return Plan(loss, critic_loss, metrics, {"kl_coef": next_kl_coef(self._kl_coef, kl, samples, config)})
+        metrics = {"kl_coef": self._kl_coef, "sequence_kl": kl / max(samples, 1.0)} | _critic_health(actions, data_parallel)
+        return Plan(loss, critic_loss, metrics, {"kl": kl, "samples": samples})
 
     def _actions(self, part: Part) -> _Actions:
         config, samples = self._config, part.samples

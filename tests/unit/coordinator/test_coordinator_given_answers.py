@@ -22,12 +22,12 @@ def write(path, rows):
     return str(path)
 
 
-def dpo(path, **runtime):
+def dpo(path, *, policy=None, **runtime):
     """Three episodes of four pairs, two steps of two."""
     prompts = {"source": "jsonl", "path": path, "holdout": 4, **KEYS}
     return config(
         {"num_inference_per_prompt": 1, "eval_episode_interval": 3, **runtime},
-        algorithm={"name": "dpo"}, models={"reference": {}}, prompts=prompts,
+        algorithm={"name": "dpo"}, models={"policy": policy or {}, "reference": {}}, prompts=prompts,
     )  # fmt: skip
 
 
@@ -103,6 +103,14 @@ async def test_held_out_pairs_are_evaluated_before_and_after_by_loss_accuracy_an
     expected = {"loss": loss, "accuracy": 1.0, "margin": sum(margins) / 4}
     assert after == pytest.approx({"global_step": 6, "finished_episodes": 3, **expected}, rel=1e-5)
     assert {name: last[f"eval/{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+async def test_an_answer_that_is_longer_than_the_limit_is_refused_by_name(buffer, run_id, tmp_path):
+    run = dpo(write(tmp_path / "pairs.jsonl", PAIRS), policy={"seq_length": 30})  # "question 6", and "yes" seven times
+    async with place(buffer.address, tmp_path, trainer=TrainerGroup(), run=run, engine=Engine()) as there:
+        state = await there.run(run_id)
+    assert state.life is Life.FAILED
+    assert "prompt and answer eval-p6/0 have 31 tokens, more than models.policy.seq_length (30)" in state.error
 
 
 def test_the_loss_of_an_evaluated_reward_model_is_that_of_its_training():

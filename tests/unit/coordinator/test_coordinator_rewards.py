@@ -22,15 +22,20 @@ V, A, E, T = RewardStatus.VALUE, RewardStatus.ABSTAIN, RewardStatus.ERROR, Rewar
 def pool(*functions, deadline_s=20.0, **options):
     """A pool of one worker over functions of `reward_functions`, given as (name, options)."""
     configs = [RewardFunctionConfig(function=f"reward_functions:{name}", **(options | own)) for name, own in functions]
-    return RewardPool(configs, RewardsConfig(max_error_rate=0.5), deadline_s=deadline_s)
+    return RewardPool(configs, RewardsConfig(), lenient(ErrorBudget(0.5)), deadline_s=deadline_s)
+
+
+def lenient(budget):
+    """As in an episode of many samples."""
+    budget.begin(1000, 1)
+    return budget
 
 
 @asynccontextmanager
 async def started(made):
-    """The pool at work, as lenient as in an episode of many samples."""
+    """The pool at work."""
     try:
         await made.start(20.0)
-        made.begin_episode(1000)
         yield made
     finally:
         await made.close()
@@ -47,7 +52,7 @@ def shared():
 
 @pytest.fixture
 def rewards(shared):
-    shared.begin_episode(1000)
+    lenient(shared.budget)
     return shared
 
 
@@ -94,31 +99,48 @@ async def test_a_call_that_ends_its_process_is_an_error_of_that_call_alone(rewar
 
 
 async def test_too_many_failures_end_the_run_with_function_cause_and_fix(rewards):
-    rewards.begin_episode(1)
+    rewards.budget.begin(1, 1)
     with pytest.raises(RunFailedError) as failure:
         await rewards.score(group("raise"))
     message = str(failure.value)
     assert "reward function obeys failed: ValueError: cannot read 'raise'" in message
     assert "reward_functions.py" in message  # the traceback's tail
-    assert "1 of the episode's 1 reward calls failed, more than rewards.max_error_rate (0.5) allows" in message
+    assert "1 of the episode's 1 rewards failed, more than rewards.max_error_rate (0.5) allows" in message
     assert "raise rewards.max_error_rate" in message
 
 
 async def test_timeouts_count_as_failures_and_abstentions_do_not(rewards):
-    rewards.begin_episode(1)
+    rewards.budget.begin(1, 1)
     await rewards.score(group("none"))
-    rewards.begin_episode(1)
+    rewards.budget.begin(1, 1)
     with pytest.raises(RunFailedError, match=r"obeys timed out: did not return within its timeout_s of 0.7 s"):
         await rewards.score(group("hang"))
 
 
 def test_the_error_rate_is_that_of_the_whole_episode():
-    bad, good = (E, math.nan, "broken"), (V, 1.0, "")
-    budget = ErrorBudget(0.25, planned_calls=8)
-    for outcome_ in (bad, bad, good, good):
-        budget.count("f", outcome_)  # 2 of 8, however early they come
-    with pytest.raises(RunFailedError, match="3 of the episode's 8 reward calls failed"):
-        budget.count("f", bad)
+    budget = ErrorBudget(0.25)
+    budget.begin(4, sources=2)
+    for failure in ("broken", "broken too", "", ""):
+        budget.count(failure)  # 2 of 8, however early they come
+    with pytest.raises(RunFailedError, match=r"^broken\n3 of the episode's 8 rewards failed"):
+        budget.count("broken")
+
+
+def test_samples_without_a_reward_count_whoever_left_them_so_and_a_failed_call_counts_once():
+    budget = ErrorBudget(0.25)
+    budget.begin(8, sources=1)
+    for failure in ("late", "broken"):
+        budget.count(failure)
+    budget.count_group(group("a", "b", "c").with_rewards([None, 0.0, math.nan], [T, V, E]))
+    with pytest.raises(RunFailedError, match=r"^late\n3 of the episode's 8 rewards failed"):
+        budget.count_group(group("d", "e").with_rewards([1.0, math.inf]))
+
+
+def test_a_flows_reward_that_is_no_number_is_an_error_and_leaves_the_reason_that_a_missing_one_had():
+    first = group(*"abcdef").with_rewards([1.0, None, math.nan, 2.0, None, 0.0], [V, A, E, V, T, V])
+    again = first.with_rewards([*(first.samples.rewards[:4] + 1), None, math.inf])
+    assert [status for status, _ in outcome(again)] == [V, A, E, V, A, E]
+    assert [status for status, _ in outcome(group("a", "b").with_rewards([math.nan, None]))] == [E, A]
 
 
 async def test_a_function_that_cannot_be_imported_is_told_at_the_start():

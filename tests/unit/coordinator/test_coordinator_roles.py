@@ -1,6 +1,7 @@
 """Flows by the roles of a run: columns that the run's models give, rewards of a reward model, engines of one algorithm."""
 
 import asyncio
+import re
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ async def test_a_reward_model_alone_gives_the_rewards_and_a_score_that_is_no_num
     trainer = TrainerGroup()
     trainer.scores = lambda role, samples: [float(row[0]) if row[0] % 2 else np.nan for row in samples.response_ids.rows()]
     engine = Engine(prompts=questions)
-    run = config(models={"reward": {"model": "r"}}, rewards={"model_weight": 0.5})
+    run = config(models={"reward": {"model": "r"}}, rewards={"model_weight": 0.5, "max_error_rate": 0.5})
     async with place(buffer.address, tmp_path, trainer=trainer, engine=engine, run=run) as there:
         assert (await there.run(run_id)).life is Life.SUCCEEDED
         (first, *_) = there.rows()
@@ -77,6 +78,48 @@ async def test_a_reward_model_alone_gives_the_rewards_and_a_score_that_is_no_num
             assert reward == pytest.approx(row[0] / 2) or (np.isnan(reward) and row[0] % 2 == 0)
     assert first["reward_failed"] == 0.5
     assert first["reward/reward_model"] == pytest.approx(2 * first["reward_mean"])
+
+
+@pytest.mark.parametrize("rewards", [[], [length]], ids=["alone", "beside a function"])
+async def test_a_reward_model_whose_scores_are_no_numbers_ends_the_run_with_the_sample(rewards, buffer, run_id, tmp_path):
+    trainer = TrainerGroup()
+    trainer.scores = lambda role, samples: [np.nan] * len(samples)
+    run = config(models={"reward": {"model": "r"}}, rewards={"max_error_rate": 0.25})
+    engine = Engine(prompts=questions, rewards=rewards)
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=engine, run=run) as there:
+        state = await there.run(run_id)
+    assert (state.life, trainer.trained) == (Life.FAILED, [])
+    assert re.search(r"models\.reward gave sample \S+ the score nan\n[35] of the episode's (8|16) rewards", state.error)
+    assert "more than rewards.max_error_rate (0.25) allows" in state.error
+
+
+async def test_a_flow_whose_rewards_are_no_numbers_ends_the_run(buffer, run_id, tmp_path):
+    async def infinite(context, prompts):
+        async for group in context.generate(prompts):
+            yield group.with_rewards([np.inf] * len(group.texts))
+
+    engine = Engine(prompts=questions, flow=infinite)
+    async with place(buffer.address, tmp_path, engine=engine) as there:
+        state = await there.run(run_id)
+    assert state.life is Life.FAILED
+    assert re.search(r"the flow gave sample \S+ a reward that is no finite number\n4 of the episode's 8 rew", state.error)
+
+
+@pytest.mark.parametrize(("column", "role"), [("logprobs", "reference"), ("values", "ppo_value")])
+async def test_a_model_that_says_no_number_of_a_token_ends_the_run_with_role_and_sample(
+    column, role, buffer, run_id, tmp_path
+):
+    def broken(_, samples):
+        rows = [np.full(size, -1.0) for size in samples.response_ids.lengths]
+        rows[-1][-1] = np.nan
+        return rows
+
+    trainer = TrainerGroup()
+    setattr(trainer, column, broken)
+    async with place(buffer.address, tmp_path, trainer=trainer, run=config(**PPO)) as there:
+        state = await there.run(run_id)
+    assert (state.life, trainer.trained) == (Life.FAILED, [])
+    assert re.search(rf"models\.{role} says nan of a token of sample \S+/3, which no step could learn from", state.error)
 
 
 async def test_a_reward_model_adds_to_the_functions_and_lives_in_a_group_of_its_own(buffer, run_id, tmp_path):

@@ -58,7 +58,7 @@ def test_a_step_has_the_same_numbers_however_it_is_split(name: str) -> None:
     plans = on_ranks([objective(name), objective(name)], shares)
     parts = [losses_of(plan, share) for plan, share in zip(plans, shares, strict=True)]
     assert {key: sum(part[key] for part in parts) for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert plans[0].metrics == plans[1].metrics and plans[0].state == plans[1].state, "all ranks know the same"
+    assert plans[0].metrics == plans[1].metrics and plans[0].totals == plans[1].totals, "all ranks know the same"
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -131,6 +131,17 @@ def test_an_unscored_sample_changes_nothing(name: str) -> None:
         return whole(name, replace(samples, reward_status=status, **columns))
 
     assert with_unscored(math.nan, -math.inf) == pytest.approx(with_unscored(1.0, -1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "ppo", "online dpo"])
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_though_it_counts_is_refused_by_name(name: str, reward: float) -> None:
+    samples = samples_of()
+    samples.rewards[5] = reward
+    with pytest.raises(InvalidRequestError, match=f"sample s5 has the reward {reward}, but its status says"):
+        objective(name).check(samples)
+    samples.reward_status[5], samples.group_sizes[4:] = RewardStatus.ERROR, 3
+    objective(name).check(samples)
 
 
 @pytest.mark.parametrize("name", ["grpo by sequence", "gspo"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
-from services.trainer.packing import PackedBatch, Segment, pack, segment_mask
+from services.trainer.packing import PackedBatch, Segment, pack, padded, segment_mask
 
 TOKENS = st.integers(0, 9)
 PROMPTS = st.sampled_from([[1], [1, 2], [1, 2, 3], [4, 4]])  # few, so that equal ones often follow each other
@@ -35,9 +35,14 @@ def visible(batch: PackedBatch) -> torch.Tensor:
     return allowed
 
 
-@given(SAMPLES, st.booleans())
-def test_every_prediction_sees_its_prompt_and_the_response_before_it_and_nothing_else(pairs: list, share: bool) -> None:
-    batch = pack(samples_of(pairs), share_prefix=share)
+ROWS = st.sampled_from([{}, {"share_prefix": False}, {"pad_samples": True}])
+
+
+@given(SAMPLES, ROWS, st.integers(1, 4))
+def test_every_prediction_sees_its_prompt_and_the_response_before_it_and_nothing_else(
+    pairs: list, options: dict, multiple: int
+) -> None:
+    batch = padded(pack(samples_of(pairs), **options), multiple)
     allowed = visible(batch)
     predictions = [
         (prompt + response[:j], response[j], i) for i, (prompt, response) in enumerate(pairs) for j in range(len(response))
@@ -61,9 +66,9 @@ def test_sharing_prompts_changes_no_target_and_never_adds_tokens(pairs: list) ->
     assert len(shared.tokens_T) <= len(apart.tokens_T)
 
 
-@given(SAMPLES, st.booleans())
-def test_segments_lie_end_to_end_and_cover_the_row(pairs: list, share: bool) -> None:
-    batch = pack(samples_of(pairs), share_prefix=share)
+@given(SAMPLES, ROWS, st.integers(1, 4))
+def test_segments_lie_end_to_end_and_cover_the_row(pairs: list, options: dict, multiple: int) -> None:
+    batch = padded(pack(samples_of(pairs), **options), multiple)
     ends = [segment.start + segment.length for segment in batch.segments]
     assert [segment.start for segment in batch.segments] == [0, *ends[:-1]]
     assert ends[-1] == len(batch.tokens_T) == len(batch.positions_T)
@@ -74,6 +79,19 @@ def test_prompts_are_merged_only_where_equal_ones_follow_each_other() -> None:
     batch = pack(samples_of([(a, [5, 6]), (a, [7]), (b, [8, 9]), (a, [5, 6])]))
     assert batch.segments == (Segment(0, 2, (1, 0)), Segment(3, 3, (1,)), Segment(7, 2, (1,)))
     assert batch.tokens_T.tolist() == [1, 2, 5, 1, 2, 3, 8, 1, 2, 5]
+
+
+def test_a_padded_row_has_the_least_number_of_tokens_that_is_a_multiple() -> None:
+    batch = pack(samples_of([([1, 2], [5, 6, 7])]))
+    assert [len(padded(batch, multiple).tokens_T) for multiple in (1, 2, 3, 5)] == [4, 4, 6, 5]
+    assert padded(batch, 2) is batch
+
+
+def test_padded_samples_are_all_as_long_as_the_longest() -> None:
+    batch = pack(samples_of([([1, 2], [5, 6, 7]), ([1, 2], [8]), ([3], [4, 5])]), pad_samples=True)
+    assert batch.segments == (Segment(0, 2, (2,)), Segment(4, 2, (2,)), Segment(8, 1, (3,)))
+    assert batch.tokens_T.tolist() == [1, 2, 5, 6, 1, 2, 0, 0, 3, 4, 0, 0]
+    assert batch.last_rows_S.tolist() == [3, 5, 9]
 
 
 def test_the_last_token_of_a_response_is_not_fed() -> None:

@@ -82,11 +82,23 @@ def test_the_weight_of_the_divergence_goes_on_from_step_to_step_and_from_its_sta
     kl = first.metrics["sequence_kl"]
     step = 1 + np.clip(kl / 0.1 - 1, -0.2, 0.2) * 8 / 100
     assert objective.state() == {"kl_coef": 0.02}, "planning a step is not taking it"
-    objective.restore(first.state)
+    objective.advance(first.totals)
     assert objective.state()["kl_coef"] == pytest.approx(0.02 * step)
     again = objective_for(config)
     again.restore(objective.state())
     assert plan_of(again, batches).metrics["kl_coef"] == objective.state()["kl_coef"]
+
+
+def test_the_weight_is_adapted_to_all_samples_of_an_update_and_to_none_if_nothing_was_scored() -> None:
+    config, samples = PpoConfig(name="ppo", fix_kl_coef=False, target=0.3, horizon=100), samples_of()
+    whole, parts = objective_for(config), objective_for(config)
+    whole.advance(plan_of(whole, micro_batches(samples, 4)).totals)
+    totals = [plan_of(parts, micro_batches(samples.take(rows), 2)).totals for rows in ([0, 1], range(2, 8))]
+    parts.advance({name: totals[0][name] + totals[1][name] for name in totals[0]})
+    assert parts.state()["kl_coef"] == pytest.approx(whole.state()["kl_coef"], rel=1e-9) != 0.02
+    nothing = replace(samples, reward_status=np.zeros(len(samples), np.uint8))
+    parts.advance(plan_of(parts, micro_batches(nothing, 4)).totals)
+    assert parts.state()["kl_coef"] == pytest.approx(whole.state()["kl_coef"], rel=1e-9)
 
 
 def test_without_a_divergence_in_the_reward_no_reference_is_needed() -> None:

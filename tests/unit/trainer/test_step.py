@@ -17,7 +17,7 @@ LAYOUT = SimpleNamespace(data_rank=0, data_size=1, tensor_rank=0, pipeline_rank=
 class Engine:
     """A rank of an earlier pipeline stage, whose updates are skipped or not."""
 
-    layout, share_prefix, head = LAYOUT, True, "logprobs"
+    layout, share_prefix, pad_samples, head = LAYOUT, True, False, "logprobs"
 
     def __init__(self, *, skips: bool) -> None:
         self._skips = skips

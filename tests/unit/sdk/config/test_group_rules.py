@@ -23,6 +23,10 @@ BROKEN = {
         {"models": {"ppo_value": {"model": "a"}, "value": {"model": "b"}}},
         'models.value.model: got "b"; must be the model of models.ppo_value (a)',
     ),
+    "value has the number format of what it is": (
+        {"models": {"ppo_value": {"dtype": "float32"}, "value": {"dtype": "bfloat16"}}},
+        'models.value.dtype: got "bfloat16"; must be that of models.ppo_value (float32), whose weights value has',
+    ),
     "a group has a plain name": ({"models": {"reference": {"group": "My group"}}}, 'models.reference.group: got "My group"'),
     "the main group's address has an option of its own": (
         {"services": {"group_addresses": {"trainer": "a:1"}}},

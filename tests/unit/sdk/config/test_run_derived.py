@@ -55,6 +55,33 @@ def test_a_role_without_a_model_has_that_of_the_role_it_belongs_to(run_of):
 
 
 @pytest.mark.parametrize(
+    ("models", "formats"),
+    [
+        ({"reference": {}}, {"reference": "float32"}),
+        ({"reference": {"dtype": "bfloat16"}}, {"reference": "bfloat16"}),
+        ({"reference": {"model": "r"}}, {"reference": "bfloat16"}),
+        ({"ppo_value": {"dtype": "float16"}, "value": {}}, {"ppo_value": "float16", "value": "float16"}),
+        ({"value": {}}, {"value": "bfloat16"}),
+    ],
+)
+def test_a_role_with_the_weights_of_a_trained_one_has_its_number_format_unless_it_names_another(run_of, models, formats):
+    run = run_of(models={"ppo_policy": {"dtype": "float32"}, **models})
+    assert {role: run.dtype_name(role) for role in formats} == formats
+
+
+def test_one_model_in_two_number_formats_is_remarked(run_of):
+    single = {"policy": {"dtype": "float32"}, "ppo_policy": {"dtype": "float32"}, "reference": {}}
+    assert run_of(models=single).remarks() == []
+    other = run_of(models=single | {"reference": {"model": "r"}})
+    assert other.remarks() == [], "another model may have any format"
+    remarks = run_of(models=single | {"policy": {}, "reference": {"dtype": "bfloat16"}}).remarks()
+    assert [remark.split(":")[0] for remark in remarks] == [
+        "models.reference.dtype is bfloat16, and models.ppo_policy.dtype float32",
+        "models.policy.dtype is bfloat16, and models.ppo_policy.dtype float32",
+    ]
+
+
+@pytest.mark.parametrize(
     ("options", "seeds"),
     [
         ({}, [42, 43]),

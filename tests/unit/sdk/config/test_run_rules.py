@@ -36,7 +36,7 @@ BROKEN = {
     ),
     "global batch fits the episode": (
         {"runtime": {"sample_per_episode": 8, "train_global_batch_size": 16}},
-        "runtime.train_global_batch_size: got 16; must be at most runtime.sample_per_episode (8)",
+        "runtime.train_global_batch_size: got 16; must be at most runtime.sample_per_episode x models.policy.n (8)",
     ),
     "episode is a multiple of the repeats": (
         {"runtime": {"sample_per_episode": 20, "num_inference_per_prompt": 8}},
@@ -86,10 +86,6 @@ BROKEN = {
         },
         "models.ppo_policy.expert_model_parallel_size: got 2; must divide the data-parallel size (3)",
     ),
-    "sequence parallelism needs tensor parallelism": (
-        trainer(sequence_parallel=True),
-        "models.ppo_policy.sequence_parallel: got true; needs a tensor_model_parallel_size of at least 2",
-    ),
     "a cpu model has no gpus": (
         policy(device="cpu", num_gpu=1),
         "models.policy.num_gpu: got 1; must be 0 when device",
@@ -128,11 +124,11 @@ BROKEN = {
         "models.policy.lora.enable_lora: got true; must be false: only a trained model has adapters",
     ),
     "min_lr is at most lr": (
-        trainer(lr=1e-6, min_lr=1e-5),
+        trainer(lr=1e-6, min_lr=1e-5, lr_decay_style="cosine"),
         "models.ppo_policy.min_lr: got 1e-05; must be at most lr",
     ),
     "warm-up ends before the decay": (
-        {"models": {"ppo_value": {"lr_warmup_iters": 10, "lr_decay_iters": 10}}},
+        {"models": {"ppo_value": {"lr_warmup_iters": 10, "lr_decay_iters": 10, "lr_decay_style": "linear"}}},
         "models.ppo_value.lr_warmup_iters: got 10; must be less than lr_decay_iters (10)",
     ),
     "a limit needs its number": (
@@ -201,13 +197,19 @@ KEPT = {
     "a global batch of the whole episode": {
         "runtime": {"sample_per_episode": 8, "train_global_batch_size": 8, "train_micro_batch_size": 8}
     },
+    "a global batch of all responses": {
+        "runtime": {"sample_per_episode": 8, "train_global_batch_size": 32}, **policy(n=4)
+    },
+    "a global batch of what a flow will make": {
+        "runtime": {"sample_per_episode": 8, "train_global_batch_size": 64, "stream_data_loader_type": "dynamic"}
+    },
     "requests of the whole episode": {
         "runtime": {"sample_per_episode": 8},
         **policy(num_replica=2, generation_batch_size=4),
     },
     "a process with all gpus": policy(num_gpu=2, gpu_per_process=2),
     "a process with all cores": policy(num_cpu=2, cpu_per_process=2),
-    "a learning rate at its limit": trainer(lr=1e-6, min_lr=1e-6),
+    "a learning rate at its limit": trainer(lr=1e-6, min_lr=1e-6, lr_decay_style="linear"),
     "one greedy response": policy(n=1, temperature=0),
     "groups of two": {"algorithm": {"name": "grpo"}, "runtime": {"num_inference_per_prompt": 2}},
     "global batch": {

@@ -58,7 +58,10 @@ def test_only_the_inert_options_that_were_set_are_reported(run_of):
     run = run_of(
         runtime={"debug": True, "nsys": False, "seed": 1},
         runtime_env={"platform": "DLC"},
-        models={"policy": {"max_paddings": 256, "zero_size": 1}, "reference": {"free_memory": True}},
+        models={
+            "policy": {"max_paddings": 256, "zero_size": 1, "sync_frequency": 2},
+            "reference": {"free_memory": True, "sync_frequency": 2, "num_cpu": 4},
+        },
     )
     assert list(run.inert_options()) == [
         "runtime.debug",
@@ -66,6 +69,8 @@ def test_only_the_inert_options_that_were_set_are_reported(run_of):
         "runtime_env.platform",
         "models.policy.zero_size",
         "models.policy.max_paddings",
+        "models.reference.sync_frequency",
+        "models.reference.num_cpu",
         "models.reference.free_memory",
     ]
 

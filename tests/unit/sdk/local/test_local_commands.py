@@ -1,7 +1,10 @@
 """baton.local.commands: each service is started with exactly these words."""
 
+import re
 import sys
 from pathlib import Path
+
+import pytest
 
 from baton.config import RunConfig
 from baton.local import commands
@@ -17,10 +20,32 @@ CONFIG = RunConfig.from_mapping(
 COMMON = ["--run-file", "/r/run.yaml", "--listen"]
 
 
-def test_the_buffer_gets_its_store():
-    command = commands.buffer_command(CONFIG, RUN, READY, "redis://127.0.0.1:1/0")
+def buffer_listens_on(**services: object) -> str:
+    config = RunConfig.from_mapping({"models": {"policy": {}, "reward": {"model": "r", "group": "g"}}, "services": services})
+    command = commands.buffer_command(config, RUN, READY, "redis://127.0.0.1:1/0")
+    listen = command.pop(6)
     ready = ["--ready-file", str(READY), "--store", "redis://127.0.0.1:1/0"]
-    assert command == [sys.executable, "-m", "services.buffer", *COMMON, "127.0.0.1:0", *ready]
+    assert command == [sys.executable, "-m", "services.buffer", *COMMON, *ready]
+    return listen
+
+
+def test_the_buffer_gets_its_store_and_a_socket_of_its_own_where_only_this_machine_asks_it():
+    sockets = {buffer_listens_on(host=host) for host in ("127.0.0.1", "127.0.0.1", "localhost")}
+    assert len(sockets) == 3
+    assert all(re.fullmatch("unix-abstract:baton-buffer-[0-9a-f]{32}", socket) for socket in sockets)
+
+
+@pytest.mark.parametrize(
+    ("services", "listen"),
+    [
+        ({"buffer_port": 7400}, "127.0.0.1:7400"),
+        ({"host": "10.0.0.1"}, "10.0.0.1:0"),
+        ({"trainer_address": "10.0.0.2:1"}, "127.0.0.1:0"),
+        ({"group_addresses": {"g": "10.0.0.2:1"}}, "127.0.0.1:0"),
+    ],
+)
+def test_the_buffer_listens_on_a_port_where_others_may_ask_it(services, listen):
+    assert buffer_listens_on(**services) == listen
 
 
 def test_replica_i_listens_on_the_first_port_plus_i():

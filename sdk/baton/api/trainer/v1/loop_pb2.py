@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.api.common.v1 import samples_pb2 as baton_dot_api_dot_common_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61ton/api/trainer/v1/loop.proto\x12\x14\x62\x61ton.api.trainer.v1\x1a!baton/api/common/v1/samples.proto\"F\n\x08LossSpec\x12\x11\n\talgorithm\x18\x01 \x01(\t\x12\r\n\x05scale\x18\x02 \x01(\x01\x12\x18\n\x10micro_batch_size\x18\x03 \x01(\r\"\xb0\x01\n\x16\x46orwardBackwardRequest\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12,\n\x04loss\x18\x04 \x01(\x0b\x32\x1e.baton.api.trainer.v1.LossSpec\x12\x13\n\x0bwant_scores\x18\x05 \x01(\x08\"\xf5\x01\n\x17\x46orwardBackwardResponse\x12K\n\x07metrics\x18\x01 \x03(\x0b\x32:.baton.api.trainer.v1.ForwardBackwardResponse.MetricsEntry\x12\x17\n\x0fresponse_tokens\x18\x02 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\x04\x12+\n\x06scores\x18\x04 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8e\x01\n\x10OptimStepRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x1a\n\rlearning_rate\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0f\n\r_weight_decay\"c\n\x11OptimStepResponse\x12\x13\n\x0bglobal_step\x18\x01 \x01(\x03\x12\x11\n\tgrad_norm\x18\x02 \x01(\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x0f\n\x07skipped\x18\x04 \x01(\x08\x32\xdf\x01\n\x0bLoopService\x12r\n\x0f\x46orwardBackward\x12,.baton.api.trainer.v1.ForwardBackwardRequest\x1a-.baton.api.trainer.v1.ForwardBackwardResponse(\x01\x30\x01\x12\\\n\tOptimStep\x12&.baton.api.trainer.v1.OptimStepRequest\x1a\'.baton.api.trainer.v1.OptimStepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61ton/api/trainer/v1/loop.proto\x12\x14\x62\x61ton.api.trainer.v1\x1a!baton/api/common/v1/samples.proto\"U\n\x08LossSpec\x12\x11\n\talgorithm\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10micro_batch_size\x18\x03 \x01(\rB\x08\n\x06_scale\"\xb0\x01\n\x16\x46orwardBackwardRequest\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12,\n\x04loss\x18\x04 \x01(\x0b\x32\x1e.baton.api.trainer.v1.LossSpec\x12\x13\n\x0bwant_scores\x18\x05 \x01(\x08\"\xf5\x01\n\x17\x46orwardBackwardResponse\x12K\n\x07metrics\x18\x01 \x03(\x0b\x32:.baton.api.trainer.v1.ForwardBackwardResponse.MetricsEntry\x12\x17\n\x0fresponse_tokens\x18\x02 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\x04\x12+\n\x06scores\x18\x04 \x01(\x0b\x32\x1b.baton.api.common.v1.Ragged\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8e\x01\n\x10OptimStepRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x1a\n\rlearning_rate\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0f\n\r_weight_decay\"c\n\x11OptimStepResponse\x12\x13\n\x0bglobal_step\x18\x01 \x01(\x03\x12\x11\n\tgrad_norm\x18\x02 \x01(\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x0f\n\x07skipped\x18\x04 \x01(\x08\x32\xdf\x01\n\x0bLoopService\x12r\n\x0f\x46orwardBackward\x12,.baton.api.trainer.v1.ForwardBackwardRequest\x1a-.baton.api.trainer.v1.ForwardBackwardResponse(\x01\x30\x01\x12\\\n\tOptimStep\x12&.baton.api.trainer.v1.OptimStepRequest\x1a\'.baton.api.trainer.v1.OptimStepResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORWARDBACKWARDRESPONSE_METRICSENTRY']._loaded_options = None
   _globals['_FORWARDBACKWARDRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_LOSSSPEC']._serialized_start=92
-  _globals['_LOSSSPEC']._serialized_end=162
-  _globals['_FORWARDBACKWARDREQUEST']._serialized_start=165
-  _globals['_FORWARDBACKWARDREQUEST']._serialized_end=341
-  _globals['_FORWARDBACKWARDRESPONSE']._serialized_start=344
-  _globals['_FORWARDBACKWARDRESPONSE']._serialized_end=589
-  _globals['_FORWARDBACKWARDRESPONSE_METRICSENTRY']._serialized_start=543
-  _globals['_FORWARDBACKWARDRESPONSE_METRICSENTRY']._serialized_end=589
-  _globals['_OPTIMSTEPREQUEST']._serialized_start=592
-  _globals['_OPTIMSTEPREQUEST']._serialized_end=734
-  _globals['_OPTIMSTEPRESPONSE']._serialized_start=736
-  _globals['_OPTIMSTEPRESPONSE']._serialized_end=835
-  _globals['_LOOPSERVICE']._serialized_start=838
-  _globals['_LOOPSERVICE']._serialized_end=1061
+  _globals['_LOSSSPEC']._serialized_end=177
+  _globals['_FORWARDBACKWARDREQUEST']._serialized_start=180
+  _globals['_FORWARDBACKWARDREQUEST']._serialized_end=356
+  _globals['_FORWARDBACKWARDRESPONSE']._serialized_start=359
+  _globals['_FORWARDBACKWARDRESPONSE']._serialized_end=604
+  _globals['_FORWARDBACKWARDRESPONSE_METRICSENTRY']._serialized_start=558
+  _globals['_FORWARDBACKWARDRESPONSE_METRICSENTRY']._serialized_end=604
+  _globals['_OPTIMSTEPREQUEST']._serialized_start=607
+  _globals['_OPTIMSTEPREQUEST']._serialized_end=749
+  _globals['_OPTIMSTEPRESPONSE']._serialized_start=751
+  _globals['_OPTIMSTEPRESPONSE']._serialized_end=850
+  _globals['_LOOPSERVICE']._serialized_start=853
+  _globals['_LOOPSERVICE']._serialized_end=1076
 # @@protoc_insertion_point(module_scope)
