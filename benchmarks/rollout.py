@@ -5,7 +5,7 @@
 
 Both engines are up at the same time and take turns, so that a machine that slows down slows both. The tiny model is the
 hard case: it generates so fast that whatever the service adds shows; a round takes half a second, so it has many. Takes
-about ten minutes on two cores.
+about fifteen minutes on two cores.
 """
 
 import asyncio
@@ -62,14 +62,14 @@ class Workload:
 
 
 SMOLLM2 = (
-    Workload("smollm2 1x8x32", prompts=1, responses=8, new_tokens=32, vocabulary=49152, rounds=7),
-    Workload("smollm2 16x4x16", prompts=16, responses=4, new_tokens=16, vocabulary=49152, rounds=7),
-    Workload("smollm2 64x2x8", prompts=64, responses=2, new_tokens=8, vocabulary=49152, rounds=7),
+    Workload("smollm2 1x8x32", prompts=1, responses=8, new_tokens=32, vocabulary=49152, rounds=11),
+    Workload("smollm2 16x4x16", prompts=16, responses=4, new_tokens=16, vocabulary=49152, rounds=11),
+    Workload("smollm2 64x2x8", prompts=64, responses=2, new_tokens=8, vocabulary=49152, rounds=11),
 )
 TINY = (
-    Workload("tiny 1x8x128", prompts=1, responses=8, new_tokens=128, vocabulary=512, rounds=21),
-    Workload("tiny 16x8x64", prompts=16, responses=8, new_tokens=64, vocabulary=512, rounds=21),
-    Workload("tiny 64x8x32", prompts=64, responses=8, new_tokens=32, vocabulary=512, rounds=21),
+    Workload("tiny 1x8x128", prompts=1, responses=8, new_tokens=128, vocabulary=512, rounds=31),
+    Workload("tiny 16x8x64", prompts=16, responses=8, new_tokens=64, vocabulary=512, rounds=31),
+    Workload("tiny 64x8x32", prompts=64, responses=8, new_tokens=32, vocabulary=512, rounds=31),
 )
 
 

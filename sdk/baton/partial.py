@@ -40,6 +40,7 @@ def joined(begun: Samples, rest: Samples) -> Samples:
     for sample_id, tokens, prompt in zip(begun.sample_ids, expected, rest.prompt_ids.rows(), strict=True):
         if not np.array_equal(tokens, prompt):
             raise InvalidRequestError(f"the rest of {sample_id} was asked for with other tokens than it had; ask again")
+    begun, rest = Samples.alike([begun, rest])
     columns = ["response_ids", "rollout_logprobs", "model_logprobs", "span_versions", "span_tokens"]
     if begun.uncut_logprobs is not None:
         columns.append("uncut_logprobs")

@@ -50,7 +50,6 @@ def encode(*parts: Samples) -> tuple[list[Buffer], bytes]:
 
     Raises ValueError as `Samples.concat`.
     """
-    parts = Samples.alike(parts)
     elements: list[Buffer] = []
     for number, name in _RAGGED.items():
         columns = [column for part in parts if (column := getattr(part, name)) is not None and len(column.values)]

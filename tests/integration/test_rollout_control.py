@@ -52,6 +52,20 @@ async def control(process: ServiceProcess) -> AsyncIterator[RolloutControlClient
         yield client
 
 
+@pytest.fixture(scope="module")
+def sender(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A trainer of the same model."""
+    directory = tmp_path_factory.mktemp("trainer")
+    with trainer(write_run_file(directory, model), directory) as process:
+        yield process
+
+
+@pytest.fixture
+async def weights(sender: ServiceProcess) -> AsyncIterator[TrainerClient]:
+    async with TrainerClient(sender.address, timeout_s=60) as client:
+        yield client
+
+
 async def under_way(rollout: RolloutClient, *names: str, limit: int = LONG, **options: object) -> asyncio.Task:
     """Two long responses for each name, which have begun; the task ends with the groups by name."""
     prompts = [Prompt(name, token_ids=[5, 6, 7 + number]) for number, name in enumerate(names)]
@@ -182,22 +196,20 @@ async def test_aborted_responses_that_go_on_elsewhere_are_those_that_nobody_dist
 
 
 async def test_responses_kept_through_an_update_tell_which_tokens_are_of_which_weights(
-    rollout: RolloutClient, model: Path, buffer: ServiceProcess, run_id: str, tmp_path: Path
+    rollout: RolloutClient, weights: TrainerClient, buffer: ServiceProcess, run_id: str
 ) -> None:
-    with trainer(write_run_file(tmp_path, model), tmp_path) as sender:
-        async with TrainerClient(sender.address, timeout_s=60) as weights:
-            publisher = WeightPublisher(weights, [rollout])
-            old = (await rollout.get_status()).policy_version + 1
-            await publisher.publish(old)
-            await train(weights, buffer.address, run_id, 0)
-            before = await under_way(rollout, "a", "b", temperature=1.0)
-            published = await publisher.publish(old + 1, in_flight="keep")
-            samples = Samples.concat([group.samples for group in (await before).values()])
-            assert samples.response_ids.lengths.tolist() == [LONG] * 4
-            assert samples.span_versions.values.tolist() == [old, old + 1] * 4
-            assert set(zip(samples.policy_version_min, samples.policy_version_max, strict=True)) == {(old, old + 1)}
-            assert samples.weights_digests == [published.weights_digest] * 4
-            scored = await logprobs_of(weights, samples)
+    publisher = WeightPublisher(weights, [rollout])
+    old = (await rollout.get_status()).policy_version + 1
+    await publisher.publish(old)
+    await train(weights, buffer.address, run_id, 0)
+    before = await under_way(rollout, "a", "b", temperature=1.0)
+    published = await publisher.publish(old + 1, in_flight="keep")
+    samples = Samples.concat([group.samples for group in (await before).values()])
+    assert samples.response_ids.lengths.tolist() == [LONG] * 4
+    assert samples.span_versions.values.tolist() == [old, old + 1] * 4
+    assert set(zip(samples.policy_version_min, samples.policy_version_max, strict=True)) == {(old, old + 1)}
+    assert samples.weights_digests == [published.weights_digest] * 4
+    scored = await logprobs_of(weights, samples)
     difference = np.abs(scored.values - samples.model_logprobs.values).reshape(4, LONG)
     for row, first in zip(difference, samples.span_tokens.values[::2], strict=True):
         assert 0 < first < LONG
@@ -206,29 +218,27 @@ async def test_responses_kept_through_an_update_tell_which_tokens_are_of_which_w
 
 
 async def test_kept_responses_go_on_with_no_weights_that_were_not_committed_and_end_if_one_version_was_asked_for(
-    rollout: RolloutClient, model: Path, buffer: ServiceProcess, run_id: str, tmp_path: Path
+    rollout: RolloutClient, weights: TrainerClient
 ) -> None:
     first = (await rollout.get_status()).policy_version + 1
-    with trainer(write_run_file(tmp_path, model), tmp_path) as sender:
-        async with TrainerClient(sender.address, timeout_s=60) as weights:
-            publisher = WeightPublisher(weights, [rollout])
-            await publisher.publish(first)
-            exact = rollout.generate(
-                [Prompt("exact", token_ids=[5])], sampling=SamplingParams(max_new_tokens=LONG), exact_version=first
-            )
-            ended = asyncio.create_task(collect(exact))
-            kept = await under_way(rollout, "kept")
-            group = await weights.open_weight_group(1)
-            await asyncio.gather(
-                weights.publish_weights(group.group_id, first + 1, timeout_s=30),
-                rollout.update_weights(first + 1, group, first_rank=1, timeout_s=30, in_flight="keep"),
-            )
-            assert (await ended)["exact"].samples.finish_reasons.tolist() == [FinishReason.ABORT]
-            with pytest.raises(DigestMismatchError):
-                await rollout.commit_weights(first + 1, "of others")
-            await asyncio.sleep(1.0)
-            assert not kept.done() and (await rollout.get_status()).running_requests == 2
-            await WeightPublisher(weights, [rollout]).publish(first + 2)
-            samples = (await kept)["kept"].samples
+    publisher = WeightPublisher(weights, [rollout])
+    await publisher.publish(first)
+    exact = rollout.generate(
+        [Prompt("exact", token_ids=[5])], sampling=SamplingParams(max_new_tokens=LONG), exact_version=first
+    )
+    ended = asyncio.create_task(collect(exact))
+    kept = await under_way(rollout, "kept")
+    group = await weights.open_weight_group(1)
+    await asyncio.gather(
+        weights.publish_weights(group.group_id, first + 1, timeout_s=30),
+        rollout.update_weights(first + 1, group, first_rank=1, timeout_s=30, in_flight="keep"),
+    )
+    assert (await ended)["exact"].samples.finish_reasons.tolist() == [FinishReason.ABORT]
+    with pytest.raises(DigestMismatchError):
+        await rollout.commit_weights(first + 1, "of others")
+    await asyncio.sleep(1.0)
+    assert not kept.done() and (await rollout.get_status()).running_requests == 2
+    await WeightPublisher(weights, [rollout]).publish(first + 2)
+    samples = (await kept)["kept"].samples
     assert samples.finish_reasons.tolist() == [FinishReason.ABORT] * 2
     assert set(samples.span_versions.values) == {first}

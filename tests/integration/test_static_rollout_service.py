@@ -91,8 +91,9 @@ async def test_the_same_seed_draws_the_same_tokens_whatever_else_is_asked_for(ro
 
 
 async def test_a_stop_text_ends_a_response_and_is_cut_from_its_text(rollout: RolloutClient) -> None:
-    prompts = [Prompt(f"p{i}", token_ids=[20 + i]) for i in range(64)]
-    groups = await collect(rollout.generate(prompts, sampling=SamplingParams(n=8, temperature=3.0, max_new_tokens=30)))
+    prompts = [Prompt(f"p{i}", token_ids=[20 + i]) for i in range(20)]
+    sampling = SamplingParams(n=6, temperature=3.0, max_new_tokens=30)  # 3,600 tokens, of which one in 512 is that text
+    groups = await collect(rollout.generate(prompts, sampling=sampling))
     stopped = 0
     for group in groups.values():
         for text, ids, finish in zip(

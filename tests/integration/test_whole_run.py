@@ -49,6 +49,8 @@ def place(tmp_path: Path, model: Path) -> Iterator[Place]:
     }  # fmt: skip
     there = Place(tmp_path, yaml.safe_dump(run), stand_ins=False)
     (tmp_path / "my_program.py").write_text(APP)
+    answers = [{"prompt": f"w{i}", "completion": f"w{i + 1} w{i}"} for i in range(32)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     yield there
     deadline = time.monotonic() + 10
     while there.processes() and time.monotonic() < deadline:
@@ -57,7 +59,18 @@ def place(tmp_path: Path, model: Path) -> Iterator[Place]:
 
 
 def start(place: Place, *options: str) -> subprocess.Popen:
-    return place.start("run", "run.yaml", "--run-id", "a", "--app", "my_program:engine", *options, stderr=subprocess.STDOUT)
+    program = () if OFFLINE[1] in options else ("--app", "my_program:engine")
+    return place.start("run", "run.yaml", "--run-id", "a", *program, *options, stderr=subprocess.STDOUT)
+
+
+def settings(*options: str) -> list[str]:
+    return [part for option in options for part in ("--set", option)]
+
+
+OFFLINE = settings(
+    "algorithm.name=sft", "prompts.source=jsonl", "prompts.path=answers.jsonl", "runtime.num_inference_per_prompt=1"
+)
+"""A run without an engine, which begins sooner, for what has nothing to do with one."""
 
 
 def read_until(run: subprocess.Popen, pattern: str) -> str:
@@ -110,11 +123,10 @@ def test_a_run_ends_with_metrics_plot_checkpoint_and_a_loadable_export(place: Pl
     assert loaded.stdout.strip() == "[4, 5]", loaded.stderr
 
 
-STATIC = [
-    part
-    for option in ("generator=megatron", "tensor_model_parallel_size=2", "batch_generation.ranking=true", "max_num_seqs=8")
-    for part in ("--set", f"models.policy.{option}")
-]
+STATIC = settings(
+    "models.policy.generator=megatron", "models.policy.tensor_model_parallel_size=2",
+    "models.policy.batch_generation.ranking=true", "models.policy.max_num_seqs=8",
+)  # fmt: skip
 
 
 def test_a_run_on_static_batches_learns_from_what_the_trainer_holds(place: Place) -> None:
@@ -128,19 +140,17 @@ def test_a_run_on_static_batches_learns_from_what_the_trainer_holds(place: Place
 
 
 @pytest.mark.parametrize(
-    ("victim", "says"),
-    [
-        ("store", r"store"),
-        ("trainer", r"trainer"),
-    ],
+    ("victim", "options"), [("store", OFFLINE), ("trainer", [])], ids=lambda part: part if isinstance(part, str) else ""
 )
-def test_a_killed_part_ends_the_run_soon_with_its_name_and_nothing_left(place: Place, victim: str, says: str) -> None:
-    run = start(place, "--set", "runtime.num_episode=500")
+def test_a_killed_part_ends_the_run_soon_with_its_name_and_nothing_left(
+    place: Place, victim: str, options: list[str]
+) -> None:
+    run = start(place, "--set", "runtime.num_episode=500", *options)
     read_until(run, r"^episode 1 done")
     os.kill(service_pid(place, victim), signal.SIGKILL)
     output, _ = run.communicate(timeout=90)
     assert run.returncode == 1, output
-    assert re.search(rf"error.*{says}", output, re.I | re.S), output
+    assert re.search(rf"error.*{victim}", output, re.I | re.S), output
     assert half_written(place) == []
 
 
@@ -157,11 +167,17 @@ def test_the_only_replica_is_started_again_when_it_is_killed_and_the_run_goes_on
 
 
 @pytest.mark.parametrize(
-    ("moment", "times"),
-    [(r"is ready", 1), (r"^episode 1: train", 1), (r"^episode 1: checkpoint", 1), (r"^episode 2: checkpoint", 2)],
-)
-def test_ctrl_c_at_any_point_leaves_no_process_and_no_half_checkpoint(place: Place, moment: str, times: int) -> None:
-    run = start(place, "--set", "runtime.num_episode=500")
+    ("moment", "times", "options"),
+    [
+        (r"is ready", 1, []), (r"^episode 1: train", 1, []), (r"^episode 1: checkpoint", 1, OFFLINE),
+        (r"^episode 2: checkpoint", 2, OFFLINE),
+    ],
+    ids=["start", "train", "checkpoint", "checkpoint twice"],
+)  # fmt: skip
+def test_ctrl_c_at_any_point_leaves_no_process_and_no_half_checkpoint(
+    place: Place, moment: str, times: int, options: list[str]
+) -> None:
+    run = start(place, "--set", "runtime.num_episode=500", *options)
     read_until(run, moment)
     for _ in range(times):
         os.kill(run.pid, signal.SIGINT)
@@ -169,12 +185,3 @@ def test_ctrl_c_at_any_point_leaves_no_process_and_no_half_checkpoint(place: Pla
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 130, output
     assert half_written(place) == []
-
-
-def test_a_prompt_longer_than_the_context_is_named_with_both_lengths(place: Place) -> None:
-    program = place.directory / "my_program.py"
-    program.write_text(program.read_text().replace("w{i + 2}", "{'w5 ' * 80}"))
-    run = start(place)
-    output, _ = run.communicate(timeout=240)
-    assert run.returncode == 1
-    assert re.search(r"prompt \S+ has 8\d tokens, which leaves no room in a context of 64", output), output

@@ -1,5 +1,7 @@
 """A response that was cut off and what came after it make one sample."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,16 @@ def test_each_sample_goes_on_with_its_own_rest_in_whatever_order_that_came(order
     assert (whole.policy_version_min.tolist(), whole.policy_version_max.tolist()) == ([1, 1], [2, 2])
     assert (whole.weights_digests, whole.episode_ids.tolist()) == (["d2", "d2"], [1, 1])
     assert set(whole.finish_reasons) == {FinishReason.STOP}
+
+
+@pytest.mark.parametrize("lacking", ["begun", "rest"])
+def test_the_uncut_log_probabilities_go_on_also_where_one_part_has_them_in_another_column(lacking: str) -> None:
+    begun, further = CUT, rest(0, 1)
+    if lacking == "begun":
+        begun = replace(begun, uncut_logprobs=None)
+    else:
+        further = replace(further, uncut_logprobs=None)
+    np.testing.assert_allclose(joined(begun, further).uncut_logprobs.values, [-0.1, -0.2, -0.2, -0.2], rtol=1e-6)
 
 
 def test_a_continuation_is_asked_for_by_the_very_tokens() -> None:

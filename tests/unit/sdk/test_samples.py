@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton import wire
 from baton.api.common.v1 import samples_pb2 as pb
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
@@ -114,9 +113,6 @@ def test_where_one_part_tells_the_uncut_log_probabilities_all_do_from_the_column
     parts = [sampled(0.7, uncut=True), sampled(0.7, uncut=False), sampled(1.0, uncut=False), sampled(0.0, uncut=False)]
     assert Samples.concat(parts).uncut_logprobs.values.tolist() == [-3, -1, -2, -2]
     assert Samples.concat(parts[1:]).uncut_logprobs is None
-    elements, light = wire.encode(*parts)
-    decoded = wire.decode(memoryview(b"".join([*elements, light])))
-    assert decoded.uncut_logprobs.values.tolist() == [-3, -1, -2, -2]
 
 
 @given(BATCHES, st.integers(0, 4000))
