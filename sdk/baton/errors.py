@@ -5,6 +5,8 @@ who raises it and what the caller can do, and add a row to `_STATUS`. Servers se
 clients raise exactly the class that the server raised.
 """
 
+from collections.abc import Mapping
+
 import grpc
 
 
@@ -38,6 +40,15 @@ class NotReadyError(BatonError):
 
 class StalePolicyError(NotReadyError):
     """The replica serves another policy version than the request demands. The message names both."""
+
+
+class WrongModelError(NotReadyError):
+    """Weights were asked for by replicas of another model or tokenizer. The message names them, and all that differs."""
+
+    def __init__(self, message: str, replicas: Mapping[str, str] | None = None) -> None:
+        """`replicas`: what differs, by address, where that is known."""
+        super().__init__(message)
+        self.replicas = dict(replicas or {})
 
 
 class DeadLetterError(NotReadyError):
@@ -80,6 +91,7 @@ _STATUS: dict[type[BatonError], grpc.StatusCode] = {
     LeaseLostError: grpc.StatusCode.ABORTED,
     DeadLetterError: grpc.StatusCode.FAILED_PRECONDITION,
     StalePolicyError: grpc.StatusCode.FAILED_PRECONDITION,
+    WrongModelError: grpc.StatusCode.FAILED_PRECONDITION,
     NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
     DigestMismatchError: grpc.StatusCode.DATA_LOSS,
     BackpressureError: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -1,23 +1,27 @@
 """Publishing weights: one transaction over the trainer and rollout replicas.
 
     open group -> UpdateWeights on the replicas, PublishWeights on the trainer -> compare digests -> CommitWeights
+    |--- begin ---------->|---- transfer --------------------------------------------------->|---- commit ---->|
 
-The broadcast itself runs between the services; this module only says when, and checks what each side received.
+Each phase has a deadline of its own; an error that reaches one names the phase. The broadcast itself runs between the
+services; this module only says when, and checks what each side received.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2
+from baton.api.trainer.v1 import trainer_pb2
 from baton.clients.rollout import RolloutClient
 from baton.clients.rollout_control import InFlight
 from baton.clients.trainer import TrainerClient
 from baton.errors import DeadlineError, DigestMismatchError, NotReadyError, ServiceUnavailableError
+from baton.publication import Publication, summary
 
 Guard = Callable[[RolloutClient], AbstractAsyncContextManager[None]]
 """A context for each call to a replica, which may end that call by an error of its own."""
@@ -25,22 +29,6 @@ Guard = Callable[[RolloutClient], AbstractAsyncContextManager[None]]
 
 def _no_guard(replica: RolloutClient) -> AbstractAsyncContextManager[None]:
     return nullcontext()
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """One committed weight update: seconds per phase are the slowest participant's."""
-
-    policy_version: int
-    weights_digest: str
-    bytes: int
-    gather_s: float
-    wire_s: float
-    load_s: float
-    digest_s: float
-    pause_s: float
-    committed: tuple[str, ...]
-    """Addresses of the replicas that serve it; one that vanished after it had received all is left out."""
 
 
 class WeightPublisher:
@@ -53,31 +41,43 @@ class WeightPublisher:
         self._members: list[RolloutClient] = []
         self._instances: list[str] = []
         self._first_ranks: list[int] = []
+        self._verified = False
 
     async def publish(
         self, policy_version: int, *, to: Sequence[RolloutClient] | None = None, digest: str | None = None,
-        in_flight: InFlight = "abort", timeout_s: float = 300.0, guard: Guard = _no_guard,
+        in_flight: InFlight = "abort", begin_s: float = 60.0, timeout_s: float = 300.0, commit_s: float = 60.0,
+        verify: bool = False, guard: Guard = _no_guard,
     ) -> Publication:  # fmt: skip
         """Makes the replicas `to` (None: all) serve the trainer's present weights as `policy_version`.
 
         Another `to` than the last time, a replica that was started again, or an error, has the group opened anew. With
         `digest` the version was published before, as the weights of that digest: others are not committed. Raises
-        DigestMismatchError, naming the replica, if what arrived is not what was sent; a replica's errors as they are; none
-        if one of several vanishes at the commit. `in_flight` says what becomes of responses under way; those that are kept
-        go on with the new weights, and their samples' spans tell which tokens are whose. `guard` is entered around each
-        call to a replica: who knows that it is dead need not let the call wait for it.
+        DigestMismatchError, naming the replica, if what arrived is not what was sent; WrongModelError, before anything is
+        paused, if one has another model or tokenizer than the trainer; a replica's errors as they are; none if one of
+        several vanishes at the commit. `in_flight` says what becomes of responses under way; those that are kept
+        go on with the new weights, and their samples' spans tell which tokens are whose. With `verify`, and with the first
+        version of every group, all is sent twice, and what is in the engines is compared bit for bit. `guard` is entered
+        around each call to a replica: who knows that it is dead need not let the call wait for it.
+
+        `begin_s` bounds the opening of a group, and on each replica what comes before the transfer; `timeout_s` the
+        transfer; `commit_s` the commit. Whatever goes wrong, a replica serves what it served, or nothing, with its reason.
         """
         members = list(self._replicas if to is None else to)
+        started = time.perf_counter()
         try:
-            group = await self._group_of(members, guard)
+            group = await self._group_of(members, guard, begin_s)
+            verify, self._verified = verify or not self._verified, False
             receptions = [
                 _guarded(
                     guard(replica),
-                    replica.update_weights(policy_version, group, first_rank=rank, timeout_s=timeout_s, in_flight=in_flight),
+                    replica.update_weights(
+                        policy_version, group, first_rank=rank, begin_s=begin_s, timeout_s=timeout_s,
+                        in_flight=in_flight, verify=verify,
+                    ),
                 )
                 for replica, rank in zip(members, self._first_ranks, strict=True)
             ]
-            sending = self._trainer.publish_weights(group.group_id, policy_version, timeout_s=timeout_s)
+            sending = self._sent(group.group_id, policy_version, timeout_s, verify=verify)
             sent, *received = await _all_or_first_error(sending, *receptions)
             if digest not in (None, sent.weights_digest):
                 raise DigestMismatchError(
@@ -91,28 +91,27 @@ class WeightPublisher:
                         f"{replica.address} holds {arrived.weights_digest}; the rollout side is behind and serves nothing "
                         "until a whole update reaches it"
                     )
-            commits = await self._commit(policy_version, sent.weights_digest, guard)
+            commits = await self._commit(policy_version, sent.weights_digest, guard, commit_s)
+            self._verified = True
         except BaseException:
             self._group = None
             raise
-        phases = [sent.phases, *(arrived.phases for arrived in received)]
-        return Publication(
-            policy_version,
-            sent.weights_digest,
-            sent.bytes,
-            gather_s=sent.phases.gather_s,
-            wire_s=max(phase.wire_s for phase in phases),
-            load_s=max(phase.load_s for phase in phases),
-            digest_s=max(phase.digest_s for phase in phases),
-            pause_s=max(commit.pause_s for commit in commits.values()),
-            committed=tuple(commits),
-        )
+        return summary(policy_version, sent, received, commits, time.perf_counter() - started)
 
-    async def _commit(self, version: int, digest: str, guard: Guard) -> dict[str, rollout_pb2.CommitWeightsResponse]:
+    async def _sent(self, group_id: str, version: int, timeout_s: float, *, verify: bool) -> Any:
+        with _phase("transfer", "publish_s"):
+            return await self._trainer.publish_weights(group_id, version, timeout_s=timeout_s, verify=verify)
+
+    async def _commit(
+        self, version: int, digest: str, guard: Guard, timeout_s: float
+    ) -> dict[str, rollout_pb2.CommitWeightsResponse]:  # fmt: skip
         """Answers by address. A version that one replica serves is out: it is not taken back because another vanished, or
         is a new process that has nothing to commit."""
         answers = await asyncio.gather(
-            *(_guarded(guard(member), member.commit_weights(version, digest)) for member in self._members),
+            *(
+                _guarded(guard(member), member.commit_weights(version, digest, timeout_s=timeout_s))
+                for member in self._members
+            ),
             return_exceptions=True,
         )
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -124,15 +123,45 @@ class WeightPublisher:
         commits = zip(self._members, answers, strict=True)
         return {member.address: answer for member, answer in commits if not isinstance(answer, BaseException)}
 
-    async def _group_of(self, members: list[RolloutClient], guard: Guard) -> weights_pb2.WeightGroup:
+    async def _group_of(self, members: list[RolloutClient], guard: Guard, timeout_s: float) -> weights_pb2.WeightGroup:
         """The open group if the very same processes are in it, else a new one."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                with _phase("begin", "publish_begin_s"):
+                    return await self._opened(members, guard)
+        except TimeoutError as error:
+            if isinstance(error, DeadlineError):
+                raise
+            raise DeadlineError(
+                f"begin: the trainer did not open a weight group within {timeout_s:g} s; {_fix('publish_begin_s')}"
+            ) from error
+
+    async def _opened(self, members: list[RolloutClient], guard: Guard) -> weights_pb2.WeightGroup:
         statuses = await _all_or_first_error(*(_guarded(guard(replica), replica.get_status()) for replica in members))
         instances = [status.instance_id for status in statuses]
         if self._group is None or instances != self._instances:
             first_ranks = list(accumulate((status.workers for status in statuses), initial=1))  # rank 0 is the sender
-            self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1)
+            receivers = [
+                trainer_pb2.WeightReceiver(address=replica.address, devices=status.devices, model_facts=status.model_facts)
+                for replica, status in zip(members, statuses, strict=True)
+            ]
+            self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1, receivers)
             self._members, self._instances, self._first_ranks = members, instances, first_ranks
+            self._verified = False
         return self._group
+
+
+def _fix(option: str) -> str:
+    return f"raise deadlines.{option} if it is only slow"
+
+
+@contextmanager
+def _phase(name: str, option: str) -> Iterator[None]:
+    """Has a deadline that was reached told by the phase's name, and with the option that moves it."""
+    try:
+        yield
+    except DeadlineError as error:
+        raise DeadlineError(f"{name}: {error}; {_fix(option)}") from error
 
 
 async def _guarded(guard: AbstractAsyncContextManager[None], call: Coroutine[Any, Any, Any]) -> Any:

@@ -144,16 +144,16 @@ async def until_ready(service: str, ask: Callable[[], Awaitable[Answer]], timeou
 
 
 @contextmanager
-def blame(service: str, deadline: str) -> Iterator[None]:
+def blame(service: str, deadline: str | None) -> Iterator[None]:
     """Gives errors the name of the service, like "trainer at 127.0.0.1:5000", and the fix that only the caller knows.
 
-    `deadline` is the option that bounds the calls.
+    `deadline` is the option that bounds the calls; None if their own errors tell it.
     """
     try:
         yield
     except BatonError as error:
         fix = ""
-        if isinstance(error, DeadlineError):
+        if isinstance(error, DeadlineError) and deadline:
             fix = f"; raise {deadline} if it is only slow"
         elif isinstance(error, ServiceFaultError):
             fix = "; its log has the details"

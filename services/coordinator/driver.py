@@ -23,7 +23,7 @@ from baton.config import RunConfig
 from baton.config.trainable import MAIN_GROUP
 from baton.engine import Engine
 from baton.flow import Group, PromptItem
-from baton.weights import Publication
+from baton.publication import Publication
 from services.coordinator.arrivals import Arrivals
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections, until_ready
@@ -59,7 +59,7 @@ class Driver:
         self.events = EventLog()
         self.clock = PhaseClock(state, self.events)
         self.fleet = Fleet(services.rollouts, return_s=config.deadlines.restart_s)
-        self.publishing = Publishing(services, self.fleet, state, config.deadlines.publish_s)
+        self.publishing = Publishing(services, self.fleet, state, config.deadlines)
         self.saving = Saving(config, services, self.publishing, state, self.clock, report.folder)
         self._config = config
         self._engine = engine

@@ -8,7 +8,7 @@ from functools import partial
 
 from baton.api.rollout.v1 import rollout_pb2
 from baton.clients.rollout import RolloutClient
-from baton.errors import BatonError, ServiceUnavailableError
+from baton.errors import BatonError, ServiceUnavailableError, WrongModelError
 from services.coordinator import liveness
 from services.coordinator.replicas import Replica, ReplicaHealth, least_outstanding
 
@@ -53,11 +53,12 @@ class Fleet:
         return replica
 
     async def reachable(self) -> list[Replica]:
-        """Those that can take weights: HEALTHY and STALE ones. Waits for one, and raises, as `take` does."""
+        """Those that can take weights. Waits for one, and raises, as `take` does; raises WrongModelError if none is of the
+        trainer's model."""
         await asyncio.gather(*(self.look(one) for one in self.replicas if one.health is ReplicaHealth.SUSPECT))
 
         def found() -> list[Replica]:
-            return [replica for replica in self.replicas if replica.health in (ReplicaHealth.HEALTHY, ReplicaHealth.STALE)]
+            return [replica for replica in self.replicas if replica.takes_weights]
 
         await self._until(lambda: bool(found()))
         return found()
@@ -80,10 +81,18 @@ class Fleet:
                 status = await self.client(replica).get_status()
         except (BatonError, TimeoutError):
             return partial(replica.silent, f"accepts connections, but does not answer within {ANSWER_S:g} s")
+        return partial(self._answered, replica, status)
+
+    def _answered(self, replica: Replica, status: rollout_pb2.GetStatusResponse) -> None:
+        before = replica.takes_weights
+        replica.is_process(status.instance_id, hangs=status.ending_update)
         if status.state in (rollout_pb2.REPLICA_STATE_PAUSED, rollout_pb2.REPLICA_STATE_ASLEEP):
-            return partial(replica.paused, status.state_reason)
-        serving = status.state == rollout_pb2.REPLICA_STATE_HEALTHY
-        return partial(replica.answered, status.policy_version, serving, self.version, status.state_reason)
+            replica.paused(status.state_reason)
+        else:
+            serving = status.state == rollout_pb2.REPLICA_STATE_HEALTHY
+            replica.answered(status.policy_version, serving, self.version, status.state_reason)
+        if replica.takes_weights != before:
+            self._tell()
 
     async def watch(self, catch_up: Callable[[Replica], Awaitable[None]]) -> None:
         """Looks at all replicas, for ever, and has those caught up that are STALE."""
@@ -94,7 +103,7 @@ class Fleet:
     async def _watch_one(self, replica: Replica, catch_up: Callable[[Replica], Awaitable[None]]) -> None:
         while True:
             await self.look(replica)
-            if replica.health is ReplicaHealth.STALE and not replica.updating:
+            if replica.health is ReplicaHealth.STALE and replica.takes_weights and not replica.updating:
                 await catch_up(replica)
             await asyncio.sleep(INTERVAL_S)
 
@@ -132,6 +141,10 @@ class Fleet:
                 log.info("%s %s with version %d, stale: %s", name, back, replica.version, replica.reason)
             case ReplicaHealth.HEALTHY if before is not ReplicaHealth.SUSPECT:
                 log.info("%s serves version %d", name, replica.version)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Has those who wait for a replica look again."""
         self._news.set()
         self._news = asyncio.Event()
 
@@ -140,6 +153,8 @@ class Fleet:
         try:
             async with asyncio.timeout(self._return_s) as limit:
                 while not condition():
+                    if all(replica.unfit for replica in self.replicas):
+                        raise WrongModelError("; ".join(replica.unfit for replica in self.replicas))
                     if any(replica.health is ReplicaHealth.PAUSED for replica in self.replicas):
                         limit.reschedule(None)
                     elif limit.when() is None:

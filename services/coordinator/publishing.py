@@ -1,18 +1,19 @@
 """Weights to the replicas: each new version to all that can be reached, and the present one to a replica that comes back.
 
-new version:   reachable replicas --publish--> all serve it
-                    ^                  | one died, or was paused, meanwhile
-                    +------------------+ the group is opened again without it
+new version:   replicas that take weights --publish--> all serve it
+                    ^                          | one died, was paused, hangs, or has another model
+                    +--------------------------+ the group is opened again without it
 one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights
 """
 
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from baton.errors import BatonError, DigestMismatchError
-from baton.weights import Publication
+from baton.config.services import DeadlinesConfig
+from baton.errors import BatonError, DigestMismatchError, WrongModelError
+from baton.publication import Publication
 from services.coordinator.connections import Connections, blame
 from services.coordinator.fleet import Fleet
 from services.coordinator.replicas import Replica, ReplicaHealth
@@ -26,24 +27,30 @@ TRIES = 5
 AGAIN_S = 10.0
 """Between two tries to catch a replica up."""
 
+LOOK_S = 0.2
+"""Between two looks at replicas that an update broke off."""
+
+LEAVE_S = 10.0
+"""How long an engine may take to come out of an update that broke off, before it counts as one that hangs."""
+
 
 class Publishing:
     """The versions of a run, and who serves them."""
 
-    def __init__(self, services: Connections, fleet: Fleet, state: RunState, timeout_s: float) -> None:
-        """`timeout_s` bounds one transfer."""
+    def __init__(self, services: Connections, fleet: Fleet, state: RunState, deadlines: DeadlinesConfig) -> None:
         self.trainer = asyncio.Lock()
         """Held while the trainer is at work: its weights are one version's only in between."""
         self._services = services
         self._fleet = fleet
         self._state = state
-        self._timeout_s = timeout_s
+        self._deadlines = deadlines
         self._sent_step = -1
 
     async def next_version(self) -> Publication:
         """Makes the trainer's weights the next version on every replica that can be reached; waits for one, if none can.
 
-        A replica that dies or is paused meanwhile is left out, and caught up when it is back. Raises what else goes wrong.
+        A replica that dies, hangs or is paused meanwhile is left out, and caught up when it is back; one of another model is
+        left out for good. Raises what else goes wrong.
         """
         async with self.trainer:
             return await self._next_version()
@@ -54,7 +61,7 @@ class Publishing:
         If no other replica serves either, the next version comes at once: the present one is lost.
         """
         async with self.trainer:
-            if replica.health is not ReplicaHealth.STALE:
+            if replica.health is not ReplicaHealth.STALE or not replica.takes_weights:
                 return
             version, digest = self._state.policy_version, self._state.weights_digest
             moved_on = self._sent_step != self._state.global_step
@@ -84,9 +91,9 @@ class Publishing:
             except DigestMismatchError:
                 raise
             except BatonError as error:
-                await asyncio.gather(*(self._fleet.look(member) for member in members))
+                await self._settle(members)
                 if not left or not any(
-                    member.deaths > before or member.health in (ReplicaHealth.SUSPECT, ReplicaHealth.PAUSED)
+                    member.deaths > before or not member.takes_weights
                     for member, before in zip(members, deaths, strict=True)
                 ):
                     raise
@@ -101,19 +108,33 @@ class Publishing:
                 member.broke(f"did not answer when version {version} was committed")
         return publication
 
+    async def _settle(self, members: Sequence[Replica]) -> None:
+        """Looks at the members of an update that broke off, until the engine of each is out of it, or LEAVE_S."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                while True:
+                    await asyncio.gather(*(self._fleet.look(member) for member in members))
+                    if not any(member.hangs for member in members):
+                        return
+                    await asyncio.sleep(LOOK_S)
+
     async def _send(self, version: int, members: Sequence[Replica], digest: str | None = None) -> Publication:
         """One transaction. Given up when a member dies, unless all weights have arrived: the others commit them then."""
         clients = {self._fleet.client(member): member for member in members}
         names = ", ".join(member.address for member in members)
-        blamed = blame(
-            f"publishing weights version {version} from {self._services.trainer_name} to rollout at {names}",
-            "deadlines.publish_s",
-        )
-        with blamed, _updating(members):
-            return await self._services.publisher.publish(
-                version, to=list(clients), digest=digest, timeout_s=self._timeout_s,
-                guard=lambda client: self._fleet.while_alive(clients[client]),
-            )  # fmt: skip
+        called = f"publishing weights version {version} from {self._services.trainer_name} to rollout at {names}"
+        with blame(called, None), _updating(members):
+            try:
+                return await self._services.publisher.publish(
+                    version, to=list(clients), digest=digest, begin_s=self._deadlines.publish_begin_s,
+                    timeout_s=self._deadlines.publish_s, commit_s=self._deadlines.publish_commit_s,
+                    guard=lambda client: self._fleet.while_alive(clients[client]),
+                )  # fmt: skip
+            except WrongModelError as error:
+                for member in members:
+                    if why := error.replicas.get(member.address):
+                        member.is_unfit(why)
+                raise
 
 
 @contextmanager

@@ -6,6 +6,7 @@
        +-----the present version is committed----- STALE <-----it answers, of another version---- RESTARTING
 
 Somebody may have taken a replica aside: it is PAUSED then, gets no weights either, and is HEALTHY or STALE afterwards.
+A STALE one gets no weights while its engine hangs in an earlier update, and none at all if they are not of its model.
 
 Only HEALTHY replicas get requests. Nothing here waits or calls: the fleet looks, and tells what it saw.
 """
@@ -49,8 +50,13 @@ class Replica:
     """How often its process was found to be gone, or to be another one."""
     outstanding: int = 0
     """Prompts sent to it and not yet answered."""
+    unfit: str = ""
+    """Why the run's weights are not for it: it has another model. Another process in its place may have the right one."""
+    hangs: bool = False
+    """Its engine has not come out of an update that was given up."""
     updating: bool = False
     """Weights are on their way to it: its own word on its version means nothing until they are committed."""
+    _instance: str = field(default="", init=False)
     _refusals: int = field(default=0, init=False)
     _broken: bool = field(default=False, init=False)
     _since: float = field(default=0.0, init=False)
@@ -81,10 +87,30 @@ class Replica:
         elif self.health is not ReplicaHealth.RESTARTING:
             self._become(ReplicaHealth.SUSPECT, cause)
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether an update may reach it now."""
+        return self.health in (ReplicaHealth.HEALTHY, ReplicaHealth.STALE) and not self.unfit and not self.hangs
+
+    def is_unfit(self, why: str) -> None:
+        """The trainer refuses to send it weights."""
+        self.unfit = why
+        self._become(ReplicaHealth.STALE, why)
+
+    def is_process(self, instance: str, *, hangs: bool) -> None:
+        """The process that answers, and whether it can begin an update."""
+        if instance != self._instance:
+            self._instance, self.unfit = instance, ""
+        self.hangs = hangs
+
     def answered(self, version: int, serving: bool, wanted: int, why: str = "") -> None:
         """It serves `version`, or if not `serving` nothing, for the reason `why`; the run wants `wanted`."""
         self._refusals, self._broken = 0, False
         if self.updating and self.health is not ReplicaHealth.SUSPECT:
+            return
+        if self.unfit:
+            self.version = version
+            self._become(ReplicaHealth.STALE, self.unfit)
             return
         if serving and version == wanted:
             self.serves(version)

@@ -11,8 +11,8 @@ import numpy as np
 from baton.config.logging import LoggingConfig
 from baton.errors import ConflictError
 from baton.flow import Group
+from baton.publication import Publication
 from baton.samples import FinishReason, RewardStatus, Samples
-from baton.weights import Publication
 from services.coordinator.sinks import EPISODES_FILE, JsonLines, Sink, open_sinks
 from services.coordinator.state import RunState
 
@@ -77,9 +77,11 @@ class EpisodeTally:
         found["tokens_per_s"] = tokens / max(total_s, 1e-9)
         found["rollout_tokens_per_s"] = tokens / max(seconds.get("generate", 0.0), 1e-9)
         if publication is not None:
-            phases = ("gather", "wire", "load", "digest", "pause")
+            phases = ("gather", "wire", "load", "digest", "verify", "transfer", "pause", "total")
             found |= {f"publish/{phase}_s": getattr(publication, f"{phase}_s") for phase in phases}
             found["publish/bytes"] = float(publication.bytes)
+            found["publish/gigabytes_per_s"] = publication.gigabytes_per_s
+            found["publish/direct"] = float(publication.direct)
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
     def _rollout_metrics(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError, NotReadyError, ServiceFaultError, ServiceUnavailableError
 from baton.samples import FinishReason
+from services.common.model_facts import model_facts
 from services.common.model_store import no_tokenizer
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
@@ -25,6 +26,10 @@ from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import Sampled, prompt_table
 from services.rollout.sampling import GroupSampling, group_sampling
 from services.rollout.stop_texts import StopTexts
+from services.rollout.vllm_pause import pause
+
+STAGED_POLL_S = 0.001
+"""How soon the workers are first asked whether all weights are there."""
 
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 """vLLM's finish reasons."""
@@ -47,6 +52,9 @@ class VllmEngine:
         self.cache_blocks: int = self.llm.vllm_config.cache_config.num_gpu_blocks
         self.cache_block_tokens: int = self.llm.vllm_config.cache_config.block_size
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self.devices: list[str] = []
+        self.staging_bytes = int((config.weight_staging_gib or 0) * 2**30)
+        self.model_facts = model_facts(self.llm.model_config.hf_text_config, self.tokenizer)
         self.searches = config.use_beam_search
         """Whether a request that says nothing else gets a beam search."""
         self._config = config
@@ -58,6 +66,7 @@ class VllmEngine:
 
     async def prepare(self) -> None:
         """Ends the start; to be awaited once, before anything else."""
+        self.devices = await self.llm.collective_rpc("baton_device")
         if self._config.pipeline_model_parallel_size > 1:
             await self.llm.collective_rpc("baton_prepare_stage")
 
@@ -127,28 +136,53 @@ class VllmEngine:
         """Whether the engine's own process has ended; there is no way back."""
         return self.llm.errored
 
-    async def update_weights(
-        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Receives a whole set of weights, and returns each worker's report. Kept responses are computed again from their
-        tokens under the new weights, of which nothing else is cached.
+    async def halt(self, *, keep: bool) -> None:
+        """Pauses until `resume`, and empties the cache. Kept responses are computed again afterwards from their tokens,
+        under the weights that are there then."""
+        await pause(self.llm, keep=keep)
 
-        Joins the group first if it is a new one. The engine stays paused: call `resume`. Raises ServiceFaultError if a
-        worker has not received all of it.
+    async def update_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Receives a whole set of weights into the halted engine, and returns each worker's report.
+
+        Joins the group first if it is a new one. Raises ServiceFaultError if a worker has not received all of it.
         """
-        await self.llm.pause_generation(mode="keep" if keep else "abort", clear_cache=True)
-        joining = group_id != self._group_id
-        info = {"group": group, "first_rank": first_rank, "timeout_s": timeout_s} if joining else None
-        self._group_id, self.loads = "", self.loads + 1
-        reports = await self.llm.collective_rpc("baton_receive_weights", args=(info, self.loads))
-        if causes := [report["error"] for report in reports if "error" in report]:
-            raise ServiceFaultError(f"{len(causes)} of {len(reports)} workers have not all of it: {causes[0]}")
+        info = self._joining(group, group_id, first_rank, timeout_s, staged=False)
+        self.loads += 1
+        reports = _whole(await self.llm.collective_rpc("baton_receive_weights", args=(info, self.loads, timeout_s, verify)))
         self._group_id = group_id
         return reports
 
+    def _joining(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, staged: bool
+    ) -> dict[str, Any] | None:  # fmt: skip
+        """What workers need to join a group that is new to them. They are in none until the update has succeeded."""
+        known, self._group_id = self._group_id, ""
+        if group_id == known:
+            return None
+        return {"group": group, "first_rank": first_rank, "timeout_s": timeout_s, "staged": staged}
+
+    async def stage_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """As `update_weights`, but generates meanwhile with the weights that it has: see `load_staged`."""
+        info = self._joining(group, group_id, first_rank, timeout_s, staged=True)
+        await self.llm.collective_rpc("baton_stage_weights", args=(info, timeout_s, verify))
+        wait_s = STAGED_POLL_S
+        while None in (reports := await self.llm.collective_rpc("baton_staged")):
+            await asyncio.sleep(wait_s)
+            wait_s = min(1.5 * wait_s, 0.1)
+        self._group_id = group_id if all("error" not in report for report in reports) else ""
+        return _whole(reports)
+
+    async def load_staged(self, *, verify: bool) -> list[dict[str, Any]]:
+        """Loads what was staged into the halted engine. Raises ServiceFaultError if a worker cannot."""
+        self.loads += 1
+        return _whole(await self.llm.collective_rpc("baton_load_staged", args=(self.loads, verify)))
+
     async def resume(self) -> None:
-        """Takes requests again; the caches of older weights are gone."""
-        await self.llm.reset_prefix_cache()
+        """Takes requests again; what was cached of older weights went with the pause before they were replaced."""
         await self.llm.resume_generation()
 
     async def abort(self, group_ids: Sequence[str]) -> None:
@@ -181,6 +215,13 @@ class VllmEngine:
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self.llm.shutdown()
+
+
+def _whole(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The workers' reports. Raises ServiceFaultError if one of them has not all of an update."""
+    if causes := [report["error"] for report in reports if "error" in report]:
+        raise ServiceFaultError(f"{len(causes)} of {len(reports)} workers have not all of it: {causes[0]}")
+    return reports
 
 
 def _check_tokenizer(config: PolicyConfig, name: str) -> None:

@@ -67,9 +67,15 @@ class RolloutEngine(Protocol):
     max_model_len: int
     vocabulary: int
     workers: int
+    devices: Sequence[str]
+    """One for each worker."""
+    model_facts: Mapping[str, str]
+    """What weights must fit."""
     cache_blocks: int
     """Of the key-value cache; 0: it has none that outlives a batch."""
     cache_block_tokens: int
+    staging_bytes: int
+    """Memory of each worker for weights that arrive while it generates; 0: it pauses while they do."""
     loads: int
     """How many sets of weights it was given; 0: it has those that it was started with."""
     interruptible: bool
@@ -88,14 +94,24 @@ class RolloutEngine(Protocol):
     async def generate(self, group_id: str, token_ids: list[int], params: Params) -> Answer:
         """All `params.n` responses to one prompt. Cancelling it lets go of the request."""
 
-    async def update_weights(
-        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Receives a whole set of weights, number `loads` from then on, and returns each worker's report. Responses under
-        way end, or if `keep`, go on afterwards.
+    async def halt(self, *, keep: bool) -> None:
+        """Stands still for other weights, until `resume`. Responses under way end, or if `keep`, go on afterwards."""
 
-        Joins the group first if it is a new one. The engine stays paused: call `resume`.
+    async def update_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Receives a whole set of weights, number `loads` from then on, after `halt`, and returns each worker's report.
+
+        Joins the group first if it is a new one.
         """
+
+    async def stage_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Receives a whole set of weights into memory of its own, and goes on generating; if `staging_bytes` suffice."""
+
+    async def load_staged(self, *, verify: bool) -> list[dict[str, Any]]:
+        """Loads what was staged; the rest is as with `update_weights`."""
 
     async def resume(self) -> None:
         """Takes requests again; nothing is cached of older weights."""

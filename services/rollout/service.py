@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any
 
-from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.control_pb2 import InFlight
-from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError, ServiceFaultError
+from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError
 from baton.samples import Samples
 from services.rollout.generation import Completion, Origin, Params, RolloutEngine, to_samples
 from services.rollout.prompts import prompt_tokens
 from services.rollout.versions import VersionGate
+from services.rollout.weight_updates import WeightUpdates
 
 ABORT_S = 30.0
 """How long an aborted group may take to be answered."""
@@ -36,8 +36,7 @@ class Replica:
         self._dropped = False
         self._groups: dict[asyncio.Task, str] = {}
         self._exact: set[asyncio.Task] = set()  # whose caller wants one version only
-        self._served = {0: (0, "")}  # version and digest, by the engine's count of weights
-        self._receiving: asyncio.Task[list[dict[str, Any]]] | None = None
+        self._updates = WeightUpdates(engine, self.gate, self._clear_the_way)
 
     async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
         """Yields each group when its last response is done.
@@ -100,7 +99,8 @@ class Replica:
     ) -> Samples:
         """What was generated under the weights that were served, and counts it."""
         self.generated_tokens += sum(len(completion.token_ids) for completion in completions)
-        origin = Origin(group_id, episode_id, self._served, max(self._served))
+        served = self._updates.served
+        origin = Origin(group_id, episode_id, served, max(served))
         return to_samples(prompt, completions, origin, temperature)
 
     def _count(self, task: asyncio.Task, group_id: str, responses: int) -> None:
@@ -141,67 +141,24 @@ class Replica:
             )
         return message
 
-    async def update_weights(
-        self, version: int, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: InFlight
-    ) -> pb.UpdateWeightsResponse:
-        """Receives `version`. On any failure the replica is STALE: it serves nothing until a whole update is committed."""
-        if in_flight == control_pb2.IN_FLIGHT_KEEP:
-            self._check_interruptible()
-        self.gate.begin(version)
-        try:
-            async with asyncio.timeout(timeout_s):
-                reports = await self._receive(group, first_rank, timeout_s, in_flight)
-        except asyncio.CancelledError:
-            self.gate.fail(version, "the caller gave it up")
-            raise
-        except TimeoutError:
-            self.gate.fail(version, f"not all weights arrived within {timeout_s:g} s")
-            raise DeadlineError(self.gate.reason) from None
-        except BatonError as error:
-            self.gate.fail(version, str(error))
-            raise type(error)(self.gate.reason) from error
-        except Exception as error:
-            self.gate.fail(version, str(error))
-            raise ServiceFaultError(self.gate.reason) from error
-        digests = {report["digest"] for report in reports}
-        if len(digests) > 1:
-            self.gate.fail(version, f"its workers hold different weights: {sorted(digests)}")
-            raise ServiceFaultError(self.gate.reason)
-        digest = digests.pop()
-        self.gate.arrived(version, digest)
-        self._served[self.engine.loads] = version, digest
-        slowest = {phase: max(report["seconds"][phase] for report in reports) for phase in ("wire", "load", "digest")}
-        return pb.UpdateWeightsResponse(
-            weights_digest=reports[0]["digest"],
-            bytes=reports[0]["bytes"],
-            phases=weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in slowest.items()}),
-        )
-
-    async def _receive(
-        self, group: weights_pb2.WeightGroup, first_rank: int, timeout_s: float, in_flight: InFlight
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Each worker's report. The engine ends what it has begun also if the caller leaves; the next one waits for that."""
-        if self._receiving is not None:
-            await asyncio.wait([self._receiving])
+    async def _clear_the_way(self, in_flight: InFlight) -> None:
+        """Before other weights come: waits for responses under way, ends them, or keeps all that may go on with others."""
         if in_flight == control_pb2.IN_FLIGHT_WAIT and self._groups:
             await asyncio.wait(self._groups)
         if in_flight == control_pb2.IN_FLIGHT_KEEP:
             await self._end(list(self._exact))
         elif self.engine.interruptible:  # all: the engine's own pause would only hold back what has not reached it yet
             await self._end(list(self._groups))
-        update = self.engine.update_weights(
-            group.SerializeToString(), group.group_id, first_rank, timeout_s, keep=in_flight == control_pb2.IN_FLIGHT_KEEP
-        )
-        self._receiving = asyncio.create_task(update)
-        self._receiving.add_done_callback(lambda task: task.cancelled() or task.exception())  # told once, or to nobody
-        return await asyncio.shield(self._receiving)
 
-    async def commit_weights(self, version: int, digest: str) -> pb.CommitWeightsResponse:
+    async def update_weights(self, request: pb.UpdateWeightsRequest) -> pb.UpdateWeightsResponse:
+        """Receives a version; see `WeightUpdates`."""
+        if request.in_flight == control_pb2.IN_FLIGHT_KEEP:
+            self._check_interruptible()
+        return await self._updates.receive(request)
+
+    async def commit_weights(self, request: pb.CommitWeightsRequest) -> pb.CommitWeightsResponse:
         """Serves what arrived."""
-        if self.gate.check(version, digest):  # first: responses that were kept must not go on with other weights
-            await self.engine.resume()
-        pause_s = self.gate.commit(version, digest)
-        return pb.CommitWeightsResponse(policy_version=version, pause_s=pause_s)
+        return await self._updates.commit(request)
 
     async def abort(self, group_ids: Sequence[str]) -> int:
         """Ends these groups, all if none is named, and returns how many were under way, when they are answered."""
@@ -279,7 +236,7 @@ class Replica:
 
     def status(self) -> pb.GetStatusResponse:
         """A snapshot."""
-        dead = self.engine.dead
+        dead, ending = self.engine.dead, self._updates.is_ending
         return pb.GetStatusResponse(
             state=pb.REPLICA_STATE_STALE if dead else self.gate.state,
             policy_version=self.gate.version,
@@ -289,8 +246,11 @@ class Replica:
             workers=self.engine.workers,
             running_requests=self.running,
             generated_tokens=self.generated_tokens,
-            state_reason="its engine died" if dead else self.gate.reason,
+            state_reason="its engine died" if dead else self.gate.reason + "; its engine is not out of that yet" * ending,
             instance_id=self.instance_id,
             cache_blocks=self.engine.cache_blocks,
             cache_block_tokens=self.engine.cache_block_tokens,
+            devices=self.engine.devices,
+            model_facts=self.engine.model_facts,
+            ending_update=ending,
         )

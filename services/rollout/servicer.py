@@ -54,14 +54,12 @@ class RolloutServicer(RolloutServiceServicer):
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.UpdateWeightsResponse:
-        return await self._replica.update_weights(
-            request.policy_version, request.group, request.first_rank, request.timeout_s, request.in_flight
-        )
+        return await self._replica.update_weights(request)
 
     async def CommitWeights(
         self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitWeightsResponse:
-        return await self._replica.commit_weights(request.policy_version, request.weights_digest)
+        return await self._replica.commit_weights(request)
 
 
 class RolloutControlServicer(RolloutControlServiceServicer):

@@ -11,6 +11,7 @@ from baton.errors import DigestMismatchError, NotReadyError, StalePolicyError
 class VersionGate:
     """HEALTHY -> UPDATING (begin) -> HEALTHY (commit), or -> STALE (fail) until a whole update is committed.
 
+    An update that is staged leaves it HEALTHY until all is there: -> UPDATING (pause), to copy it -> HEALTHY (commit).
     HEALTHY -> PAUSED or ASLEEP (close) -> HEALTHY (open), in which there is no update.
     """
 
@@ -19,6 +20,7 @@ class VersionGate:
     state: int = pb.REPLICA_STATE_HEALTHY
     reason: str = ""
     _pending: tuple[int, str] | None = None
+    _coming: bool = False  # while the engine serves
     _paused_at: float = 0.0
 
     def admit(self, exact: int | None, minimum: int | None) -> None:
@@ -30,21 +32,30 @@ class VersionGate:
         if minimum is not None and self.version < minimum:
             raise StalePolicyError(f"version {minimum} or newer was asked for, but this replica serves {self.version}")
 
-    def begin(self, version: int) -> None:
-        """An update to `version` starts; nothing is served from now on. The one that is served may come again, for a caller
-        that had no answer to its commit. Raises NotReadyError for an older one, while one arrives, and while the gate is
-        closed."""
+    def begin(self, version: int, *, serving: bool = False) -> None:
+        """An update to `version` starts; nothing is served from now on, unless the engine goes on `serving` what it has. The
+        one that is served may come again, for a caller that had no answer to its commit. Raises NotReadyError for an older
+        one, while one arrives, and while the gate is closed."""
         if self.closed or self._arriving:
             raise NotReadyError(f"no weights can be taken: {self.reason}")
         if version < self.version:
             raise NotReadyError(f"version {version} cannot follow version {self.version}, which is served already")
-        self.state, self.reason = pb.REPLICA_STATE_UPDATING, f"version {version} is arriving"
+        self._coming = serving and self.state == pb.REPLICA_STATE_HEALTHY
+        if not self._coming:
+            self.state = pb.REPLICA_STATE_UPDATING
+        self.reason = f"version {version} is arriving"
         self._pending, self._paused_at = None, time.perf_counter()
+
+    def pause(self, version: int, digest: str) -> None:
+        """What has arrived is copied into the engine; nothing is served from now on. Raises as `check`."""
+        if self.check(version, digest):
+            self.state, self._coming = pb.REPLICA_STATE_UPDATING, False
+            self.reason, self._paused_at = f"version {version} is loaded", time.perf_counter()
 
     @property
     def _arriving(self) -> bool:
         """Whether an update is under way. One that has arrived, or failed, may be replaced: its sender may be gone."""
-        return self.state == pb.REPLICA_STATE_UPDATING and self._pending is None
+        return (self._coming or self.state == pb.REPLICA_STATE_UPDATING) and self._pending is None
 
     @property
     def closed(self) -> bool:
@@ -64,7 +75,7 @@ class VersionGate:
 
     def drop(self, reason: str) -> None:
         """There are no weights any more, of whatever version: STALE until a whole update, which may be of the same one."""
-        self.version, self.digest, self._pending = 0, "", None
+        self.version, self.digest, self._pending, self._coming = 0, "", None, False
         self.state, self.reason = pb.REPLICA_STATE_STALE, reason
 
     def arrived(self, version: int, digest: str) -> None:
@@ -77,16 +88,18 @@ class VersionGate:
         self.reason = f"version {version} has arrived and waits for its commit"
 
     def fail(self, version: int, cause: str) -> None:
-        """The update broke off; the engine may hold a mixture, which nothing may commit."""
-        self._pending = None
-        self.state, self.reason = pb.REPLICA_STATE_STALE, f"the update to version {version} failed: {cause}"
+        """The update broke off. The engine may hold a mixture, which nothing may commit, unless it went on serving."""
+        if not self._coming:
+            self.state = pb.REPLICA_STATE_STALE
+        self._pending, self._coming = None, False
+        self.reason = f"the update to version {version} failed: {cause}"
 
     def commit(self, version: int, digest: str) -> float:
         """Serves `version`. Returns the seconds without service. Idempotent. Raises as `check`."""
         if not self.check(version, digest):
             return 0.0
         self.version, self.digest = version, digest
-        self.state, self.reason, self._pending = pb.REPLICA_STATE_HEALTHY, "", None
+        self.state, self.reason, self._pending, self._coming = pb.REPLICA_STATE_HEALTHY, "", None, False
         return time.perf_counter() - self._paused_at
 
     def check(self, version: int, digest: str) -> bool:

@@ -1,6 +1,7 @@
 """vLLM's handling of log-probabilities, for requests that nobody reads token by token: kept as they come, in bytes, and
 without the text of each token. Python objects of each token take longer than all else that the service does with it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +35,13 @@ class PlainLogprobs:
 
 def install() -> None:
     """Has this process heed PLAIN. Once is enough; a second call changes nothing."""
+    from vllm.logprobs import FlatLogprobs
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
     made = LogprobsProcessor.from_new_request.__func__
     if hasattr(made, _WRAPPED):
         return
+    FlatLogprobs.extend = _extended(FlatLogprobs.extend)
 
     class PlainProcessor(LogprobsProcessor):
         """One request's, of its prompt as ever."""
@@ -56,3 +59,20 @@ def install() -> None:
 
     setattr(from_new_request, _WRAPPED, True)
     LogprobsProcessor.from_new_request = classmethod(from_new_request)
+
+
+def _extended(by_tokens: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """`FlatLogprobs.extend`, by which a stream's pieces are put together when its reader is slow: entry by entry. vLLM's own
+    makes a dictionary by token of each position, and of entries with the same token only the last is left."""
+
+    def extend(self: Any, more: Any) -> None:
+        if not hasattr(more, "start_indices"):
+            by_tokens(self, more)
+            return
+        before = len(self.logprobs)
+        self.start_indices += [start + before for start in more.start_indices]
+        self.end_indices += [end + before for end in more.end_indices]
+        for name in ("token_ids", "logprobs", "ranks", "decoded_tokens"):
+            getattr(self, name).extend(getattr(more, name))
+
+    return extend

@@ -19,4 +19,4 @@ def register() -> None:
     vllm_sampler.install()
     vllm_logprobs.install()
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "services.rollout.vllm_weights", "BroadcastReceiver")
+        WeightTransferEngineFactory.register_engine(BACKEND, "services.rollout.vllm_weights", "WeightReceiver")

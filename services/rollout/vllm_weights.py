@@ -1,29 +1,36 @@
 """The receiving end of a weight update, inside vLLM's worker processes."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from baton.api.common.v1 import weights_pb2
-from services.common.weight_sync.digest import WeightsDigest
-from services.common.weight_sync.group import BroadcastGroup
-from services.common.weight_sync.plan import Bucket, plan_buckets
-from services.common.weight_sync.transfer import receive
+from services.common.weight_sync.loading import Copies, DirectSink, LoaderSink
+from services.common.weight_sync.plan import Region
+from services.common.weight_sync.receiving import Compare, Reception
+from services.common.weight_sync.transfer import Sink
 from services.rollout import vllm_sampler
+from services.rollout.vllm_layout import LayoutRecord, keeps_what_it_loads
+from services.rollout.vllm_reload import reloading
+
+Feed = Callable[[Sink, Compare | None], dict[str, Any]]
+"""Puts one whole set of weights into a sink, off the wire or out of memory, and returns a report of it."""
 
 
 @dataclass
 class GroupInfo(WeightTransferInitInfo):
-    """Which group to join: a serialized WeightGroup, and this replica's first rank in it."""
+    """Which group to join: a serialized WeightGroup, and the number of this replica's first receiver in it."""
 
     group: bytes
     first_rank: int
     timeout_s: float
+    staged: bool
+    """Whether all weights are kept before they are loaded."""
 
 
 @dataclass
@@ -31,17 +38,22 @@ class UpdateInfo(WeightTransferUpdateInfo):
     """The plan was made when the group was joined; `load` numbers the sets of weights that this engine takes."""
 
     load: int
+    timeout_s: float
+    verify: bool
 
 
-class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
-    """Receives every sender's buckets and loads them into this worker's model."""
+class WeightReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
+    """Receives every sender's parts into this worker's model: the first time, and whenever it must, by vLLM's loader."""
 
     init_info_cls = GroupInfo
     update_info_cls = UpdateInfo
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._senders: list[tuple[BroadcastGroup, list[Bucket]]] = []
+        self._reception: Reception | None = None
+        self._regions: list[Region] | None = None  # of the parameters, once they are known
+        self._copies: Copies | None = None
+        self._sink: DirectSink | None = None
         self.report: dict[str, Any] = {}
 
     @staticmethod
@@ -50,78 +62,85 @@ class BroadcastReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
         raise NotImplementedError("weights are sent by the trainer service: TrainerService.PublishWeights")
 
     def init_transfer_engine(self, init_info: GroupInfo) -> None:
-        """Joins one broadcast group per sender, while the senders do."""
+        """Joins every sender's group, while the senders do."""
+        self.shutdown()
         group = weights_pb2.WeightGroup.FromString(init_info.group)
-        rank = init_info.first_rank + self.parallel_config.rank
-        self._senders = [
-            (
-                BroadcastGroup.join(
-                    sender.store_host, sender.store_port, rank=rank, size=group.receivers + 1, backend=group.backend,
-                    group_id=group.group_id, timeout_s=init_info.timeout_s,
-                ),
-                plan_buckets(sender.tensors, group.bucket_bytes),
-            )
-            for sender in group.senders
-        ]  # fmt: skip
+        number = init_info.first_rank + self.parallel_config.rank
+        self._reception = Reception(group, number, self.device, init_info.timeout_s, staged=init_info.staged)
 
     def start_weight_update(self) -> None:
-        """Brings every layer back to the layout of a checkpoint."""
-        drop_unfinished(self.model)
-        initialize_layerwise_reload(self.model)
+        """Nothing: whether layers must be prepared depends on how they are loaded."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Receives everything once and keeps a report of it: digest, bytes, seconds per phase."""
-        vllm_sampler.loaded(update_info.load)
-        digest, seconds, count = WeightsDigest(), {}, 0
-        senders, self._senders = self._senders, []  # a broken group is left, so that no other member waits for this one
-        for group, buckets in senders:
-            transfer = receive(group, buckets, self.model.load_weights, self.device)
-            digest.merge(transfer.digest.hexdigest())
-            seconds = {phase: seconds.get(phase, 0.0) + spent for phase, spent in transfer.seconds.items()}
-            count += transfer.bytes
-        self._senders = senders
-        self.report = {"digest": digest.hexdigest(), "bytes": count, "seconds": seconds}
+        """Receives everything once, and keeps a report of it."""
+        reception = self._leave()
+        feed = partial(reception.take, timeout_s=update_info.timeout_s)
+        self.report = self._loaded(reception, feed, update_info.load, verify=update_info.verify)
+        self._reception = reception
+
+    def stage(self, timeout_s: float, *, verify: bool) -> None:
+        """Receives everything into memory of its own, in any thread, while the engine generates; see `load_staged`."""
+        reception = self._leave()
+        beside = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.device.type == "cuda" else nullcontext()
+        with beside:
+            self.report = reception.stage(timeout_s, verify=verify)
+        self._reception = reception
+
+    def load_staged(self, load: int, *, verify: bool) -> None:
+        """Loads what was staged."""
+        reception = self._leave()
+        self.report = self._loaded(reception, reception.load_staged, load, verify=verify)
+        self._reception = reception
+
+    def _leave(self) -> Reception:
+        """A group that breaks is left, so that no other member waits for this one; one that does not is taken up again."""
+        reception, self._reception = self._reception, None
+        return reception
+
+    def _loaded(self, reception: Reception, feed: Feed, load: int, *, verify: bool) -> dict[str, Any]:
+        vllm_sampler.loaded(load)
+        if self._plan_copies(reception):
+            return feed(self._sink, self._known_copies if verify else None) | {"path": weights_pb2.LOAD_PATH_DIRECT}
+        return self._by_loader(reception, feed, verify=verify) | {"path": weights_pb2.LOAD_PATH_LOADER}
+
+    def _plan_copies(self, reception: Reception) -> bool:
+        """Whether the layout of the parameters is known, so that parts can go straight there."""
+        if self._sink is None and self._regions is not None:
+            self._copies = Copies(reception.plans, self._regions)
+            self._sink = DirectSink(self._copies, reception.lanes, self.device)
+        return self._sink is not None
+
+    def _by_loader(self, reception: Reception, feed: Feed, *, verify: bool) -> dict[str, Any]:
+        """By vLLM's loader, watched if there is something to be learnt for the next time."""
+        if not keeps_what_it_loads(self.model):
+            with reloading(self.model, self.model_config):
+                return feed(LoaderSink(self.model.load_weights, reception.plans), self._known_copies if verify else None)
+        record = LayoutRecord(self.model)
+
+        def load(tensors: list[tuple[str, torch.Tensor]]) -> None:
+            with record.watching(tensors):
+                self.model.load_weights(tensors)
+
+        def learnt() -> Copies | None:
+            self._regions = record.regions()
+            return self._copies if self._plan_copies(reception) else None
+
+        report = feed(LoaderSink(load, reception.plans), learnt if verify else None)
+        learnt()
+        torch.cuda.empty_cache()  # of the whole tensors that were put together for vLLM
+        return report
+
+    def _known_copies(self) -> Copies | None:
+        return self._copies
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As the base class does, which would synchronise an accelerator that a CPU worker lacks."""
+        """As the base class does, which would synchronise an accelerator that a CPU worker lacks; `receive_weights` waits
+        for the device itself."""
         self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
 
     def finish_weight_update(self) -> None:
-        """Runs what layers do after loading, and puts their tensors back where compiled code expects them."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            self._repack_tied_heads()
-
-    def _repack_tied_heads(self) -> None:
-        """On CPU every layer multiplies with a packed copy of its weight, made when the weight is loaded. An output layer
-        that is tied to the embedding is never loaded itself: without this its copy would stay that of the first weights."""
-        embeddings = {
-            module.weight.data_ptr()
-            for module in self.model.modules()
-            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
-        }
-        for module in self.model.modules():
-            if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in embeddings:
-                module.quant_method.process_weights_after_loading(module)
+        """Nothing is left to be done."""
 
     def shutdown(self) -> None:
         """Leaves the groups."""
-        self._senders = []
-
-
-def drop_unfinished(model: torch.nn.Module) -> None:
-    """Forgets what an update that broke off has left, and gives every layer the tensors back that the engine runs with.
-
-    vLLM collects the parts of a fused layer (q, k and v; gate and up), counts their elements, and fills the layer when all
-    are there. A new update skips layers that still collect: old parts would count as new ones, and the layer would be filled
-    before its last part has come, while the digest, which is of what was received, is right.
-    """
-    for layer in model.modules():
-        info = get_layerwise_info(layer)
-        if not info.can_load():  # it collects nothing: filled, or no update began
-            continue
-        if info.kernel_tensors is not None:
-            _place_kernel_tensors(layer, info)
-        info.reset()
+        self._reception = self._copies = self._sink = None

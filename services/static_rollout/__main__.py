@@ -19,6 +19,7 @@ def start(options: Namespace) -> None:
     """Builds this rank's part of the model, then serves (rank 0) or follows (others)."""
     from baton.config import load_run
     from baton.errors import ConfigError
+    from services.common.model_facts import directory_facts
     from services.common.model_store import resolve_model
     from services.rollout.stop_texts import StopTexts
     from services.static_rollout.tokens import end_tokens, load_tokenizer
@@ -29,6 +30,7 @@ def start(options: Namespace) -> None:
     _check_start(config)
     directory = resolve_model(name, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(config.tokenizer or directory, trust_remote_code=config.trust_remote_code)
+    facts = directory_facts(directory, tokenizer)
     stop_ids = StopTexts(tokenizer).option_ids(config.stop_tokens)
     longest = max(run.deadlines.generate_s, run.deadlines.publish_s)
     layout = Layout.start(
@@ -61,7 +63,7 @@ def start(options: Namespace) -> None:
             from services.static_rollout.engine import StaticEngine
 
             engine = StaticEngine(
-                config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica), stop_ids
+                config, ranks, tokenizer, policy.shape.vocab_size, run.engine_seed(options.replica), stop_ids, facts
             )
             asyncio.run(serve(options, engine, ranks, Replica(engine, name, config.max_outstanding_responses)))
         else:
@@ -91,6 +93,7 @@ async def serve(options: Namespace, engine: object, ranks: object, replica: obje
     from services.rollout.servicer import SERVICES, add_services
 
     server = Server(SERVICES, options.listen)
+    await engine.prepare()
     add_services(server.grpc, replica)
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(ranks.heartbeat())]
     try:

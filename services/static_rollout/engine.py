@@ -4,8 +4,9 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,17 @@ class StaticEngine:
 
     def __init__(
         self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, vocabulary: int, seed: int,
-        stop_ids: Sequence[int] = (),
+        stop_ids: Sequence[int] = (), model_facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """Call `run` beside it: it makes the batches. `vocabulary`: rows of the model's embedding; `stop_ids`: of the run
-        file's stop texts that are special tokens."""
+        file's stop texts that are special tokens; `model_facts`: what weights must fit."""
         self.tokenizer = tokenizer
         self.max_model_len = config.seq_length
         self.vocabulary = vocabulary
         self.workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        self.devices: list[str] = []
+        self.staging_bytes = 0  # its batches are not joined anyway
+        self.model_facts = model_facts
         self.cache_blocks = self.cache_block_tokens = 0
         self._config = config
         self._stop_ids = stop_ids
@@ -102,6 +106,10 @@ class StaticEngine:
         """Never: torchrun ends all ranks, and so this process, with the first that dies."""
         return False
 
+    async def prepare(self) -> None:
+        """Ends the start; to be awaited once, before anything else."""
+        self.devices = [part.decode() for part in await self._ranks.execute("Device", b"")]
+
     async def run(self) -> None:
         """Makes batches until it is cancelled."""
         while True:
@@ -118,15 +126,15 @@ class StaticEngine:
                     if not waiting.done.done():
                         waiting.done.set_exception(error)
 
-    async def update_weights(
-        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, keep: bool
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Receives a whole set of weights after the batch under way, and refuses what waits. Returns each rank's report.
-
-        Nothing is kept: see `interruptible`.
-        """
+    async def halt(self, *, keep: bool) -> None:
+        """Refuses what waits and what comes, until `resume`. Nothing is kept: see `interruptible`."""
         self._paused = True
-        request = pb.UpdateWeightsRequest(first_rank=first_rank, timeout_s=timeout_s)
+
+    async def update_weights(
+        self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Receives a whole set of weights after the batch under way. Returns each rank's report."""
+        request = pb.UpdateWeightsRequest(first_rank=first_rank, timeout_s=timeout_s, verify=verify)
         request.group.ParseFromString(group)
         if self._broken:
             await self._ranks.execute("LeaveGroup", b"")  # what some ranks may still hold is joined anew on all
@@ -137,6 +145,12 @@ class StaticEngine:
         self._digest = reports[0]["digest"]
         self._asked.clear()
         return reports
+
+    async def stage_weights(self, *_: object, **__: object) -> list[dict[str, Any]]:
+        """Never: `staging_bytes` is 0."""
+        raise InvalidRequestError("static batches end before weights come; there is nothing to be gained by staging them")
+
+    load_staged = stage_weights
 
     async def resume(self) -> None:
         """Takes requests again. A batch's cache ends with it, so nothing is left of older weights."""

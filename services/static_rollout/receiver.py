@@ -2,57 +2,45 @@
 
 from typing import Any
 
+from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
-from services.common.weight_sync.digest import WeightsDigest
-from services.common.weight_sync.group import BroadcastGroup
-from services.common.weight_sync.plan import Bucket, plan_buckets
-from services.common.weight_sync.transfer import receive
-from services.trainer.megatron.intake import Intake
-from services.trainer.megatron.parallel import Layout
+from services.common.weight_sync.loading import Copies, DirectSink
+from services.common.weight_sync.receiving import Reception
+from services.trainer.megatron import regions
 from services.trainer.megatron.stage import CachedStage
 
 
 class WeightReceiver:
-    """Joins a group when it is a new one, and receives every sender's tensors into this rank's parameters."""
+    """Joins a group when it is a new one, and receives every sender's parts into this rank's parameters."""
 
     def __init__(self, stage: CachedStage) -> None:
-        self._policy = stage.policy
-        self._layout: Layout = stage.layout
+        self._policy, self._layout = stage.policy, stage.layout
         self._group_id = ""
-        self._senders: list[tuple[BroadcastGroup, list[Bucket]]] = []
+        self._reception: Reception | None = None
+        self._copies: Copies | None = None
+        self._sink: DirectSink | None = None
 
     def update(self, request: pb.UpdateWeightsRequest) -> dict[str, Any]:
-        """Receives a whole set. Returns digest, bytes and seconds per phase.
+        """Receives a whole set. Returns digest, bytes, seconds per phase, transports, path and how much was compared.
 
         Raises DeadlineError if a member of the group is missing, InvalidRequestError if a tensor is.
         """
         if request.group.group_id != self._group_id:
             self._join(request)
-        digest, seconds, count = WeightsDigest(), {}, 0
-        intake = Intake(self._policy, self._layout)
-        for group, buckets in self._senders:
-            transfer = receive(group, buckets, intake.take, self._layout.device)
-            digest.merge(transfer.digest.hexdigest())
-            seconds = {phase: seconds.get(phase, 0.0) + spent for phase, spent in transfer.seconds.items()}
-            count += transfer.bytes
-        intake.finish()
-        return {"digest": digest.hexdigest(), "bytes": count, "seconds": seconds}
+        report = self._reception.take(self._sink, (lambda: self._copies) if request.verify else None, request.timeout_s)
+        return report | {"path": weights_pb2.LOAD_PATH_DIRECT}
 
     def leave(self) -> None:
         """Forgets the group: the next update joins it anew."""
-        self._group_id, self._senders = "", []
+        self._group_id, self._reception, self._copies, self._sink = "", None, None, None
 
     def _join(self, request: pb.UpdateWeightsRequest) -> None:
         self.leave()
-        group, join = request.group, BroadcastGroup.join
-        self._senders = [
-            (
-                join(
-                    sender.store_host, sender.store_port, rank=request.first_rank + self._layout.world_rank,
-                    size=group.receivers + 1, backend=group.backend, group_id=group.group_id, timeout_s=request.timeout_s,
-                ),
-                plan_buckets(sender.tensors, group.bucket_bytes),
-            )
-            for sender in group.senders
-        ]  # fmt: skip
+        group = request.group
+        number = request.first_rank + self._layout.world_rank
+        self._reception = Reception(group, number, self._layout.device, request.timeout_s)
+        dtype = next(self._policy.parameters()).dtype
+        held = list(regions.held(self._policy, self._layout, dtype))
+        self._copies = Copies(self._reception.plans, held)
+        self._sink = DirectSink(self._copies, self._reception.lanes, self._layout.device)
         self._group_id = group.group_id

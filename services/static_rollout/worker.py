@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
+from services.common.devices import device_name
 from services.static_rollout.draw import Sampling
 from services.static_rollout.generator import StaticGenerator
 from services.static_rollout.receiver import WeightReceiver
@@ -21,7 +22,15 @@ class Worker:
 
     def handlers(self) -> Mapping[str, Handler]:
         """The commands."""
-        return {"Generate": self._generate, "UpdateWeights": self._update_weights, "LeaveGroup": self._leave_group}
+        return {
+            "Device": self._device,
+            "Generate": self._generate,
+            "UpdateWeights": self._update_weights,
+            "LeaveGroup": self._leave_group,
+        }
+
+    def _device(self, _: bytes) -> bytes:
+        return device_name(self._generator.stage.layout.device).encode()
 
     def _generate(self, request: bytes) -> bytes:
         rows = [Row(**row | {"sampling": Sampling(**row["sampling"])}) for row in json.loads(request)]

@@ -9,6 +9,7 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.config import RunConfig
 from baton.errors import BatonError, NotFoundError
+from services.trainer.handshake import own_facts, refused
 from services.trainer.megatron.checkpoint import size_of
 from services.trainer.ranks import Ranks
 from services.trainer.trainer import Trainer, combine_groups, combine_publications, combine_steps
@@ -23,6 +24,7 @@ class TrainerServicer(TrainerServiceServicer):
         self._run = run
         self._trainer = trainer
         self._ranks = ranks
+        self._own_facts: dict[str, str] | None = None
         self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:
@@ -32,6 +34,12 @@ class TrainerServicer(TrainerServiceServicer):
             return combine_steps(await self._ranks.execute("TrainStep", raw))
 
     async def OpenWeightGroup(self, request: pb.OpenWeightGroupRequest, context: Context) -> pb.OpenWeightGroupResponse:
+        if self._own_facts is None:
+            source = self._trainer.models.policy.source
+            tokenizer = self._run.tokenizer_name("ppo_policy") or source
+            self._own_facts = await asyncio.to_thread(own_facts, source, tokenizer)
+        if misfits := refused(self._own_facts, request):
+            return pb.OpenWeightGroupResponse(refused=misfits)
         group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))
         await self._ranks.execute("AdoptWeightGroup", group.group_id.encode())
         return pb.OpenWeightGroupResponse(group=group)

@@ -3,6 +3,7 @@
 The commands run on all ranks at once; `combine_*` makes rank 0's answer out of all ranks' parts.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Trainer:
             "TrainStep": lambda raw: self.train_step(pb.TrainStepRequest.FromString(raw)).SerializeToString(),
             "OpenWeightGroup": lambda raw: self.open_group(pb.OpenWeightGroupRequest.FromString(raw)).SerializeToString(),
             "AdoptWeightGroup": lambda raw: self._policy_sender().adopt(raw.decode()) or b"",
-            "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)).SerializeToString(),
+            "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)),
             "SaveCheckpoint": lambda raw: self.save(Path(raw.decode())).encode(),
             "LoadCheckpoint": lambda raw: self.load(Path(raw.decode())),
             "ExportModel": lambda raw: self.export(Path(raw.decode())),
@@ -161,20 +162,18 @@ class Trainer:
 
     def open_group(self, request: pb.OpenWeightGroupRequest) -> weights_pb2.WeightGroup:
         """Starts this rank's rendezvous, if it is a sender."""
-        return self._policy_sender().open(request.receivers)
+        devices = [device for replica in request.replicas for device in replica.devices]
+        return self._policy_sender().open(devices or [""] * request.receivers)
 
     def give_up_publishing(self) -> None:
         """From any thread: nobody waits any more for the publication that may be waiting for its receivers."""
         if self._sender:
             self._sender.give_up()
 
-    def publish(self, request: pb.PublishWeightsRequest) -> pb.PublishWeightsResponse:
-        """Sends this rank's weights, if it is a sender."""
-        transfer = self._policy_sender().publish(request.group_id, request.timeout_s)
-        if transfer is None:
-            return pb.PublishWeightsResponse()
-        phases = weights_pb2.PhaseSeconds(**{f"{phase}_s": spent for phase, spent in transfer.seconds.items()})
-        return pb.PublishWeightsResponse(weights_digest=transfer.digest.hexdigest(), bytes=transfer.bytes, phases=phases)
+    def publish(self, request: pb.PublishWeightsRequest) -> bytes:
+        """Sends this rank's weights, if it is a sender; returns its `Transfer.report`."""
+        transfer = self._policy_sender().publish(request.group_id, request.timeout_s, verify=request.verify)
+        return json.dumps(transfer.report()).encode() if transfer else b""
 
     def save(self, directory: Path) -> str:
         """Writes a checkpoint of what is trained; returns its path."""
@@ -245,15 +244,13 @@ def combine_groups(parts: Sequence[bytes]) -> weights_pb2.WeightGroup:
 
 def combine_publications(parts: Sequence[bytes]) -> pb.PublishWeightsResponse:
     """The whole model's digest and size, and the slowest sender's phases."""
-    sent = [report for part in parts if (report := pb.PublishWeightsResponse.FromString(part)).weights_digest]
+    reports = [json.loads(part) for part in parts if part]
     digest = WeightsDigest()
-    for report in sent:
-        digest.merge(report.weights_digest)
-    slowest = {
-        name: max(getattr(report.phases, name) for report in sent) for name in ("gather_s", "wire_s", "load_s", "digest_s")
-    }
+    for report in reports:
+        digest.merge(report["sums"])
+    slowest = {f"{name}_s": max(report["seconds"][name] for report in reports) for name in reports[0]["seconds"]}
     return pb.PublishWeightsResponse(
         weights_digest=digest.hexdigest(),
-        bytes=sum(report.bytes for report in sent),
+        bytes=sum(report["bytes"] for report in reports),
         phases=weights_pb2.PhaseSeconds(**slowest),
     )

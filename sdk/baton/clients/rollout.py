@@ -133,16 +133,21 @@ class RolloutClient(ServiceClient):
 
     async def update_weights(
         self, policy_version: int, group: weights_pb2.WeightGroup, *, first_rank: int, timeout_s: float,
-        in_flight: InFlight = "abort",
+        begin_s: float = 60.0, in_flight: InFlight = "abort", verify: bool = False,
     ) -> pb.UpdateWeightsResponse:  # fmt: skip
-        """Receives new weights; see `baton.weights.publish`, which calls both sides."""
+        """Receives new weights, for which the engine has `begin_s` to get ready; see `baton.weights`, which calls both
+        sides."""
         request = pb.UpdateWeightsRequest(
-            policy_version=policy_version, group=group, first_rank=first_rank, timeout_s=timeout_s,
-            in_flight=IN_FLIGHT[in_flight],
+            policy_version=policy_version, group=group, first_rank=first_rank, timeout_s=timeout_s, begin_s=begin_s,
+            in_flight=IN_FLIGHT[in_flight], verify=verify,
         )  # fmt: skip
-        return await self._call("UpdateWeights", request, timeout_s + 5)
+        return await self._call("UpdateWeights", request, begin_s + timeout_s + 5)
 
-    async def commit_weights(self, policy_version: int, weights_digest: str) -> pb.CommitWeightsResponse:
+    async def commit_weights(
+        self, policy_version: int, weights_digest: str, *, timeout_s: float = 60.0
+    ) -> pb.CommitWeightsResponse:  # fmt: skip
         """Serves the received version, if the digest is the one that arrived."""
-        request = pb.CommitWeightsRequest(policy_version=policy_version, weights_digest=weights_digest)
-        return await self._call("CommitWeights", request)
+        request = pb.CommitWeightsRequest(
+            policy_version=policy_version, weights_digest=weights_digest, timeout_s=timeout_s
+        )  # fmt: skip
+        return await self._call("CommitWeights", request, timeout_s + 5)

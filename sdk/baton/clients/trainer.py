@@ -1,11 +1,12 @@
 """Client of the trainer service."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from baton.channel import ServiceClient
+from baton.errors import WrongModelError
 
 
 class TrainerClient(ServiceClient):
@@ -26,14 +27,26 @@ class TrainerClient(ServiceClient):
         )  # fmt: skip
         return await self._call("TrainStep", request, timeout_s)
 
-    async def open_weight_group(self, receivers: int) -> weights_pb2.WeightGroup:
-        """Starts rendezvous for `receivers` receiving ranks."""
-        answer = await self._call("OpenWeightGroup", pb.OpenWeightGroupRequest(receivers=receivers))
+    async def open_weight_group(
+        self, receivers: int, replicas: Sequence[pb.WeightReceiver] = ()
+    ) -> weights_pb2.WeightGroup:  # fmt: skip
+        """Starts rendezvous for `receivers` receiving ranks, those of the `replicas`, if any are named.
+
+        Raises WrongModelError, which names them all, if some of these have another model or tokenizer than the trainer.
+        """
+        request = pb.OpenWeightGroupRequest(receivers=receivers, replicas=replicas)
+        answer = await self._call("OpenWeightGroup", request)
+        if answer.refused:
+            raise WrongModelError("; ".join(answer.refused.values()), answer.refused)
         return answer.group
 
-    async def publish_weights(self, group_id: str, policy_version: int, *, timeout_s: float) -> pb.PublishWeightsResponse:
+    async def publish_weights(
+        self, group_id: str, policy_version: int, *, timeout_s: float, verify: bool = False
+    ) -> pb.PublishWeightsResponse:  # fmt: skip
         """Broadcasts the current weights; see `baton.weights.publish`, which calls both sides."""
-        request = pb.PublishWeightsRequest(group_id=group_id, policy_version=policy_version, timeout_s=timeout_s)
+        request = pb.PublishWeightsRequest(
+            group_id=group_id, policy_version=policy_version, timeout_s=timeout_s, verify=verify
+        )
         return await self._call("PublishWeights", request, timeout_s + 5)
 
     async def save_checkpoint(self, directory: str, *, timeout_s: float = 1800.0) -> pb.SaveCheckpointResponse:

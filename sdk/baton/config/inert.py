@@ -11,7 +11,6 @@ _BATCH_KEYS = "samples are typed messages; no keys are looked up in a batch"
 # A `*` stands for any role.
 INERT_OPTIONS: dict[str, str] = {
     "runtime.max_iteration_per_sample": "tree search over samples is not offered",
-    "runtime.colocation": _COLOCATION,
     "runtime.bucket_size_mb_in_memory_manager": _COLOCATION,
     "runtime.debug": "the checks that this turned on are always on",
     "runtime.nsys": _PROFILER,

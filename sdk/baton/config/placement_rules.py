@@ -98,17 +98,27 @@ def _trainer_sizes(path: str, role: TrainableConfig) -> Iterator[str]:
 
 
 def _colocation(run: RunConfig) -> Iterator[str]:
-    """Colocation does nothing, but a list that contradicts itself is a mistake all the same."""
-    seen: set[str] = set()
+    """Models are in one list at most, and those that have their processes in common not in different ones."""
+    list_of: dict[str, int] = {}
     known = type(run.models).model_fields
-    for index, group in enumerate(run.runtime.colocation):
-        for name in (part.strip() for part in group.split(",")):
+    for index, names in enumerate(run.runtime.colocation):
+        for name in (part.strip() for part in names.split(",")):
             path = f"runtime.colocation.{index}"
             if name not in known:
-                yield problem(path, group, f"must name models, which are {', '.join(known)}", f"remove {name!r}")
-            elif name in seen:
-                yield problem(path, group, f"must not name {name} again: a model is in one group at most", "remove it")
-            seen.add(name)
+                yield problem(path, names, f"must name models, which are {', '.join(known)}", f"remove {name!r}")
+            elif name in list_of:
+                yield problem(path, names, f"must not name {name} again: a model is in one list at most", "remove it")
+            list_of.setdefault(name, index)
+    for group in run.trainer_groups().values():
+        listed = [name for name in group.roles if name in list_of]
+        for name in listed[1:]:
+            if list_of[name] != list_of[listed[0]]:
+                yield problem(
+                    f"runtime.colocation.{list_of[name]}",
+                    run.runtime.colocation[list_of[name]],
+                    f"must not name {name}: its processes are those of {listed[0]}, which is in another list",
+                    f"move it there, or give models.{name} a group of its own",
+                )
 
 
 def service_problems(run: RunConfig) -> Iterator[str]:

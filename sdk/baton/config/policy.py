@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from baton.config.base import Count, PositiveInt
+from baton.config.base import Count, PositiveFloat, PositiveInt
 from baton.config.sampling import SamplingConfig
 
 
@@ -65,6 +65,10 @@ class PolicyConfig(SamplingConfig):
 
     tokenizer_mode: str = "auto"
     """Which implementation of the tokenizer the engine takes."""
+
+    weight_staging_gib: PositiveFloat | None = None
+    """Memory of each worker, in GiB, in which weights may be kept that arrive while it goes on generating: it then pauses
+    only to copy them. All the weights must fit. null: it pauses while they arrive."""
 
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the engine, under vLLM's own names, passed on as they are."""

@@ -112,16 +112,18 @@ class RuntimeConfig(Section):
     seed: Count = 42
     """Seed of every random choice in the run."""
 
-    coalesced_buffer_mb: PositiveInt = 100
-    """Size of one bucket of a weight broadcast, in MiB."""
+    colocation: list[str] = Field(default_factory=list)
+    """Comma-separated lists of models that share GPUs, as `policy,ppo_policy`: each list's processes are laid over the same
+    cards, from the first one on. `models.policy.gpu_memory_utilization`, which must be set then, is the rollout's share of
+    a card; the trainer has what is left. A model in no list has cards of its own, or those of its trainer group."""
+
+    coalesced_buffer_mb: PositiveInt = 256
+    """Size of one bucket of weights on their way, in MiB. Each side holds two at a time, of each sender."""
 
     # The options below are accepted so that existing run files load; `inert.py` says why each does nothing.
 
     max_iteration_per_sample: PositiveInt = 1
     """Inert. Turns of a tree search per sample."""
-
-    colocation: list[str] = Field(default_factory=list)
-    """Inert. Comma-separated lists of models that share devices."""
 
     debug: bool = False
     """Inert. Extra checks of the old engine."""

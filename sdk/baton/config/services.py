@@ -131,8 +131,15 @@ class DeadlinesConfig(Section):
     train_step_s: Seconds = 1800.0
     """One optimizer step."""
 
+    publish_begin_s: Seconds = 60.0
+    """From the start of a weight update until a replica is ready for the transfer: its responses under way have ended, and
+    its engine stands still. A replica that is not is left out."""
+
     publish_s: Seconds = 300.0
     """One transfer of the weights to all rollout replicas."""
+
+    publish_commit_s: Seconds = 60.0
+    """From the end of the transfer until a replica serves the new weights. Those that do go on without one that is late."""
 
     checkpoint_s: Seconds = 1800.0
     """One checkpoint, written or read."""

@@ -4,6 +4,9 @@
     rollout replicas | -> coordinator
     trainer groups  |
 
+Replicas that share a GPU with a trainer group start after it: what is taken of the card while they measure it, vLLM would
+count as theirs.
+
 A service that has an address in the run file runs elsewhere: it is not started, only checked. An external coordinator
 brings its own services, so then nothing is started at all. A replica that dies is started again; the death of any other
 service ends all.
@@ -33,6 +36,8 @@ COORDINATOR_HEAD_START_S = 1.0
 STOP_RUN_S = 5.0
 """How long a run may take to end by itself when the deployment is told to stop."""
 WATCH_S = 0.1
+Start = Coroutine[Any, Any, str]
+"""Of a service; its address."""
 _ACTIVE = {pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_STOPPING}
 
 
@@ -123,10 +128,17 @@ class Deployment:
             return
         replicas = (services.rollout_addresses or [None] * config.rollout_replicas)[: config.rollout_replicas]
         groups = config.trainer_groups()
-        buffer, *others = await _together(
-            self._buffer(), *(self._trainer(group) for group in groups.values()),
-            *(self._rollout(index, address) for index, address in enumerate(replicas)),
-        )  # fmt: skip
+
+        def first() -> list[Start]:
+            return [self._buffer(), *(self._trainer(group) for group in groups.values())]
+
+        def engines() -> list[Start]:
+            return [self._rollout(index, address) for index, address in enumerate(replicas)]
+
+        if devices.shared(self._gpus):
+            buffer, *others = [*await _together(*first()), *await _together(*engines())]
+        else:
+            buffer, *others = await _together(*first(), *engines())
         trainers, rollouts = dict(zip(groups, others, strict=False)), others[len(groups) :]
         directory = self.plan.directory
         command = commands.coordinator_command(
@@ -208,7 +220,7 @@ class Deployment:
         self._note(f"{name} is ready at {service.address}")
 
 
-async def _together(*starts: Coroutine[Any, Any, str]) -> list[str]:
+async def _together(*starts: Start) -> list[str]:
     """Runs `starts` side by side. The first that fails ends the others, and its error is raised."""
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from baton.config import RunConfig, load_run
-from baton.local import preflight
+from baton.local import devices, preflight
 from baton.local.run_directory import RunDirectory
 
 
@@ -39,6 +39,7 @@ def make_plan(
     remarks = [str(warning.message) for warning in caught]
     remarks += config.remarks()
     preflight.check(config, app=app)
+    remarks += devices.remarks(config, devices.place(config, devices.machine_gpus()))
     run_id = run_id or f"{re.sub('[^A-Za-z0-9._-]', '-', config.runtime.exp_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory.create(output_dir or Path(config.runtime.output_dir), run_id)
     directory.run_file.touch(mode=0o600)  # what came from the environment may be secret

@@ -64,7 +64,7 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
         return pb.GetStatusResponse(
             state=self._state, policy_version=self.policy_version, weights_digest=self.weights_digest, model="fake",
             max_model_len=self.max_model_len, workers=1, running_requests=self._running, generated_tokens=self._generated,
-            instance_id=self._instance_id,
+            instance_id=self._instance_id, devices=["cpu"],
         )  # fmt: skip
 
     async def UpdateWeights(

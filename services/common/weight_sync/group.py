@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -12,6 +13,9 @@ from baton.errors import DeadlineError, ServiceUnavailableError
 
 MEET_S = 60.0
 """How long members wait for each other: all of them are told at once, so who is not there by then will not come."""
+
+NCCL_SLACK = timedelta(seconds=60)
+"""NCCL's watchdog ends the whole process at its own timeout; `settle` is there before it."""
 
 _GIVEN_UP = "given up"
 """Key of the rendezvous store by which a member that leaves before all have met takes the others with it."""
@@ -55,14 +59,16 @@ class BroadcastGroup:
         """Returns once all members have met, which another thread can end by setting `give_up`."""
         self.rank = rank
         self._timeout = timedelta(seconds=timeout_s)
+        self._deadline: float | None = None
+        self._nccl = backend == "nccl"
         meet_s = min(timeout_s, MEET_S)
         store.set_timeout(self._timeout)
         prefixed = dist.PrefixStore(group_id, store)
         try:
             _meet(prefixed, rank, size, meet_s, give_up)
-            if backend == "nccl":
+            if self._nccl:
                 options = dist.ProcessGroupNCCL.Options()
-                options._timeout = self._timeout
+                options._timeout = self._timeout + NCCL_SLACK
                 self._backend = dist.ProcessGroupNCCL(prefixed, rank, size, options)
             else:
                 options = dist.ProcessGroupGloo._Options()
@@ -87,15 +93,71 @@ class BroadcastGroup:
             raise DeadlineError(f"weight group {group_id}: no sender answers at {host}:{port} ({error})") from error
         return cls(store, host, rank=rank, size=size, backend=backend, group_id=group_id, timeout_s=timeout_s)
 
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        """Sends (rank 0) or fills (others) one contiguous tensor. Raises DeadlineError if a member is missing."""
+    def bound(self, deadline: float) -> None:
+        """Broadcasts from now on end by this time of time.monotonic()."""
+        self._deadline = deadline
+
+    def _left(self) -> timedelta:
+        if self._deadline is None:
+            return self._timeout
+        return min(self._timeout, max(timedelta(seconds=self._deadline - time.monotonic()), timedelta(milliseconds=1)))
+
+    def start(self, tensor: torch.Tensor) -> "Broadcast":
+        """Begins to send (rank 0) or fill (others) one contiguous tensor, on a GPU after the current stream's work so far.
+        Raises DeadlineError if a member is missing."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = self._timeout
+        options.timeout = self._timeout + NCCL_SLACK if self._nccl else self._left()  # NCCL's is kept by `settle`
+        if self._nccl:
+            options.asyncOp = True  # on a stream of its own
         try:
-            self._backend.broadcast([tensor], options).wait()
+            return Broadcast(self, self._backend.broadcast([tensor], options), tensor.nbytes)
         except RuntimeError as error:
-            raise DeadlineError(
-                f"weight broadcast of {tensor.nbytes} bytes did not finish within {self._timeout.total_seconds():g} s, "
-                f"or a member of the group died ({error})"
-            ) from error
+            raise self.broken(tensor.nbytes, error) from error
+
+    def broken(self, nbytes: int, cause: object) -> DeadlineError:
+        """What a broadcast that did not end is told as."""
+        return DeadlineError(
+            f"weight broadcast of {nbytes} bytes did not finish within {self._timeout.total_seconds():g} s, "
+            f"or a member of the group died ({cause})"
+        )
+
+    def abort(self) -> None:
+        """Ends what is on its way on this side. The group is of no use afterwards."""
+        if self._nccl:
+            self._backend.abort()
+
+
+class Broadcast:
+    """One that is on its way."""
+
+    def __init__(self, group: BroadcastGroup, work: dist.Work, nbytes: int) -> None:
+        self._group, self._work, self._nbytes = group, work, nbytes
+
+    def wait(self) -> None:
+        """On the CPU until it is done; on a GPU the current stream will wait for it, not the caller: see `settle`. Raises
+        DeadlineError if a member is missing."""
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise self._group.broken(self._nbytes, error) from error
+
+
+def settle(groups: Sequence[BroadcastGroup], device: torch.device, deadline: float, give_up: threading.Event | None) -> None:
+    """Waits until all work of the current stream is done; on the CPU it is.
+
+    Raises DeadlineError, and ends all broadcasts of the groups, at the `deadline` of time.monotonic() or if another thread
+    sets `give_up`.
+    """
+    if device.type != "cuda":
+        return
+    done = torch.cuda.Event()
+    done.record()
+    while not done.query():
+        given_up = give_up is not None and give_up.is_set()
+        if given_up or time.monotonic() > deadline:
+            for group in groups:
+                group.abort()
+            cause = "it was given up" if given_up else "its time is over"
+            raise DeadlineError(f"weights were still on their way when {cause}; a member of the group hangs or died")
+        time.sleep(0.0001)

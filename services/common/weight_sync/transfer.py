@@ -1,77 +1,221 @@
-"""The two ends of one weight update over one BroadcastGroup."""
+"""The two ends of one weight update.
 
+    sender:     gather bucket k -> wire, digest          while bucket k - 1 is on the wire
+    receiver:   wire -> digest, load bucket k            while bucket k + 1 is on the wire
+
+Each lane carries one sender's buckets through two buffers. On a GPU nothing waits for the device before the end.
+"""
+
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
 from services.common.weight_sync.digest import WeightsDigest
-from services.common.weight_sync.group import BroadcastGroup
-from services.common.weight_sync.plan import Bucket, payload_bytes
+from services.common.weight_sync.group import BroadcastGroup, settle
+from services.common.weight_sync.plan import Bucket, Region, payload_bytes
+from services.common.weight_sync.replay import Replay, copy
+from services.common.weight_sync.stopwatch import Stopwatch
+from services.common.weight_sync.sums import PlanSums
+
+
+class Pending(Protocol):
+    """A bucket on its way."""
+
+    def wait(self) -> None:
+        """Until it is there; on a GPU, for what the current stream does next."""
+
+
+class Wire(Protocol):
+    """What carries one sender's buckets to this process, or away from it."""
+
+    transport: str
+    """"nccl", "gloo" or "ipc"."""
+
+    def start(self, lane: "Lane", index: int) -> Pending:
+        """Moves a bucket between the lane's buffer and the other side."""
+
+    def record(self) -> None:
+        """All buckets have moved once; the next time will be the same."""
+
+
+class BroadcastWire:
+    """By a process group."""
+
+    def __init__(self, group: BroadcastGroup, backend: str) -> None:
+        self.group, self.transport = group, backend
+
+    def start(self, lane: "Lane", index: int) -> Pending:
+        """One broadcast per bucket."""
+        return self.group.start(lane.buffers[index])
+
+    def record(self) -> None:
+        """Nothing to be gained."""
+
+
+class NoWire:
+    """No receiver needs to be sent anything: all read this process's memory."""
+
+    transport = "ipc"
+
+    def start(self, lane: "Lane", index: int) -> "NoWire":
+        """Nothing moves."""
+        return self
+
+    def record(self) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Returns."""
+
+
+class Sink(Protocol):
+    """Where a receiver puts what arrives."""
+
+    def load(self, lane: int, index: int, views: Sequence[torch.Tensor]) -> None:
+        """Takes the parts of a lane's bucket, each [rows, columns]. The views are of memory that is used again."""
+
+    def record(self) -> None:
+        """All was loaded once, and done: the next time will be the same."""
+
+
+class Lane:
+    """One sender's buckets, and the memory through which they go."""
+
+    def __init__(self, buckets: Sequence[Bucket], wire: Wire, device: torch.device, *, staged: bool = False) -> None:
+        """`staged`: each bucket has memory of its own, where it stays."""
+        self.buckets, self.wire, self.device = buckets, wire, device
+        size = max((bucket.nbytes for bucket in buckets), default=0)
+        sizes = [bucket.nbytes for bucket in buckets] if staged else [size] * min(2, len(buckets))
+        memory = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in sizes]
+        self.buffers = [memory[index % len(memory)][: bucket.nbytes] for index, bucket in enumerate(buckets)]
+        self.sums = PlanSums(buckets, self.buffers, device)
+        self.bytes = payload_bytes(buckets)
+        self.views = [
+            [slot.view(buffer) for slot in bucket.slots] for bucket, buffer in zip(buckets, self.buffers, strict=True)
+        ]
+
+    def start(self, index: int) -> Pending:
+        """Puts a bucket on the wire."""
+        return self.wire.start(self, index)
+
+    def record(self) -> None:
+        """Everything was done once, and is over: from now on, on a GPU, graphs do it."""
+        self.sums.replay.record()
+        self.wire.record()
 
 
 @dataclass(slots=True)
 class Transfer:
-    """What one end saw: digest and bytes of the tensors, and seconds per phase (`gather`, `wire`, `load`, `digest`)."""
+    """What one end saw."""
 
-    bytes: int = 0
-    digest: WeightsDigest = field(default_factory=WeightsDigest)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("gather", "wire", "load", "digest"), 0.0))
+    bytes: int
+    digest: WeightsDigest
+    seconds: dict[str, float]
 
-    def timed(self, phase: str) -> "_Timer":
-        """Adds the duration of a `with` block to a phase."""
-        return _Timer(self.seconds, phase)
-
-
-class _Timer:
-    def __init__(self, seconds: dict[str, float], phase: str) -> None:
-        self._seconds, self._phase = seconds, phase
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._phase] += time.perf_counter() - self._start
+    def report(self) -> dict[str, Any]:
+        """As JSON carries it from a rank to its service."""
+        return {"bytes": self.bytes, "sums": self.digest.table(), "seconds": self.seconds}
 
 
-def send(
-    group: BroadcastGroup, buckets: Sequence[Bucket], tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device
-) -> Transfer:
-    """Broadcasts `tensors`, which must come in the plan's order. Converts each to its slot's dtype on the way."""
-    transfer = Transfer(payload_bytes(buckets))
-    buffer = torch.zeros(max(bucket.nbytes for bucket in buckets), dtype=torch.uint8, device=device)
-    for bucket in buckets:
-        for slot in bucket.slots:
-            with transfer.timed("gather"):
-                name, tensor = next(tensors)
-                if name != slot.name:
-                    raise ValueError(f"the plan wants {slot.name} next, but the model gave {name}")
-                slot.view(buffer).copy_(tensor)
-            with transfer.timed("digest"):
-                transfer.digest.add(slot.name, slot.view(buffer))
-        with transfer.timed("wire"):
-            group.broadcast(buffer[: bucket.nbytes])
+class Deadline:
+    """Until when, and what ends it before."""
+
+    def __init__(self, timeout_s: float, give_up: threading.Event | None = None) -> None:
+        self.at, self.give_up = time.monotonic() + timeout_s, give_up
+
+    def bound(self, lanes: Sequence[Lane]) -> None:
+        """Has the lanes' broadcasts end by then."""
+        for lane in lanes:
+            if isinstance(lane.wire, BroadcastWire):
+                lane.wire.group.bound(self.at)
+
+    def settle(self, lanes: Sequence[Lane], device: torch.device) -> None:
+        """Waits for the device. Raises DeadlineError."""
+        groups = [lane.wire.group for lane in lanes if isinstance(lane.wire, BroadcastWire)]
+        settle(groups, device, self.at, self.give_up)
+
+
+class Gathering:
+    """The sender's side of a lane: collects its regions, which stay where they are, into each bucket."""
+
+    def __init__(self, lane: Lane, regions: Iterable[Region], device: torch.device) -> None:
+        """The regions are the plan's parts, in its order."""
+        self.lane, self.device = lane, device
+        sources = iter(regions)
+        pieces = [partial(copy, views, [next(sources).matrix for _ in views]) for views in lane.views]
+        self.replay = Replay(pieces, device)
+
+
+def send(gathering: Gathering, deadline: Deadline) -> Transfer:
+    """Sends what the regions hold now."""
+    lane, device, watch = gathering.lane, gathering.device, Stopwatch(gathering.device)
+    deadline.bound([lane])
+    pending: list[Pending] = []
+    for index in range(len(lane.buckets)):
+        if index >= 2:
+            with watch.phase("wire"):
+                pending[index - 2].wait()
+        with watch.phase("gather"):
+            gathering.replay.run(index)
+        pending.append(lane.start(index))
+        with watch.phase("digest"):  # while it is on its way
+            lane.sums.replay.run(index)
+    with watch.phase("wire"):
+        for sent in pending[-2:]:
+            sent.wait()
+    deadline.settle([lane], device)
+    digest = WeightsDigest()
+    lane.sums.add_to(digest)
+    transfer = Transfer(lane.bytes, digest, watch.seconds())
+    gathering.replay.record()
+    lane.record()
     return transfer
 
 
-def receive(
-    group: BroadcastGroup,
-    buckets: Sequence[Bucket],
-    load: Callable[[list[tuple[str, torch.Tensor]]], None],
-    device: torch.device,
-) -> Transfer:
-    """Hands every bucket's tensors to `load` as they arrive. Each bucket has memory of its own: the engine may keep views
-    of a fused layer's parts until the last of them has come."""
-    transfer = Transfer(payload_bytes(buckets))
-    for bucket in buckets:
-        buffer = torch.empty(bucket.nbytes, dtype=torch.uint8, device=device)
-        with transfer.timed("wire"):
-            group.broadcast(buffer)
-        tensors = [(slot.name, slot.view(buffer)) for slot in bucket.slots]
-        with transfer.timed("digest"):
-            for name, tensor in tensors:
-                transfer.digest.add(name, tensor)
-        with transfer.timed("load"):
-            load(tensors)
+def receive(lanes: Sequence[Lane], sink: Sink | None, device: torch.device, deadline: Deadline) -> Transfer:
+    """Takes every sender's buckets; with `sink`, puts them there as they come."""
+    watch, digest = Stopwatch(device), WeightsDigest()
+    deadline.bound(lanes)
+    for number, index, views in _arrivals(lanes, watch):
+        lane = lanes[number]
+        with watch.phase("digest"):
+            lane.sums.replay.run(index)
+        if sink is not None:
+            with watch.phase("load"):
+                sink.load(number, index, views)
+    deadline.settle(lanes, device)
+    for lane in lanes:
+        lane.sums.add_to(digest)
+    transfer = Transfer(sum(lane.bytes for lane in lanes), digest, watch.seconds())
+    for lane in lanes:
+        lane.record()
     return transfer
+
+
+def take_again(lanes: Sequence[Lane], sink: Sink, device: torch.device, deadline: Deadline) -> float:
+    """Takes everything a second time, for a sink that compares it. Returns seconds."""
+    watch = Stopwatch(device)
+    for number, index, views in _arrivals(lanes, watch):
+        with watch.phase("verify"):
+            sink.load(number, index, views)
+    deadline.settle(lanes, device)
+    return watch.seconds()["verify"]
+
+
+def _arrivals(lanes: Sequence[Lane], watch: Stopwatch) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+    """(lane, bucket, its views) as they are there, each while the lane's next bucket is on the wire."""
+    pending: dict[int, Pending] = {}
+    for index in range(1 + max((len(lane.buckets) for lane in lanes), default=0)):
+        arriving, pending = pending, {}
+        for number, lane in enumerate(lanes):
+            if index < len(lane.buckets):
+                pending[number] = lane.start(index)
+        for number, bucket in arriving.items():
+            with watch.phase("wire"):
+                bucket.wait()
+            yield number, index - 1, lanes[number].views[index - 1]

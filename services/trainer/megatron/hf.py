@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baton.errors import ConfigError
+from services.common.weight_sync.plan import as_matrix
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.model import PolicyModel
-from services.trainer.megatron.names import NameMap
+from services.trainer.megatron.names import NameMap, Place
 from services.trainer.megatron.parallel import Layout
 
 SHARD_BYTES = 4 * 1024**3
@@ -51,14 +52,15 @@ def load_hf(
     whole tensors to take where the directory lacks them."""
     source, names = _Checkpoint(directory, fresh), NameMap(model.shape)
     for name, parameter in model.named_parameters():
-        rule = names.rule(name, model.first_layer)
-        hf_names = rule.hf_names if rule else ("model.embed_tokens.weight",)
-        split = rule.split if rule else names.rule("embedding.word_embeddings.weight", 0).split
-        shard = split([source.get(hf_name) for hf_name in hf_names], layout.tensor_rank, layout.tensor_size)
-        if shard.shape != parameter.shape:
-            shapes = f"{tuple(shard.shape)} for {name}, expected {tuple(parameter.shape)}"
-            raise ConfigError(f"{directory}: {hf_names} gives {shapes}")
-        parameter.copy_(shard)
+        places = names.places(name, model.first_layer, layout.tensor_rank, layout.tensor_size)
+        tensors = {hf_name: source.get(hf_name) for hf_name in dict.fromkeys(place.name for place in places)}
+        matrix = as_matrix(parameter)
+        matrix[sum(place.height for place in places) :] = 0  # rows that pad the vocabulary
+        for place in places:
+            whole = tensors[place.name]
+            if tuple(whole.shape) != place.shape:
+                raise ConfigError(f"{directory}: {place.name} is {tuple(whole.shape)}, expected {place.shape}")
+            place.of(matrix).copy_(as_matrix(whole)[place.rectangle])
 
 
 @torch.no_grad()
@@ -67,25 +69,35 @@ def gather_hf(model: PolicyModel, layout: Layout) -> Iterator[tuple[str, torch.T
 
     A collective over the tensor-parallel group: all its ranks iterate; the others get nothing.
     """
-    group = parallel_state.get_tensor_model_parallel_group()
-    root = dist.get_global_rank(group, 0)
-    for rule, parameter in NameMap(model.shape).rules(model.named_parameters(), model.first_layer):
-        shards = [parameter.data]
-        if layout.tensor_size > 1:
-            on_root = layout.tensor_rank == 0
-            shards = [torch.empty_like(parameter) for _ in range(layout.tensor_size)] if on_root else None
-            dist.gather(parameter.data.contiguous(), shards, dst=root, group=group)
+    names = NameMap(model.shape)
+    for name, parameter in model.named_parameters():
+        if names.is_copy(name):
+            continue
+        shards = _gathered(parameter.data, layout) if names.is_sharded(name) else [parameter.data]
         if layout.tensor_rank == 0:
-            yield from zip(rule.hf_names, rule.merge(shards), strict=True)
+            places = [names.places(name, model.first_layer, rank, layout.tensor_size) for rank in range(len(shards))]
+            yield from whole_tensors(shards, places).items()
 
 
-def hf_shapes(model: PolicyModel, layout: Layout) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and whole shapes of what `gather_hf` yields, without communication."""
-    answer = []
-    for rule, parameter in NameMap(model.shape).rules(model.named_parameters(), model.first_layer):
-        shards = [torch.empty(parameter.shape, device="meta")] * layout.tensor_size
-        answer += [(name, tuple(t.shape)) for name, t in zip(rule.hf_names, rule.merge(shards), strict=True)]
-    return answer
+def whole_tensors(shards: Sequence[torch.Tensor], places: Sequence[Sequence[Place]]) -> dict[str, torch.Tensor]:
+    """The Hugging Face tensors that all ranks' shards of one parameter are made of, given what each is made of."""
+    whole: dict[str, torch.Tensor] = {}
+    for shard, of_shard in zip(shards, places, strict=True):
+        for place in of_shard:
+            if place.name not in whole:
+                whole[place.name] = shard.new_empty(place.shape)
+            as_matrix(whole[place.name])[place.rectangle] = place.of(as_matrix(shard))
+    return whole
+
+
+def _gathered(shard: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """All ranks' shards, on tensor-parallel rank 0."""
+    if layout.tensor_size == 1:
+        return [shard]
+    group = parallel_state.get_tensor_model_parallel_group()
+    shards = [torch.empty_like(shard) for _ in range(layout.tensor_size)] if layout.tensor_rank == 0 else None
+    dist.gather(shard.contiguous(), shards, dst=dist.get_global_rank(group, 0), group=group)
+    return shards or []
 
 
 def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:

@@ -1,73 +1,115 @@
-"""Hugging Face names and layouts <-> Megatron-Core's, as pure functions of tensors.
+"""Where each Hugging Face tensor lies in Megatron-Core's parameters, as rectangles: pure data, for any rank.
 
 Megatron fuses q, k, v into `linear_qkv`, one block [q heads of the group, k, v] per key/value head, and gate and up into
 `linear_fc1`, [gate shard, up shard] on every rank. Everything else differs by name only.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from services.trainer.megatron.family import ModelShape
 
-Tensors = list[torch.Tensor]
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rectangle of one Hugging Face tensor, seen as a matrix (a vector is one column), and the rows of a rank's parameter
+    that it fills, over all their columns."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    at: int
+    """The parameter's first row."""
+
+    @property
+    def height(self) -> int:
+        """Rows of the rectangle."""
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def rectangle(self) -> tuple[slice, slice]:
+        """The index of it in the whole tensor's matrix."""
+        return slice(*self.rows), slice(*self.columns)
+
+    def of(self, matrix: torch.Tensor) -> torch.Tensor:
+        """It, as a view of the parameter's matrix."""
+        return matrix[self.at : self.at + self.height]
+
+
+Places = Callable[[int, int], list[Place]]
+"""(tensor-parallel rank, their number) -> what that rank's parameter is made of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one Megatron parameter relates to Hugging Face tensors.
+    """One parameter's places."""
 
-    `split` makes one rank's shard of whole tensors; `merge` makes whole tensors of all ranks' shards.
-    """
-
-    hf_names: tuple[str, ...]
-    split: Callable[[Tensors, int, int], torch.Tensor]
-    merge: Callable[[Tensors], Tensors]
+    places: Places
+    sharded: bool
+    """Whether each rank holds something else; if not, all hold the same."""
 
 
-def _replicated() -> tuple[Callable, Callable]:
-    return (lambda whole, rank, size: whole[0]), (lambda shards: [shards[0]])
+def _columns(shape: tuple[int, ...]) -> int:
+    return shape[1] if len(shape) > 1 else 1
 
 
-def _sharded(dim: int) -> tuple[Callable, Callable]:
-    return (lambda whole, rank, size: whole[0].chunk(size, dim)[rank]), (lambda shards: [torch.cat(shards, dim)])
+def _replicated(name: str, *shape: int) -> Rule:
+    return Rule(lambda rank, size: [Place(name, shape, (0, shape[0]), (0, _columns(shape)), 0)], sharded=False)
 
 
-def _vocab(rows: int) -> tuple[Callable, Callable]:
-    def split(whole: Tensors, rank: int, size: int) -> torch.Tensor:
-        padding = -(-rows // size) * size - rows
-        return torch.nn.functional.pad(whole[0], (0, 0, 0, padding)).chunk(size)[rank]
+def _by_rows(*tensors: tuple[str, tuple[int, ...]]) -> Rule:
+    """Every tensor's share of rows, one below the other."""
 
-    return split, lambda shards: [torch.cat(shards)[:rows]]
+    def places(rank: int, size: int) -> list[Place]:
+        answer, at = [], 0
+        for name, shape in tensors:
+            share = shape[0] // size
+            answer.append(Place(name, shape, (rank * share, (rank + 1) * share), (0, _columns(shape)), at))
+            at += share
+        return answer
 
-
-def _gate_up() -> tuple[Callable, Callable]:
-    def split(whole: Tensors, rank: int, size: int) -> torch.Tensor:
-        return torch.cat([part.chunk(size)[rank] for part in whole])
-
-    def merge(shards: Tensors) -> Tensors:
-        return [torch.cat(parts) for parts in zip(*(shard.chunk(2) for shard in shards), strict=True)]
-
-    return split, merge
+    return Rule(places, sharded=True)
 
 
-def _qkv(shape: ModelShape) -> tuple[Callable, Callable]:
+def _by_columns(name: str, rows: int, columns: int) -> Rule:
+    def places(rank: int, size: int) -> list[Place]:
+        share = columns // size
+        return [Place(name, (rows, columns), (0, rows), (rank * share, (rank + 1) * share), 0)]
+
+    return Rule(places, sharded=True)
+
+
+def _vocabulary(name: str, rows: int, columns: int) -> Rule:
+    """As by rows; where the rows do not divide, the last rank's last rows are nothing's."""
+
+    def places(rank: int, size: int) -> list[Place]:
+        share = -(-rows // size)
+        held = min(rank * share, rows), min((rank + 1) * share, rows)
+        return [Place(name, (rows, columns), held, (0, columns), 0)]
+
+    return Rule(places, sharded=True)
+
+
+def _qkv(shape: ModelShape, kind: str, *columns: int) -> Rule:
     groups, d = shape.num_kv_heads, shape.head_dim
-    per_group = shape.num_heads // groups
+    heights = {"q": shape.num_heads // groups * d, "k": d, "v": d}  # of one group's blocks
 
-    def split(whole: Tensors, rank: int, size: int) -> torch.Tensor:
-        q, k, v = (part.view(groups, -1, *part.shape[1:]) for part in whole)
-        fused = torch.cat([q, k, v], dim=1)  # [groups, (per_group + 2) * d, ...]
-        return fused.chunk(size)[rank].flatten(0, 1)
+    def places(rank: int, size: int) -> list[Place]:
+        answer, at = [], 0
+        for group in range(rank * groups // size, (rank + 1) * groups // size):
+            for letter, height in heights.items():
+                whole = (groups * height, *columns)
+                rows = (group * height, (group + 1) * height)
+                answer.append(Place(f"self_attn.{letter}_proj.{kind}", whole, rows, (0, _columns(whole)), at))
+                at += height
+        return answer
 
-    def merge(shards: Tensors) -> Tensors:
-        fused = torch.cat(shards)
-        fused = fused.view(groups, (per_group + 2) * d, *fused.shape[1:])
-        return [part.flatten(0, 1) for part in fused.split([per_group * d, d, d], dim=1)]
-
-    return split, merge
+    return Rule(places, sharded=True)
 
 
 class NameMap:
@@ -75,45 +117,48 @@ class NameMap:
 
     def __init__(self, shape: ModelShape) -> None:
         self._tied = shape.tied_embeddings
-        attention, mlp = "self_attn.", "mlp."
+        h, f, v = shape.hidden_size, shape.ffn_size, shape.vocab_size
+        head = _replicated("score.weight", 1, h) if shape.scalar_head else _vocabulary("lm_head.weight", v, h)
         self._outer = {
-            "embedding.word_embeddings.weight": Rule(("model.embed_tokens.weight",), *_vocab(shape.vocab_size)),
-            "decoder.final_layernorm.weight": Rule(("model.norm.weight",), *_replicated()),
-            "output_layer.weight": Rule(("lm_head.weight",), *_vocab(shape.vocab_size)),
+            "embedding.word_embeddings.weight": _vocabulary("model.embed_tokens.weight", v, h),
+            "decoder.final_layernorm.weight": _replicated("model.norm.weight", h),
+            "output_layer.weight": head,
         }
-        if shape.scalar_head:
-            self._outer["output_layer.weight"] = Rule(("score.weight",), *_replicated())
-        qkv = [tuple(f"{attention}{x}_proj.{kind}" for x in "qkv") for kind in ("weight", "bias")]
         self._inner = {
-            "input_layernorm.weight": Rule(("input_layernorm.weight",), *_replicated()),
-            "self_attention.linear_qkv.weight": Rule(qkv[0], *_qkv(shape)),
-            "self_attention.linear_qkv.bias": Rule(qkv[1], *_qkv(shape)),
-            "self_attention.q_layernorm.weight": Rule((attention + "q_norm.weight",), *_replicated()),
-            "self_attention.k_layernorm.weight": Rule((attention + "k_norm.weight",), *_replicated()),
-            "self_attention.linear_proj.weight": Rule((attention + "o_proj.weight",), *_sharded(1)),
-            "pre_mlp_layernorm.weight": Rule(("post_attention_layernorm.weight",), *_replicated()),
-            "mlp.linear_fc1.weight": Rule((mlp + "gate_proj.weight", mlp + "up_proj.weight"), *_gate_up()),
-            "mlp.linear_fc2.weight": Rule((mlp + "down_proj.weight",), *_sharded(1)),
+            "input_layernorm.weight": _replicated("input_layernorm.weight", h),
+            "self_attention.linear_qkv.weight": _qkv(shape, "weight", h),
+            "self_attention.linear_qkv.bias": _qkv(shape, "bias"),
+            "self_attention.q_layernorm.weight": _replicated("self_attn.q_norm.weight", shape.head_dim),
+            "self_attention.k_layernorm.weight": _replicated("self_attn.k_norm.weight", shape.head_dim),
+            "self_attention.linear_proj.weight": _by_columns("self_attn.o_proj.weight", h, shape.num_heads * shape.head_dim),
+            "pre_mlp_layernorm.weight": _replicated("post_attention_layernorm.weight", h),
+            "mlp.linear_fc1.weight": _by_rows(("mlp.gate_proj.weight", (f, h)), ("mlp.up_proj.weight", (f, h))),
+            "mlp.linear_fc2.weight": _by_columns("mlp.down_proj.weight", h, f),
         }
 
-    def rule(self, name: str, first_layer: int) -> Rule | None:
-        """The rule of a stage-local parameter name; None for the tied copy of the embedding on the last stage.
+    def is_copy(self, name: str) -> bool:
+        """Whether a parameter is the last stage's copy of the tied embedding, and no tensor of its own."""
+        return name == "output_layer.weight" and self._tied
 
-        `first_layer` is the number of the stage's first layer in the whole model.
-        """
-        if name == "output_layer.weight" and self._tied:
-            return None
+    def is_sharded(self, name: str) -> bool:
+        """Whether each tensor-parallel rank holds something else of it. Raises KeyError for an unknown parameter."""
+        return self._rule(name)[0].sharded
+
+    def places(self, name: str, first_layer: int, rank: int, size: int) -> list[Place]:
+        """What a stage-local parameter of one tensor-parallel rank is made of, in the order of its rows; for a copy, the
+        embedding's. `first_layer`: the stage's first layer in the whole model. Raises KeyError for an unknown one."""
+        rule, layer = self._rule(name)
+        prefix = "" if layer is None else f"model.layers.{layer + first_layer}."
+        return [
+            Place(prefix + place.name, place.shape, place.rows, place.columns, place.at) for place in rule.places(rank, size)
+        ]
+
+    def _rule(self, name: str) -> tuple[Rule, int | None]:
+        if self.is_copy(name):
+            name = "embedding.word_embeddings.weight"
         if name in self._outer:
-            return self._outer[name]
+            return self._outer[name], None
         match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
         if match is None or match[2] not in self._inner:
             raise KeyError(f"no Hugging Face counterpart is known for Megatron's parameter {name}")
-        rule = self._inner[match[2]]
-        prefix = f"model.layers.{int(match[1]) + first_layer}."
-        return Rule(tuple(prefix + part for part in rule.hf_names), rule.split, rule.merge)
-
-    def rules(self, parameters: Iterator[tuple[str, torch.Tensor]], first_layer: int) -> Iterator[tuple[Rule, torch.Tensor]]:
-        """Pairs each parameter with its rule, leaving tied copies out."""
-        for name, parameter in parameters:
-            if rule := self.rule(name, first_layer):
-                yield rule, parameter
+        return self._inner[match[2]], int(match[1])

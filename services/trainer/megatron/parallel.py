@@ -29,8 +29,8 @@ class Layout:
 
     @property
     def is_sender(self) -> bool:
-        """Whether this rank sends its pipeline stage's weights."""
-        return self.tensor_rank == 0 and self.data_rank == 0
+        """Whether this rank sends its shard of the weights."""
+        return self.data_rank == 0
 
     @classmethod
     def start(cls, *, tensor: int, pipeline: int, device: str, timeout_s: float, seed: int) -> Self:

@@ -24,19 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!baton/api/common/v1/weights.proto\x12\x13\x62\x61ton.api.common.v1\"j\n\x0cWeightSender\x12\x12\n\nstore_host\x18\x01 \x01(\t\x12\x12\n\nstore_port\x18\x02 \x01(\r\x12\x32\n\x07tensors\x18\x03 \x03(\x0b\x32!.baton.api.common.v1.WeightTensor\":\n\x0cWeightTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x8d\x01\n\x0bWeightGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x11\n\treceivers\x18\x03 \x01(\r\x12\x14\n\x0c\x62ucket_bytes\x18\x04 \x01(\x04\x12\x32\n\x07senders\x18\x05 \x03(\x0b\x32!.baton.api.common.v1.WeightSender\"c\n\x0cPhaseSeconds\x12\x10\n\x08gather_s\x18\x01 \x01(\x01\x12\x0e\n\x06wire_s\x18\x02 \x01(\x01\x12\x0e\n\x06load_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64igest_s\x18\x04 \x01(\x01\x12\x0f\n\x07pause_s\x18\x05 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!baton/api/common/v1/weights.proto\x12\x13\x62\x61ton.api.common.v1\"\xf7\x01\n\x0cWeightSender\x12\x12\n\nstore_host\x18\x01 \x01(\t\x12\x12\n\nstore_port\x18\x02 \x01(\r\x12\x32\n\x07tensors\x18\x03 \x03(\x0b\x32!.baton.api.common.v1.WeightTensor\x12.\n\x05parts\x18\x04 \x03(\x0b\x32\x1f.baton.api.common.v1.WeightPart\x12\x0f\n\x07members\x18\x05 \x03(\r\x12\x34\n\x08storages\x18\x06 \x03(\x0b\x32\".baton.api.common.v1.SharedStorage\x12\x14\n\x0c\x62ucket_bytes\x18\x07 \x01(\x04\":\n\x0cWeightTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x9b\x01\n\nWeightPart\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x11\n\trow_start\x18\x02 \x01(\x03\x12\x0f\n\x07row_end\x18\x03 \x01(\x03\x12\x14\n\x0c\x63olumn_start\x18\x04 \x01(\x03\x12\x12\n\ncolumn_end\x18\x05 \x01(\x03\x12/\n\x05place\x18\x06 \x01(\x0b\x32 .baton.api.common.v1.SharedPlace\"B\n\x0bSharedPlace\x12\x0f\n\x07storage\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nrow_stride\x18\x03 \x01(\x03\"\xc2\x01\n\rSharedStorage\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x15\n\rmemory_handle\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ounter_handle\x18\x05 \x01(\x0c\x12\x16\n\x0e\x63ounter_offset\x18\x06 \x01(\x03\x12\x14\n\x0c\x65vent_handle\x18\x07 \x01(\x0c\x12\x1b\n\x13\x65vent_sync_required\x18\x08 \x01(\x08\"\x8b\x01\n\x0bWeightGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x11\n\treceivers\x18\x03 \x01(\r\x12\x32\n\x07senders\x18\x05 \x03(\x0b\x32!.baton.api.common.v1.WeightSenderJ\x04\x08\x04\x10\x05R\x0c\x62ucket_bytes\"\x86\x01\n\x0cPhaseSeconds\x12\x10\n\x08gather_s\x18\x01 \x01(\x01\x12\x0e\n\x06wire_s\x18\x02 \x01(\x01\x12\x0e\n\x06load_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64igest_s\x18\x04 \x01(\x01\x12\x0f\n\x07pause_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\x12\x10\n\x08verify_s\x18\x07 \x01(\x01*Q\n\x08LoadPath\x12\x19\n\x15LOAD_PATH_UNSPECIFIED\x10\x00\x12\x14\n\x10LOAD_PATH_DIRECT\x10\x01\x12\x14\n\x10LOAD_PATH_LOADER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.api.common.v1.weights_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WEIGHTSENDER']._serialized_start=58
-  _globals['_WEIGHTSENDER']._serialized_end=164
-  _globals['_WEIGHTTENSOR']._serialized_start=166
-  _globals['_WEIGHTTENSOR']._serialized_end=224
-  _globals['_WEIGHTGROUP']._serialized_start=227
-  _globals['_WEIGHTGROUP']._serialized_end=368
-  _globals['_PHASESECONDS']._serialized_start=370
-  _globals['_PHASESECONDS']._serialized_end=469
+  _globals['_LOADPATH']._serialized_start=1070
+  _globals['_LOADPATH']._serialized_end=1151
+  _globals['_WEIGHTSENDER']._serialized_start=59
+  _globals['_WEIGHTSENDER']._serialized_end=306
+  _globals['_WEIGHTTENSOR']._serialized_start=308
+  _globals['_WEIGHTTENSOR']._serialized_end=366
+  _globals['_WEIGHTPART']._serialized_start=369
+  _globals['_WEIGHTPART']._serialized_end=524
+  _globals['_SHAREDPLACE']._serialized_start=526
+  _globals['_SHAREDPLACE']._serialized_end=592
+  _globals['_SHAREDSTORAGE']._serialized_start=595
+  _globals['_SHAREDSTORAGE']._serialized_end=789
+  _globals['_WEIGHTGROUP']._serialized_start=792
+  _globals['_WEIGHTGROUP']._serialized_end=931
+  _globals['_PHASESECONDS']._serialized_start=934
+  _globals['_PHASESECONDS']._serialized_end=1068
 # @@protoc_insertion_point(module_scope)

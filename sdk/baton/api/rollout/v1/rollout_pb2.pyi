@@ -138,7 +138,14 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id", "cache_blocks", "cache_block_tokens")
+    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id", "cache_blocks", "cache_block_tokens", "devices", "model_facts", "ending_update")
+    class ModelFactsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     STATE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +158,9 @@ class GetStatusResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     CACHE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHE_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FACTS_FIELD_NUMBER: _ClassVar[int]
+    ENDING_UPDATE_FIELD_NUMBER: _ClassVar[int]
     state: ReplicaState
     policy_version: int
     weights_digest: str
@@ -163,44 +173,61 @@ class GetStatusResponse(_message.Message):
     instance_id: str
     cache_blocks: int
     cache_block_tokens: int
-    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ..., cache_blocks: _Optional[int] = ..., cache_block_tokens: _Optional[int] = ...) -> None: ...
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    model_facts: _containers.ScalarMap[str, str]
+    ending_update: bool
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ..., cache_blocks: _Optional[int] = ..., cache_block_tokens: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., model_facts: _Optional[_Mapping[str, str]] = ..., ending_update: bool = ...) -> None: ...
 
 class UpdateWeightsRequest(_message.Message):
-    __slots__ = ("policy_version", "group", "first_rank", "timeout_s", "in_flight")
+    __slots__ = ("policy_version", "group", "first_rank", "timeout_s", "in_flight", "verify", "begin_s")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     FIRST_RANK_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_S_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     group: _weights_pb2.WeightGroup
     first_rank: int
     timeout_s: float
     in_flight: _control_pb2.InFlight
-    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ..., in_flight: _Optional[_Union[_control_pb2.InFlight, str]] = ...) -> None: ...
+    verify: bool
+    begin_s: float
+    def __init__(self, policy_version: _Optional[int] = ..., group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., first_rank: _Optional[int] = ..., timeout_s: _Optional[float] = ..., in_flight: _Optional[_Union[_control_pb2.InFlight, str]] = ..., verify: bool = ..., begin_s: _Optional[float] = ...) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
-    __slots__ = ("weights_digest", "bytes", "phases")
+    __slots__ = ("weights_digest", "bytes", "phases", "path", "transports", "verified_bytes")
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     weights_digest: str
     bytes: int
     phases: _weights_pb2.PhaseSeconds
-    def __init__(self, weights_digest: _Optional[str] = ..., bytes: _Optional[int] = ..., phases: _Optional[_Union[_weights_pb2.PhaseSeconds, _Mapping]] = ...) -> None: ...
+    path: _weights_pb2.LoadPath
+    transports: _containers.RepeatedScalarFieldContainer[str]
+    verified_bytes: int
+    def __init__(self, weights_digest: _Optional[str] = ..., bytes: _Optional[int] = ..., phases: _Optional[_Union[_weights_pb2.PhaseSeconds, _Mapping]] = ..., path: _Optional[_Union[_weights_pb2.LoadPath, str]] = ..., transports: _Optional[_Iterable[str]] = ..., verified_bytes: _Optional[int] = ...) -> None: ...
 
 class CommitWeightsRequest(_message.Message):
-    __slots__ = ("policy_version", "weights_digest")
+    __slots__ = ("policy_version", "weights_digest", "timeout_s")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     weights_digest: str
-    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ...) -> None: ...
+    timeout_s: float
+    def __init__(self, policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class CommitWeightsResponse(_message.Message):
-    __slots__ = ("policy_version", "pause_s")
+    __slots__ = ("policy_version", "pause_s", "load_s")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PAUSE_S_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     pause_s: float
-    def __init__(self, policy_version: _Optional[int] = ..., pause_s: _Optional[float] = ...) -> None: ...
+    load_s: float
+    def __init__(self, policy_version: _Optional[int] = ..., pause_s: _Optional[float] = ..., load_s: _Optional[float] = ...) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.api.common.v1 import weights_pb2 as baton_dot_api_dot_common_dot_v1_dot_weights__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"baton/api/trainer/v1/trainer.proto\x12\x14\x62\x61ton.api.trainer.v1\x1a!baton/api/common/v1/weights.proto\"\x85\x02\n\x10TrainStepRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x12\n\npass_index\x18\x03 \x01(\r\x12\x12\n\nstep_index\x18\x04 \x01(\r\x12\x16\n\x0e\x62uffer_address\x18\x05 \x01(\t\x12U\n\x10\x65xpected_digests\x18\x06 \x03(\x0b\x32;.baton.api.trainer.v1.TrainStepRequest.ExpectedDigestsEntry\x1a\x36\n\x14\x45xpectedDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe2\x01\n\x11TrainStepResponse\x12\x13\n\x0bglobal_step\x18\x01 \x01(\x03\x12\x45\n\x07metrics\x18\x02 \x03(\x0b\x32\x34.baton.api.trainer.v1.TrainStepResponse.MetricsEntry\x12\x0f\n\x07samples\x18\x03 \x01(\r\x12\x17\n\x0fresponse_tokens\x18\x04 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"+\n\x16OpenWeightGroupRequest\x12\x11\n\treceivers\x18\x01 \x01(\r\"J\n\x17OpenWeightGroupResponse\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.WeightGroup\"T\n\x15PublishWeightsRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"r\n\x16PublishWeightsResponse\x12\x16\n\x0eweights_digest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x31\n\x06phases\x18\x03 \x01(\x0b\x32!.baton.api.common.v1.PhaseSeconds\"*\n\x15SaveCheckpointRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"5\n\x16SaveCheckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"%\n\x15LoadCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"-\n\x16LoadCheckpointResponse\x12\x13\n\x0bglobal_step\x18\x01 \x01(\x03\"\'\n\x12\x45xportModelRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"$\n\x13\x45xportModelResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x12\n\x10GetStatusRequest\"y\n\nRoleStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12\x0c\n\x04head\x18\x05 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x06 \x01(\r\"\x82\x02\n\x11GetStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bglobal_step\x18\x02 \x01(\x03\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\r\x12\x1e\n\x16pipeline_parallel_size\x18\x05 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x06 \x01(\r\x12\x1b\n\x13max_sequence_tokens\x18\x07 \x01(\r\x12\r\n\x05group\x18\x08 \x01(\t\x12/\n\x05roles\x18\t \x03(\x0b\x32 .baton.api.trainer.v1.RoleStatus2\xe7\x05\n\x0eTrainerService\x12\\\n\tTrainStep\x12&.baton.api.trainer.v1.TrainStepRequest\x1a\'.baton.api.trainer.v1.TrainStepResponse\x12n\n\x0fOpenWeightGroup\x12,.baton.api.trainer.v1.OpenWeightGroupRequest\x1a-.baton.api.trainer.v1.OpenWeightGroupResponse\x12k\n\x0ePublishWeights\x12+.baton.api.trainer.v1.PublishWeightsRequest\x1a,.baton.api.trainer.v1.PublishWeightsResponse\x12k\n\x0eSaveCheckpoint\x12+.baton.api.trainer.v1.SaveCheckpointRequest\x1a,.baton.api.trainer.v1.SaveCheckpointResponse\x12k\n\x0eLoadCheckpoint\x12+.baton.api.trainer.v1.LoadCheckpointRequest\x1a,.baton.api.trainer.v1.LoadCheckpointResponse\x12\x62\n\x0b\x45xportModel\x12(.baton.api.trainer.v1.ExportModelRequest\x1a).baton.api.trainer.v1.ExportModelResponse\x12\\\n\tGetStatus\x12&.baton.api.trainer.v1.GetStatusRequest\x1a\'.baton.api.trainer.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"baton/api/trainer/v1/trainer.proto\x12\x14\x62\x61ton.api.trainer.v1\x1a!baton/api/common/v1/weights.proto\"\x85\x02\n\x10TrainStepRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x12\n\npass_index\x18\x03 \x01(\r\x12\x12\n\nstep_index\x18\x04 \x01(\r\x12\x16\n\x0e\x62uffer_address\x18\x05 \x01(\t\x12U\n\x10\x65xpected_digests\x18\x06 \x03(\x0b\x32;.baton.api.trainer.v1.TrainStepRequest.ExpectedDigestsEntry\x1a\x36\n\x14\x45xpectedDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe2\x01\n\x11TrainStepResponse\x12\x13\n\x0bglobal_step\x18\x01 \x01(\x03\x12\x45\n\x07metrics\x18\x02 \x03(\x0b\x32\x34.baton.api.trainer.v1.TrainStepResponse.MetricsEntry\x12\x0f\n\x07samples\x18\x03 \x01(\r\x12\x17\n\x0fresponse_tokens\x18\x04 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb0\x01\n\x0eWeightReceiver\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12I\n\x0bmodel_facts\x18\x03 \x03(\x0b\x32\x34.baton.api.trainer.v1.WeightReceiver.ModelFactsEntry\x1a\x31\n\x0fModelFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x16OpenWeightGroupRequest\x12\x11\n\treceivers\x18\x01 \x01(\r\x12\x36\n\x08replicas\x18\x02 \x03(\x0b\x32$.baton.api.trainer.v1.WeightReceiver\"\xc7\x01\n\x17OpenWeightGroupResponse\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.WeightGroup\x12K\n\x07refused\x18\x02 \x03(\x0b\x32:.baton.api.trainer.v1.OpenWeightGroupResponse.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x15PublishWeightsRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x0e\n\x06verify\x18\x04 \x01(\x08\"r\n\x16PublishWeightsResponse\x12\x16\n\x0eweights_digest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x31\n\x06phases\x18\x03 \x01(\x0b\x32!.baton.api.common.v1.PhaseSeconds\"*\n\x15SaveCheckpointRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"5\n\x16SaveCheckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"%\n\x15LoadCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"-\n\x16LoadCheckpointResponse\x12\x13\n\x0bglobal_step\x18\x01 \x01(\x03\"\'\n\x12\x45xportModelRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"$\n\x13\x45xportModelResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x12\n\x10GetStatusRequest\"y\n\nRoleStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12\x0c\n\x04head\x18\x05 \x01(\t\x12\x1b\n\x13max_sequence_tokens\x18\x06 \x01(\r\"\x82\x02\n\x11GetStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bglobal_step\x18\x02 \x01(\x03\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\r\x12\x1e\n\x16pipeline_parallel_size\x18\x05 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x06 \x01(\r\x12\x1b\n\x13max_sequence_tokens\x18\x07 \x01(\r\x12\r\n\x05group\x18\x08 \x01(\t\x12/\n\x05roles\x18\t \x03(\x0b\x32 .baton.api.trainer.v1.RoleStatus2\xe7\x05\n\x0eTrainerService\x12\\\n\tTrainStep\x12&.baton.api.trainer.v1.TrainStepRequest\x1a\'.baton.api.trainer.v1.TrainStepResponse\x12n\n\x0fOpenWeightGroup\x12,.baton.api.trainer.v1.OpenWeightGroupRequest\x1a-.baton.api.trainer.v1.OpenWeightGroupResponse\x12k\n\x0ePublishWeights\x12+.baton.api.trainer.v1.PublishWeightsRequest\x1a,.baton.api.trainer.v1.PublishWeightsResponse\x12k\n\x0eSaveCheckpoint\x12+.baton.api.trainer.v1.SaveCheckpointRequest\x1a,.baton.api.trainer.v1.SaveCheckpointResponse\x12k\n\x0eLoadCheckpoint\x12+.baton.api.trainer.v1.LoadCheckpointRequest\x1a,.baton.api.trainer.v1.LoadCheckpointResponse\x12\x62\n\x0b\x45xportModel\x12(.baton.api.trainer.v1.ExportModelRequest\x1a).baton.api.trainer.v1.ExportModelResponse\x12\\\n\tGetStatus\x12&.baton.api.trainer.v1.GetStatusRequest\x1a\'.baton.api.trainer.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINSTEPREQUEST_EXPECTEDDIGESTSENTRY']._serialized_options = b'8\001'
   _globals['_TRAINSTEPRESPONSE_METRICSENTRY']._loaded_options = None
   _globals['_TRAINSTEPRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_WEIGHTRECEIVER_MODELFACTSENTRY']._loaded_options = None
+  _globals['_WEIGHTRECEIVER_MODELFACTSENTRY']._serialized_options = b'8\001'
+  _globals['_OPENWEIGHTGROUPRESPONSE_REFUSEDENTRY']._loaded_options = None
+  _globals['_OPENWEIGHTGROUPRESPONSE_REFUSEDENTRY']._serialized_options = b'8\001'
   _globals['_TRAINSTEPREQUEST']._serialized_start=96
   _globals['_TRAINSTEPREQUEST']._serialized_end=357
   _globals['_TRAINSTEPREQUEST_EXPECTEDDIGESTSENTRY']._serialized_start=303
@@ -44,32 +48,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINSTEPRESPONSE']._serialized_end=586
   _globals['_TRAINSTEPRESPONSE_METRICSENTRY']._serialized_start=540
   _globals['_TRAINSTEPRESPONSE_METRICSENTRY']._serialized_end=586
-  _globals['_OPENWEIGHTGROUPREQUEST']._serialized_start=588
-  _globals['_OPENWEIGHTGROUPREQUEST']._serialized_end=631
-  _globals['_OPENWEIGHTGROUPRESPONSE']._serialized_start=633
-  _globals['_OPENWEIGHTGROUPRESPONSE']._serialized_end=707
-  _globals['_PUBLISHWEIGHTSREQUEST']._serialized_start=709
-  _globals['_PUBLISHWEIGHTSREQUEST']._serialized_end=793
-  _globals['_PUBLISHWEIGHTSRESPONSE']._serialized_start=795
-  _globals['_PUBLISHWEIGHTSRESPONSE']._serialized_end=909
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=911
-  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=953
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=955
-  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1008
-  _globals['_LOADCHECKPOINTREQUEST']._serialized_start=1010
-  _globals['_LOADCHECKPOINTREQUEST']._serialized_end=1047
-  _globals['_LOADCHECKPOINTRESPONSE']._serialized_start=1049
-  _globals['_LOADCHECKPOINTRESPONSE']._serialized_end=1094
-  _globals['_EXPORTMODELREQUEST']._serialized_start=1096
-  _globals['_EXPORTMODELREQUEST']._serialized_end=1135
-  _globals['_EXPORTMODELRESPONSE']._serialized_start=1137
-  _globals['_EXPORTMODELRESPONSE']._serialized_end=1173
-  _globals['_GETSTATUSREQUEST']._serialized_start=1175
-  _globals['_GETSTATUSREQUEST']._serialized_end=1193
-  _globals['_ROLESTATUS']._serialized_start=1195
-  _globals['_ROLESTATUS']._serialized_end=1316
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1319
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1577
-  _globals['_TRAINERSERVICE']._serialized_start=1580
-  _globals['_TRAINERSERVICE']._serialized_end=2323
+  _globals['_WEIGHTRECEIVER']._serialized_start=589
+  _globals['_WEIGHTRECEIVER']._serialized_end=765
+  _globals['_WEIGHTRECEIVER_MODELFACTSENTRY']._serialized_start=716
+  _globals['_WEIGHTRECEIVER_MODELFACTSENTRY']._serialized_end=765
+  _globals['_OPENWEIGHTGROUPREQUEST']._serialized_start=767
+  _globals['_OPENWEIGHTGROUPREQUEST']._serialized_end=866
+  _globals['_OPENWEIGHTGROUPRESPONSE']._serialized_start=869
+  _globals['_OPENWEIGHTGROUPRESPONSE']._serialized_end=1068
+  _globals['_OPENWEIGHTGROUPRESPONSE_REFUSEDENTRY']._serialized_start=1022
+  _globals['_OPENWEIGHTGROUPRESPONSE_REFUSEDENTRY']._serialized_end=1068
+  _globals['_PUBLISHWEIGHTSREQUEST']._serialized_start=1070
+  _globals['_PUBLISHWEIGHTSREQUEST']._serialized_end=1170
+  _globals['_PUBLISHWEIGHTSRESPONSE']._serialized_start=1172
+  _globals['_PUBLISHWEIGHTSRESPONSE']._serialized_end=1286
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_start=1288
+  _globals['_SAVECHECKPOINTREQUEST']._serialized_end=1330
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_start=1332
+  _globals['_SAVECHECKPOINTRESPONSE']._serialized_end=1385
+  _globals['_LOADCHECKPOINTREQUEST']._serialized_start=1387
+  _globals['_LOADCHECKPOINTREQUEST']._serialized_end=1424
+  _globals['_LOADCHECKPOINTRESPONSE']._serialized_start=1426
+  _globals['_LOADCHECKPOINTRESPONSE']._serialized_end=1471
+  _globals['_EXPORTMODELREQUEST']._serialized_start=1473
+  _globals['_EXPORTMODELREQUEST']._serialized_end=1512
+  _globals['_EXPORTMODELRESPONSE']._serialized_start=1514
+  _globals['_EXPORTMODELRESPONSE']._serialized_end=1550
+  _globals['_GETSTATUSREQUEST']._serialized_start=1552
+  _globals['_GETSTATUSREQUEST']._serialized_end=1570
+  _globals['_ROLESTATUS']._serialized_start=1572
+  _globals['_ROLESTATUS']._serialized_end=1693
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1696
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1954
+  _globals['_TRAINERSERVICE']._serialized_start=1957
+  _globals['_TRAINERSERVICE']._serialized_end=2700
 # @@protoc_insertion_point(module_scope)

@@ -51,27 +51,57 @@ class TrainStepResponse(_message.Message):
     computed_tokens: int
     def __init__(self, global_step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., samples: _Optional[int] = ..., response_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
 
+class WeightReceiver(_message.Message):
+    __slots__ = ("address", "devices", "model_facts")
+    class ModelFactsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FACTS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    model_facts: _containers.ScalarMap[str, str]
+    def __init__(self, address: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., model_facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class OpenWeightGroupRequest(_message.Message):
-    __slots__ = ("receivers",)
+    __slots__ = ("receivers", "replicas")
     RECEIVERS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     receivers: int
-    def __init__(self, receivers: _Optional[int] = ...) -> None: ...
+    replicas: _containers.RepeatedCompositeFieldContainer[WeightReceiver]
+    def __init__(self, receivers: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[WeightReceiver, _Mapping]]] = ...) -> None: ...
 
 class OpenWeightGroupResponse(_message.Message):
-    __slots__ = ("group",)
+    __slots__ = ("group", "refused")
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     group: _weights_pb2.WeightGroup
-    def __init__(self, group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ...) -> None: ...
+    refused: _containers.ScalarMap[str, str]
+    def __init__(self, group: _Optional[_Union[_weights_pb2.WeightGroup, _Mapping]] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class PublishWeightsRequest(_message.Message):
-    __slots__ = ("group_id", "policy_version", "timeout_s")
+    __slots__ = ("group_id", "policy_version", "timeout_s", "verify")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     policy_version: int
     timeout_s: float
-    def __init__(self, group_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    verify: bool
+    def __init__(self, group_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., timeout_s: _Optional[float] = ..., verify: bool = ...) -> None: ...
 
 class PublishWeightsResponse(_message.Message):
     __slots__ = ("weights_digest", "bytes", "phases")

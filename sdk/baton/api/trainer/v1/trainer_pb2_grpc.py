@@ -86,7 +86,8 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def OpenWeightGroup(self, request, context):
-        """OpenWeightGroup starts rendezvous for a number of receivers and tells what will be sent, by whom. Does not block.
+        """OpenWeightGroup starts rendezvous for a number of receivers and tells what will be sent, by whom. Does not wait for them.
+        If one of the replicas has another model or tokenizer, nothing is opened, and the answer names all that have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,32 @@
+"""Which rectangles of Hugging Face tensors this rank's parameters hold: what it sends, or takes as a static replica."""
+
+from collections.abc import Iterator
+
+import torch
+
+from services.common.weight_sync.plan import Part, Region, as_matrix
+from services.trainer.megatron.model import PolicyModel
+from services.trainer.megatron.names import NameMap
+from services.trainer.megatron.parallel import Layout
+
+
+def held(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
+    """Every parameter, copies of the tied embedding too; parts travel as `dtype`."""
+    for name, parameter in model.named_parameters():
+        yield from _of(model, layout, name, parameter, dtype)
+
+
+def sent(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
+    """What this rank sends, so that all ranks of a data-parallel replica together send every element once."""
+    names = NameMap(model.shape)
+    for name, parameter in model.named_parameters():
+        if not names.is_copy(name) and (names.is_sharded(name) or layout.tensor_rank == 0):
+            yield from _of(model, layout, name, parameter, dtype)
+
+
+def _of(
+    model: PolicyModel, layout: Layout, name: str, parameter: torch.nn.Parameter, dtype: torch.dtype
+) -> Iterator[Region]:  # fmt: skip
+    matrix = as_matrix(parameter.data)
+    for place in NameMap(model.shape).places(name, model.first_layer, layout.tensor_rank, layout.tensor_size):
+        yield Region(Part(place.name, dtype, place.shape, place.rows, place.columns), place.of(matrix))
