@@ -102,3 +102,12 @@ class TrainerProcess(ServiceProcess):
         """Ends the group the way a user does."""
         self.popen.terminate()
         self.popen.wait(30)
+
+
+class StaticProcess(TrainerProcess):
+    """A rollout replica on static batches, under torchrun."""
+
+    def __init__(self, run_file: Path, directory: Path, ranks: int, *options: str) -> None:
+        super().__init__(run_file, directory, ranks, *options)
+        self.ranks = ranks
+        self.command[self.command.index("services.trainer")] = "services.static_rollout"

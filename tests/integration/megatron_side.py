@@ -20,14 +20,18 @@ def gradients(engine: Any) -> dict[str, np.ndarray]:
     """By "gradient of NAME", with Hugging Face's names: every whole tensor's accumulated gradient, on every rank."""
     from megatron.core import parallel_state
 
+    from services.trainer.megatron.hf import whole_tensors
     from services.trainer.megatron.names import NameMap
 
     policy, group, found = engine.policy, parallel_state.get_tensor_model_parallel_group(), {}
-    for rule, parameter in NameMap(policy.shape).rules(policy.named_parameters(), policy.first_layer):
-        shards = [torch.empty_like(parameter.main_grad) for _ in range(group.size())]
+    names, size = NameMap(policy.shape), group.size()
+    for name, parameter in policy.named_parameters():
+        if names.is_copy(name):
+            continue
+        shards = [torch.empty_like(parameter.main_grad) for _ in range(size)]
         dist.all_gather(shards, parameter.main_grad.contiguous(), group=group)
-        whole = zip(rule.hf_names, rule.merge(shards), strict=True)
-        found |= {f"gradient of {name}": gradient.numpy() for name, gradient in whole}
+        places = [names.places(name, policy.first_layer, rank, size) for rank in range(size)]
+        found |= {f"gradient of {hf_name}": whole.numpy() for hf_name, whole in whole_tensors(shards, places).items()}
     return found
 
 

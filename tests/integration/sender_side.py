@@ -9,12 +9,34 @@ import torch
 
 from baton.api.common.v1 import weights_pb2
 from baton.clients import RolloutClient
+from baton.clients.rollout_control import InFlight
 from services.common.weight_sync.group import BroadcastGroup, open_store
-from services.common.weight_sync.plan import describe, plan_buckets
-from services.common.weight_sync.transfer import Transfer, send
+from services.common.weight_sync.plan import Part, Region, as_matrix, describe, plan_buckets
+from services.common.weight_sync.transfer import BroadcastWire, Deadline, Lane, Transfer, send
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 30.0
+CPU = torch.device("cpu")
+
+
+class Paced:
+    """Gathers one region after another as they are given, and with the last one ends the update in its midst."""
+
+    def __init__(self, lane: Lane, regions: Iterator[Region]) -> None:
+        self.lane, self.device = lane, CPU
+        self._regions = regions
+
+    @property
+    def replay(self) -> "Paced":
+        """Itself."""
+        return self
+
+    def run(self, index: int) -> None:
+        """Raises StopIteration after the last."""
+        self.lane.views[index][0].copy_(next(self._regions).matrix)
+
+    def record(self) -> None:
+        """Nothing."""
 
 
 class SentModel:
@@ -27,16 +49,21 @@ class SentModel:
         """What an update that stops at a tensor waits for before it leaves."""
         self._tensors = {name: parameter.detach() for name, parameter in model.named_parameters()} | further
         self._store = open_store(HOST)
-        self.group = weights_pb2.WeightGroup(group_id=uuid.uuid4().hex, backend="gloo", receivers=workers, bucket_bytes=1)
-        shapes = ((name, tuple(tensor.shape)) for name, tensor in self._tensors.items())
-        tensors = describe(shapes, torch.float32)
-        self.group.senders.add(store_host=HOST, store_port=self._store.port, tensors=tensors)
+        self.group = weights_pb2.WeightGroup(group_id=uuid.uuid4().hex, backend="gloo", receivers=workers)
+        sender = self.group.senders.add(store_host=HOST, store_port=self._store.port, bucket_bytes=1)
+        sender.members.extend(range(1, workers + 1))
+        self._parts = [Part.whole(name, torch.float32, tensor.shape) for name, tensor in self._tensors.items()]
+        describe(self._parts, sender)
 
-    async def update(self, rollout: RolloutClient, version: int, *, stop_after: str = "") -> str:
+    async def update(
+        self, rollout: RolloutClient, version: int, *, stop_after: str = "", in_flight: InFlight = "abort"
+    ) -> str:  # fmt: skip
         """The digest that arrived. Raises as the replica does, also where it is left after a tensor."""
         sending = asyncio.create_task(asyncio.to_thread(self._send, stop_after))
         try:
-            answer = await rollout.update_weights(version, self.group, first_rank=1, timeout_s=TIMEOUT_S)
+            answer = await rollout.update_weights(
+                version, self.group, first_rank=1, timeout_s=TIMEOUT_S, in_flight=in_flight
+            )
             assert answer.weights_digest == (await sending).digest.hexdigest()
             return answer.weights_digest
         finally:
@@ -48,14 +75,15 @@ class SentModel:
             self._store, HOST, rank=0, size=1 + self.group.receivers, backend="gloo", group_id=self.group.group_id,
             timeout_s=TIMEOUT_S,
         )  # fmt: skip
+        lane = Lane(plan_buckets(self._parts, 1), BroadcastWire(group, "gloo"), CPU)
         try:
-            return send(group, plan_buckets(self.group.senders[0].tensors, 1), self._until(stop_after), torch.device("cpu"))
+            return send(Paced(lane, self._until(stop_after)), Deadline(TIMEOUT_S))
         except StopIteration:
             return None
 
-    def _until(self, stop_after: str) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self._tensors.items():
-            yield name, tensor
-            if name == stop_after:
+    def _until(self, stop_after: str) -> Iterator[Region]:
+        for part in self._parts:
+            yield Region(part, as_matrix(self._tensors[part.name]))
+            if part.name == stop_after:
                 self.may_go_on.wait(TIMEOUT_S)
                 return

@@ -50,6 +50,16 @@ def test_a_run_is_told_in_lines_and_ends_with_its_rewards_and_files(place):
     ]
 
 
+@pytest.mark.parametrize(("lists", "started"), [("[]", True), ("['policy,ppo_policy']", False)])
+def test_replicas_start_beside_the_trainer_but_after_it_where_they_share_its_gpus(place, lists, started):
+    place.environment["CUDA_VISIBLE_DEVICES"] = "0,1,2,3"
+    options = [f"runtime.colocation={lists}", "models.policy.gpu_memory_utilization=0.3"]
+    done = place.baton("run", "run.yaml", "--run-id", "a", *(f"--set={option}" for option in options), told="trainer:crash")
+    assert "trainer: the model does not fit" in done.stderr
+    assert (place.runs / "a" / "logs" / "rollout-0.log").exists() == started
+    assert ("note: trainer and rollout-0 share GPU 0" in done.stdout) != started
+
+
 def test_in_a_terminal_the_last_episodes_stand_in_a_table(place):
     ours, theirs = pty.openpty()
     process = place.start("run", "run.yaml", stdout=theirs, stdin=theirs)

@@ -222,13 +222,13 @@ def run_module(*arguments):
 
 def test_help_answers_without_loading_anything_heavy():
     script = (
-        "import runpy, sys, time\nbegun = time.monotonic()\nsys.argv = ['coordinator', '--help']\n"
+        "import runpy, sys\nsys.argv = ['coordinator', '--help']\n"
         "try:\n    runpy.run_module('services.coordinator', run_name='__main__')\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'vllm', 'fastapi', 'uvicorn', 'matplotlib', 'reasoning_gym', 'pebble', 'redis', 'pydantic'}\n"
-        "print('LOADED', sorted(heavy & set(sys.modules)), time.monotonic() - begun < 1)\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
-    assert "LOADED [] True" in done.stdout
+    assert "LOADED []" in done.stdout
     assert "--rollout HOST:PORT" in done.stdout
 
 

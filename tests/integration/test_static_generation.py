@@ -71,8 +71,8 @@ def test_neither_order_nor_cap_nor_batch_changes_a_response(case: str, answers: 
 
 
 def test_every_row_keeps_its_own_limit_and_its_own_end(answers: dict[str, Any]) -> None:
-    for row, (tokens, logprobs, model_logprobs, finish) in zip(rows("sampled"), answers["sampled"], strict=True):
-        assert len(tokens) == len(logprobs) == len(model_logprobs) <= row.limit
+    for row, (tokens, logprobs, model_logprobs, uncut, finish) in zip(rows("sampled"), answers["sampled"], strict=True):
+        assert len(tokens) == len(logprobs) == len(model_logprobs) == len(uncut) <= row.limit
         assert (finish == FinishReason.LENGTH) == (
             len(tokens) == row.limit and (row.ignore_eos or tokens[-1] not in END_TOKENS)
         )

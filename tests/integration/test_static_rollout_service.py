@@ -19,20 +19,11 @@ from baton.errors import DeadlineError, InvalidRequestError, NotReadyError, Stal
 from baton.samples import FinishReason, Samples
 from baton.weights import WeightPublisher
 from models import make_model
-from processes import ServiceProcess, TrainerProcess, free_port
+from processes import ServiceProcess, StaticProcess, TrainerProcess, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONTEXT = 64
-
-
-class StaticProcess(TrainerProcess):
-    """A static replica under torchrun."""
-
-    def __init__(self, run_file: Path, directory: Path, ranks: int) -> None:
-        super().__init__(run_file, directory, ranks)
-        self.ranks = ranks
-        self.command[self.command.index("services.trainer")] = "services.static_rollout"
 
 
 @dataclass
@@ -165,9 +156,10 @@ async def test_an_update_without_its_sender_is_an_error_in_time_and_the_next_who
 ) -> None:
     version = next(replica.versions)
     nobody = weights_pb2.WeightGroup(
-        group_id="nobody", backend="gloo", receivers=replica.process.ranks, bucket_bytes=1 << 20
+        group_id="nobody", backend="gloo", receivers=replica.process.ranks
     )
-    nobody.senders.add(store_host="127.0.0.1", store_port=free_port())
+    members = range(1, replica.process.ranks + 1)
+    nobody.senders.add(store_host="127.0.0.1", store_port=free_port(), members=members)
     with pytest.raises(DeadlineError, match=r"within 2 s|no sender answers"):
         await rollout.update_weights(version, nobody, first_rank=1, timeout_s=2)
     with pytest.raises(NotReadyError, match="the update to version"):

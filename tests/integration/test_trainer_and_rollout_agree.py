@@ -41,6 +41,8 @@ class Replica:
     dtype: str
     versions: Iterator[int]
     is_first: bool
+    at_start: bytes = b""
+    """What it answered by the model that it loaded itself, and the trainers begin with."""
 
 
 def write_run_file(directory: Path, model: Path, dtype: str) -> Path:
@@ -68,6 +70,14 @@ def replica(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Replica(process, run_file, dtype, count(1), is_first=request.param == "tied-float32")
     finally:
         process.kill()
+
+
+async def greedy_answer(rollout: RolloutClient) -> bytes:
+    """Tokens and log-probabilities of one greedy response."""
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=12, ignore_eos=True)
+    prompt = Prompt("g", token_ids=list(range(5, 45)))
+    (samples,) = [group.samples async for group in rollout.generate([prompt], sampling=greedy)]
+    return samples.response_ids.values.tobytes() + samples.model_logprobs.values.tobytes()
 
 
 async def greedy_difference(rollout: RolloutClient, trainer: TrainerClient) -> float:
@@ -154,7 +164,9 @@ async def test_log_probabilities_agree_fresh_and_after_every_publish(
     try:
         async with RolloutClient(replica.process.address) as rollout, TrainerClient(process.address) as trainer:
             publisher = WeightPublisher(trainer, [rollout])
+            replica.at_start = replica.at_start or await greedy_answer(rollout)
             fresh = await publisher.publish(next(replica.versions))
+            assert await greedy_answer(rollout) == replica.at_start, "the layout before this one left other weights"
             assert await greedy_difference(rollout, trainer) < TOLERANCE[replica.dtype]
             metrics_by_layout[layout] = await train(buffer.address, trainer, run_id)
             assert await greedy_difference(rollout, trainer) > 5 * TOLERANCE["float32"], "training changed nothing"

@@ -1,6 +1,9 @@
 """Weight updates of a real replica that break off, meet, or find responses under way; the sender is the test itself."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,9 +14,11 @@ from sender_side import SentModel
 from transformers import AutoModelForCausalLM
 from updates import PROMPT, changed, difference, next_version
 
+from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
-from baton.errors import BatonError, NotReadyError
+from baton.errors import BatonError, DeadlineError, NotReadyError
+from baton.local.process_tree import descendants
 from baton.samples import FinishReason
 from models import make_model
 from processes import ServiceProcess
@@ -79,6 +84,35 @@ async def test_no_request_for_a_version_is_answered_by_the_one_that_came_while_i
     samples = [group.samples for group in (await call).values()]
     assert {why for group in samples for why in group.finish_reasons} == {FinishReason.ABORT}
     assert {number for group in samples for number in group.span_versions.values[group.span_tokens.values > 0]} <= {version}
+
+
+async def test_an_engine_that_sleeps_past_a_deadline_is_told_from_one_that_is_ready_and_takes_the_next_update(
+    process: ServiceProcess, rollout: RolloutClient, loaded: torch.nn.Module
+) -> None:
+    version, whole = await next_version(rollout), changed(loaded, seed=6)
+    engine, begin_s = descendants(process.popen.pid), 3.0
+    for pid in engine:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(DeadlineError, match=r"begin: the engine did not stand still.* within 3 s; raise deadlines"):
+            await rollout.update_weights(version, SentModel(whole).group, first_rank=1, begin_s=begin_s, timeout_s=30)
+        took_s = time.monotonic() - started
+        print(f"told after {took_s:.1f} s of {begin_s:g}")
+        assert took_s < begin_s + 10
+        status = await rollout.get_status()
+        assert (status.state, status.ending_update) == (pb.REPLICA_STATE_STALE, True)
+        assert "its engine is not out of that yet" in status.state_reason
+        with pytest.raises(NotReadyError, match="begin: the engine did not stand still"):
+            await collect(rollout.generate([Prompt("g", token_ids=PROMPT)], timeout_s=5))
+    finally:
+        for pid in engine:
+            os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(30):
+        while (await rollout.get_status()).ending_update:
+            await asyncio.sleep(0.05)
+    await rollout.commit_weights(version, await SentModel(whole).update(rollout, version))
+    assert await difference(rollout, whole, version) < 1e-3
 
 
 async def test_a_beam_search_under_way_ends_when_weights_come(rollout: RolloutClient, loaded: torch.nn.Module) -> None:

@@ -42,8 +42,7 @@ def place(tmp_path: Path, model: Path) -> Iterator[Place]:
             "train_global_batch_size": 16, "save_episode_interval": 1,
         },
         "models": {
-            "policy": {"model": str(model), "seq_length": 64, "max_new_tokens": 16, "enforce_eager": True,
-                       "dtype": "float32"},
+            "policy": {"model": str(model), "seq_length": 64},
             "ppo_policy": {"lr": 1e-3, "dtype": "float32"},
         },
     }  # fmt: skip
@@ -59,13 +58,18 @@ def place(tmp_path: Path, model: Path) -> Iterator[Place]:
 
 
 def start(place: Place, *options: str) -> subprocess.Popen:
-    program = () if OFFLINE[1] in options else ("--app", "my_program:engine")
-    return place.start("run", "run.yaml", "--run-id", "a", *program, *options, stderr=subprocess.STDOUT)
+    online = () if OFFLINE[1] in options else ("--app", "my_program:engine", *ROLLOUT)
+    return place.start("run", "run.yaml", "--run-id", "a", *online, *options, stderr=subprocess.STDOUT)
 
 
 def settings(*options: str) -> list[str]:
     return [part for option in options for part in ("--set", option)]
 
+
+ROLLOUT = settings(
+    "models.policy.max_new_tokens=16", "models.policy.enforce_eager=true", "models.policy.dtype=float32"
+)
+"""What only a run with an engine may say."""
 
 OFFLINE = settings(
     "algorithm.name=sft", "prompts.source=jsonl", "prompts.path=answers.jsonl", "runtime.num_inference_per_prompt=1"

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from baton.api.rollout.v1 import rollout_pb2
 from baton.clients import RolloutClient
 from baton.errors import ServiceUnavailableError
 from baton.testing import FakeRollout, serve
@@ -62,3 +63,30 @@ async def test_without_a_replica_that_serves_the_wait_ends_with_what_became_of_e
     for wait in (fleet.take(1), fleet.reachable()):
         with pytest.raises(ServiceUnavailableError, match=told):
             await wait
+
+
+class Hanging(FakeRollout):
+    """Stale, and not out of its last update while `hangs`."""
+
+    hangs = True
+
+    async def GetStatus(self, request, context):
+        status = await super().GetStatus(request, context)
+        status.state, status.ending_update = rollout_pb2.REPLICA_STATE_STALE, self.hangs
+        return status
+
+
+async def test_an_engine_that_comes_out_of_its_update_ends_the_wait_for_a_replica_that_takes_weights():
+    hanging = Hanging()
+    async with serve(hanging) as served:
+        fleet = Fleet([RolloutClient(served.address)], return_s=10.0)
+        (replica,) = fleet.replicas
+        await fleet.look(replica)
+        waiting = asyncio.create_task(fleet.reachable())
+        await asyncio.sleep(0.1)
+        await fleet.look(replica)
+        assert not waiting.done()
+        hanging.hangs = False
+        await fleet.look(replica)
+        async with asyncio.timeout(2):
+            assert await waiting == [replica]

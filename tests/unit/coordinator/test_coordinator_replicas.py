@@ -156,3 +156,25 @@ def test_home_is_preferred_while_it_is_healthy() -> None:
     assert least_outstanding(replicas, "elsewhere").address == "b"
     replicas[0].silent("slow")
     assert least_outstanding(replicas, "a").address == "b"
+
+
+def test_one_of_another_model_stays_out_though_it_serves_until_another_process_takes_its_place() -> None:
+    seen = Seen()
+    seen.replica.is_process("first", hangs=False)
+    seen.replica.is_unfit("its tokenizer is another")
+    for _ in range(2):
+        seen.replica.is_process("first", hangs=False)
+        seen.replica.answered(4, serving=True, wanted=4)
+        assert (seen.replica.health, seen.replica.reason) == (STALE, "its tokenizer is another")
+        assert not seen.replica.takes_weights
+    seen.replica.is_process("second", hangs=False)
+    seen.replica.answered(0, serving=True, wanted=4)
+    assert seen.replica.health is STALE and seen.replica.takes_weights
+
+
+def test_one_whose_engine_hangs_in_an_update_takes_no_weights_until_it_is_out_of_it() -> None:
+    seen = Seen()
+    for hangs in (True, False):
+        seen.replica.is_process("first", hangs=hangs)
+        seen.replica.answered(4, serving=False, wanted=5, why="the update failed")
+        assert (seen.replica.health, seen.replica.takes_weights) == (STALE, not hangs)

@@ -57,3 +57,22 @@ def test_a_response_that_is_aborted_before_its_first_token_has_none() -> None:
 
     sampled = Sampled.of(PlainLogprobs(2), loads=3)
     assert [len(column) for column in (sampled.drawn_from, sampled.raw, sampled.loads)] == [0, 0, 0]
+
+
+def test_pieces_of_a_stream_put_together_keep_entries_of_the_same_token() -> None:
+    """vLLM puts pieces together that their reader has not fetched in time; our entries have marks for tokens."""
+    from vllm.logprobs import FlatLogprobs, Logprob
+
+    from services.rollout.vllm_logprobs import install
+
+    install()
+    pieces = [FlatLogprobs(), FlatLogprobs()]
+    for piece, tokens in zip(pieces, ([7, 3, 3], [3, 3, 3]), strict=True):
+        piece.append_fast(tokens, [-1.0, -2.0, -3.0], iter([1, 2, 3]), ["a", "b", "c"])
+    pieces[0].extend(pieces[1])
+    assert (pieces[0].start_indices, pieces[0].end_indices) == ([0, 3], [3, 6])
+    assert pieces[0].token_ids == [7, 3, 3, 3, 3, 3]
+    assert pieces[0].logprobs == [-1.0, -2.0, -3.0] * 2
+    assert pieces[0].decoded_tokens == ["a", "b", "c"] * 2
+    pieces[0].extend([{5: Logprob(-4.0, 1, "d")}])
+    assert (pieces[0].token_ids[-1], pieces[0].end_indices[-1]) == (5, 7)

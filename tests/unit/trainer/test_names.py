@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from services.common.weight_sync.plan import as_matrix
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.names import NameMap
 
@@ -63,17 +64,39 @@ def megatron_names(shape: ModelShape) -> list[str]:
     return [*outer, *(f"decoder.layers.{layer}.{name}" for layer in range(shape.num_layers) for name in inner)]
 
 
+def own_names(shape: ModelShape) -> list[str]:
+    """Those that are no copies."""
+    return [name for name in megatron_names(shape) if not NameMap(shape).is_copy(name)]
+
+
+def height(shape: ModelShape, name: str, size: int) -> int:
+    """Rows of a rank's parameter, as Megatron makes it."""
+    if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        return shape.padded_vocab(size) // size
+    return sum(place.height for place in NameMap(shape).places(name, 0, 0, size))
+
+
 def shards_of(shape: ModelShape, name: str, size: int) -> list[torch.Tensor]:
-    rule, model = NameMap(shape).rule(name, 0), hf_model(shape)
-    return [rule.split([model[hf_name] for hf_name in rule.hf_names], rank, size) for rank in range(size)]
+    """Every rank's parameter, as a matrix, out of the Hugging Face model; zeros where nothing belongs."""
+    model, shards = hf_model(shape), []
+    for rank in range(size):
+        places = NameMap(shape).places(name, 0, rank, size)
+        columns = places[0].columns[1] - places[0].columns[0]
+        shard = torch.zeros(height(shape, name, size), columns, dtype=torch.float64)
+        for place in places:
+            place.of(shard).copy_(as_matrix(model[place.name])[place.rectangle])
+        shards.append(shard)
+    return shards
 
 
 def merged(shape: ModelShape, size: int) -> dict[str, torch.Tensor]:
-    """The Hugging Face model out of the shards of `size` ranks."""
-    answer = {}
-    for name in megatron_names(shape):
-        if rule := NameMap(shape).rule(name, 0):
-            answer |= zip(rule.hf_names, rule.merge(shards_of(shape, name, size)), strict=True)
+    """The Hugging Face model out of the shards of `size` ranks; -1 where none has anything."""
+    answer: dict[str, torch.Tensor] = {}
+    for name in own_names(shape):
+        for rank, shard in enumerate(shards_of(shape, name, size)):
+            for place in NameMap(shape).places(name, 0, rank, size):
+                whole = answer.setdefault(place.name, torch.full(place.shape, -1.0, dtype=torch.float64))
+                as_matrix(whole)[place.rectangle] = place.of(shard)
     return answer
 
 
@@ -89,12 +112,12 @@ def test_split_then_merge_gives_every_tensor_of_the_model_back(shape: ModelShape
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_all_ranks_hold_shards_of_one_shape_and_every_element_is_somewhere(shape: ModelShape) -> None:
     model = hf_model(shape)
-    for name in megatron_names(shape):
-        if rule := NameMap(shape).rule(name, 0):
-            shards = shards_of(shape, name, 4)
-            assert len({shard.shape for shard in shards}) == 1, name
-            whole = {value for hf_name in rule.hf_names for value in model[hf_name].flatten().tolist()}
-            assert {value for shard in shards for value in shard.flatten().tolist()} - {0.0} == whole, name
+    for name in own_names(shape):
+        shards = shards_of(shape, name, 4)
+        assert len({shard.shape for shard in shards}) == 1, name
+        hf_names = {place.name for place in NameMap(shape).places(name, 0, 0, 4)}
+        whole = {value for hf_name in hf_names for value in model[hf_name].flatten().tolist()}
+        assert {value for shard in shards for value in shard.flatten().tolist()} - {0.0} == whole, name
 
 
 def test_a_ranks_qkv_holds_for_each_of_its_groups_the_queries_then_key_then_value() -> None:
@@ -126,18 +149,30 @@ def test_a_vocabulary_that_does_not_divide_is_padded_with_zeros_on_the_last_rank
 
 
 def test_a_stage_numbers_its_layers_from_its_first() -> None:
-    names = NameMap(LLAMA)
-    assert names.rule("decoder.layers.1.input_layernorm.weight", 12).hf_names == ("model.layers.13.input_layernorm.weight",)
+    [place] = NameMap(LLAMA).places("decoder.layers.1.input_layernorm.weight", 12, 0, 1)
+    assert place.name == "model.layers.13.input_layernorm.weight"
 
 
 def test_a_tied_output_layer_is_no_tensor_of_its_own() -> None:
     names = NameMap(SHAPES["llama-tied"])
-    assert names.rule("output_layer.weight", 0) is None
-    parameters = [("output_layer.weight", torch.ones(1)), ("decoder.final_layernorm.weight", torch.ones(1))]
-    assert [rule.hf_names for rule, _ in names.rules(iter(parameters), 0)] == [("model.norm.weight",)]
+    assert names.is_copy("output_layer.weight")
+    assert not NameMap(LLAMA).is_copy("output_layer.weight")
+    assert [place.name for place in names.places("output_layer.weight", 0, 0, 1)] == ["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_what_is_not_sharded_is_the_same_on_all_ranks_and_what_is_sharded_nowhere_twice(shape: ModelShape) -> None:
+    names = NameMap(shape)
+    for name in own_names(shape):
+        ranks = [names.places(name, 0, rank, 4) for rank in range(4)]
+        if names.is_sharded(name):
+            rectangles = [(place.name, place.rows, place.columns) for places in ranks for place in places]
+            assert len(set(rectangles)) == len(rectangles), name
+        else:
+            assert all(places == ranks[0] for places in ranks), name
 
 
 @pytest.mark.parametrize("name", ["decoder.layers.0.mlp.router.weight", "decoder.layers.x.input_layernorm.weight", "other"])
 def test_an_unknown_parameter_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(KeyError, match=name):
-        NameMap(LLAMA).rule(name, 0)
+        NameMap(LLAMA).places(name, 0, 0, 1)

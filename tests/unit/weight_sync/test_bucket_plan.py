@@ -1,4 +1,4 @@
-"""The plan of a broadcast: every tensor in order, in buckets that both sides cut alike."""
+"""The plan of a broadcast: every part in order, in buckets that both sides cut alike."""
 
 from itertools import pairwise
 
@@ -8,69 +8,99 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.api.common.v1 import weights_pb2
-from services.common.weight_sync.plan import ALIGNMENT, describe, payload_bytes, plan_buckets
+from services.common.weight_sync.plan import (
+    ALIGNMENT,
+    Part,
+    Region,
+    as_matrix,
+    cut,
+    describe,
+    described,
+    payload_bytes,
+    plan_buckets,
+)  # fmt: skip
 
-DTYPES = st.sampled_from(["float32", "bfloat16", "int8", "float64"])
-TENSORS = st.lists(st.tuples(DTYPES, st.lists(st.integers(0, 9), max_size=3)), max_size=12).map(
-    lambda drawn: [
-        weights_pb2.WeightTensor(name=f"t{i}", dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(drawn)
-    ]
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.float64])
+SHAPES = st.lists(st.integers(1, 9), max_size=3).map(tuple)
+PARTS = st.lists(st.tuples(DTYPES, SHAPES), max_size=12).map(
+    lambda drawn: [Part.whole(f"t{i}", dtype, shape) for i, (dtype, shape) in enumerate(drawn)]
 )
 LIMITS = st.integers(0, 40).map(lambda blocks: blocks * ALIGNMENT)
 
 
-def nbytes(tensor: weights_pb2.WeightTensor) -> int:
-    return torch.empty(tuple(tensor.shape), dtype=getattr(torch, tensor.dtype)).nbytes
+@given(PARTS, LIMITS)
+def test_the_plan_covers_all_parts_once_and_in_order(parts: list[Part], limit: int) -> None:
+    buckets = plan_buckets(parts, limit)
+    assert [slot.part for bucket in buckets for slot in bucket.slots] == parts
+    assert payload_bytes(buckets) == sum(part.nbytes for part in parts)
 
 
-@given(TENSORS, LIMITS)
-def test_the_plan_covers_all_tensors_once_and_in_order(tensors: list[weights_pb2.WeightTensor], limit: int) -> None:
-    slots = [slot for bucket in plan_buckets(tensors, limit) for slot in bucket.slots]
-    assert [(slot.name, str(slot.dtype), slot.shape) for slot in slots] == [
-        (tensor.name, f"torch.{tensor.dtype}", tuple(tensor.shape)) for tensor in tensors
-    ]
-    assert payload_bytes(plan_buckets(tensors, limit)) == sum(map(nbytes, tensors))
-
-
-@given(TENSORS, LIMITS)
-def test_a_bucket_is_within_the_limit_unless_it_holds_one_larger_tensor(tensors: list, limit: int) -> None:
-    for bucket in plan_buckets(tensors, limit):
+@given(PARTS, LIMITS)
+def test_a_bucket_is_within_the_limit_unless_it_holds_one_larger_part(parts: list[Part], limit: int) -> None:
+    for bucket in plan_buckets(parts, limit):
         assert bucket.nbytes <= limit or len(bucket.slots) == 1
 
 
-@given(TENSORS, LIMITS)
-def test_tensors_in_a_bucket_are_aligned_and_do_not_overlap(tensors: list, limit: int) -> None:
-    for bucket in plan_buckets(tensors, limit):
+@given(PARTS, LIMITS)
+def test_parts_in_a_bucket_are_aligned_and_do_not_overlap(parts: list[Part], limit: int) -> None:
+    for bucket in plan_buckets(parts, limit):
         end = 0
         for slot in bucket.slots:
             assert slot.offset % ALIGNMENT == 0
             assert slot.offset >= end
-            end = slot.offset + slot.nbytes
+            end = slot.offset + slot.part.nbytes
         assert end <= bucket.nbytes
 
 
-@given(TENSORS, LIMITS)
-def test_no_bucket_could_take_the_next_ones_first_tensor(tensors: list, limit: int) -> None:
-    buckets = plan_buckets(tensors, limit)
-    for bucket, following in pairwise(buckets):
-        assert bucket.nbytes + following.slots[0].nbytes > limit
+@given(PARTS, LIMITS)
+def test_no_bucket_could_take_the_next_ones_first_part(parts: list[Part], limit: int) -> None:
+    for bucket, following in pairwise(plan_buckets(parts, limit)):
+        assert bucket.nbytes + following.slots[0].part.nbytes > limit
 
 
-@given(TENSORS, LIMITS)
-def test_what_is_written_through_a_slots_view_is_read_through_it(tensors: list, limit: int) -> None:
-    for bucket in plan_buckets(tensors, limit):
+@given(PARTS, LIMITS)
+def test_what_is_written_through_a_slots_view_is_read_through_it(parts: list[Part], limit: int) -> None:
+    for bucket in plan_buckets(parts, limit):
         memory = torch.zeros(bucket.nbytes, dtype=torch.uint8)
         for number, slot in enumerate(bucket.slots):
             slot.view(memory).fill_(number + 1)
         for number, slot in enumerate(bucket.slots):
             view = slot.view(memory)
-            assert (view.dtype, tuple(view.shape)) == (slot.dtype, slot.shape)
+            assert (view.dtype, tuple(view.shape)) == (slot.part.dtype, slot.part.size)
             assert bool((view == number + 1).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_description_survives_the_wire(dtype: torch.dtype) -> None:
-    shapes = [("a", (3, 5)), ("b", (7,)), ("c", ())]
-    wire = [weights_pb2.WeightTensor.FromString(t.SerializeToString()) for t in describe(iter(shapes), dtype)]
-    slots = [slot for bucket in plan_buckets(wire, 1 << 20) for slot in bucket.slots]
-    assert [(slot.name, slot.shape, slot.dtype) for slot in slots] == [(name, shape, dtype) for name, shape in shapes]
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 200))
+def test_a_region_is_cut_between_rows_into_pieces_that_are_the_whole(rows: int, columns: int, limit: int) -> None:
+    matrix = torch.arange(rows * columns, dtype=torch.int64).view(rows, columns).to(torch.float32)
+    pieces = list(cut([Region(Part.whole("x", torch.bfloat16, (rows, columns)), matrix)], limit))
+    assert torch.equal(torch.cat([piece.matrix for piece in pieces]), matrix)
+    assert [piece.part.rows[0] for piece in pieces] == [0, *(piece.part.rows[1] for piece in pieces[:-1])]
+    assert all(piece.part.nbytes <= limit or piece.part.size[0] == 1 for piece in pieces)
+
+
+def test_a_region_without_elements_is_left_out() -> None:
+    assert not list(cut([Region(Part("x", torch.float32, (4, 4), (4, 4), (0, 4)), torch.empty(0, 4))], 64))
+
+
+@given(PARTS)
+def test_a_description_survives_the_wire(parts: list[Part]) -> None:
+    halves = [
+        part
+        for whole in parts
+        for part in (
+            Part(whole.name, whole.dtype, whole.shape, (0, 1), whole.columns),
+            Part(whole.name, whole.dtype, whole.shape, (1, whole.rows[1]), whole.columns),
+        )
+    ]
+    sender = weights_pb2.WeightSender()
+    describe(halves, sender)
+    assert described(weights_pb2.WeightSender.FromString(sender.SerializeToString())) == halves
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 3), (5, 3, 2)], ids=str)
+def test_a_tensor_seen_as_a_matrix_shares_its_memory_and_has_its_parts_size(shape: tuple[int, ...]) -> None:
+    tensor = torch.zeros(shape)
+    matrix = as_matrix(tensor)
+    assert tuple(matrix.shape) == Part.whole("x", torch.float32, shape).size
+    assert matrix.data_ptr() == tensor.data_ptr()

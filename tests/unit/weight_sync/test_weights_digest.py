@@ -1,5 +1,6 @@
 """The digest of a model's weights: blind to order and to where tensors live, sharp to everything else."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.weight_sync.digest import WeightsDigest
+from services.common.weight_sync.digest import WeightsDigest, part_sums
+from services.common.weight_sync.plan import Part, as_matrix
 
 Named = dict[str, torch.Tensor]
 
@@ -15,7 +17,7 @@ Named = dict[str, torch.Tensor]
 def digest(tensors: Named) -> str:
     collected = WeightsDigest()
     for name, tensor in tensors.items():
-        collected.add(name, tensor)
+        collected.add_tensor(name, tensor)
     return collected.hexdigest()
 
 
@@ -36,9 +38,11 @@ def test_the_order_of_tensors_does_not_matter(names: list[str]) -> None:
 def test_parts_merged_are_the_whole_however_it_is_parted(owners: list[int]) -> None:
     tensors, merged = model(), WeightsDigest()
     for owner in range(3):
-        merged.merge(
-            digest({name: tensor for (name, tensor), whose in zip(tensors.items(), owners, strict=True) if whose == owner})
-        )
+        own = WeightsDigest()
+        for (name, tensor), whose in zip(tensors.items(), owners, strict=True):
+            if whose == owner:
+                own.add_tensor(name, tensor)
+        merged.merge(json.loads(json.dumps(own.table())))
     assert merged.hexdigest() == digest(tensors)
 
 
@@ -97,3 +101,35 @@ def test_any_two_swapped_elements_show_at_any_number_of_bytes(i: int, j: int, dt
     swapped = tensor.clone()
     swapped[[i, j]] = swapped[[j, i]]
     assert (digest({"x": swapped}) == digest({"x": tensor})) == (i == j)
+
+
+@given(st.sampled_from([torch.bfloat16, torch.float32]), st.integers(1, 9), st.integers(1, 9), st.data())
+def test_rectangles_of_a_tensor_add_up_to_it(dtype: torch.dtype, rows: int, columns: int, data: st.DataObject) -> None:
+    tensor = torch.randn(rows, columns).to(dtype)
+    row, column = data.draw(st.integers(0, rows)), data.draw(st.integers(0, columns))
+    collected = WeightsDigest()
+    for rows_of in ((0, row), (row, rows)):
+        for columns_of in ((0, column), (column, columns)):
+            part = Part("x", dtype, (rows, columns), rows_of, columns_of)
+            collected.add(part, *part_sums(part, tensor[slice(*rows_of), slice(*columns_of)]).tolist())
+    assert collected.hexdigest() == digest({"x": tensor})
+
+
+def test_a_large_tensor_cut_anywhere_has_the_digest_of_the_whole() -> None:
+    """Larger than what is summed at a time."""
+    tensor = torch.randn(1200, 1000).to(torch.bfloat16)
+    for cut in (1, 66, 1199):
+        collected = WeightsDigest()
+        for rows in ((0, cut), (cut, 1200)):
+            part = Part("x", torch.bfloat16, (1200, 1000), rows, (0, 1000))
+            collected.add(part, *part_sums(part, tensor[slice(*rows)]).tolist())
+        assert collected.hexdigest() == digest({"x": tensor})
+
+
+def test_the_sums_are_those_of_their_definition() -> None:
+    tensor = torch.randn(7, 11).to(torch.bfloat16)
+    bits = as_matrix(tensor)[2:5, 3:9].contiguous().view(torch.int16).tolist()
+    part = Part("x", torch.bfloat16, (7, 11), (2, 5), (3, 9))
+    numbered = [(value, (2 + i) * 11 + 3 + j) for i, row in enumerate(bits) for j, value in enumerate(row)]
+    expected = [sum(value for value, _ in numbered), sum(value * (2 * position + 1) for value, position in numbered)]
+    assert part_sums(part, tensor[2:5, 3:9]).tolist() == expected

@@ -110,6 +110,10 @@ BROKEN = {
         {"runtime": {"colocation": ["policy, reference", "value,policy"]}},
         'runtime.colocation.1: got "value,policy"; must not name policy again',
     ),
+    "models that share their processes share their GPUs": (
+        {"runtime": {"colocation": ["policy,ppo_policy", "reference"]}, "models": {"policy": {}, "reference": {}}},
+        'runtime.colocation.1: got "reference"; must not name reference: its processes are those of ppo_policy, which is in',
+    ),
     "colocation names models": (
         {"runtime": {"colocation": ["policy,critic"]}},
         'runtime.colocation.0: got "policy,critic"; must name models, which are policy, ppo_policy',
