@@ -4,7 +4,7 @@
     redis-benchmark ───────────────────────────▶ redis-server   (raw: pipelined SET and GET of as many bytes)
 
 Both sides use the same server, by TCP and with its append-only file on, and take turns, so that a machine that slows down
-slows both. The buffer is reached by a socket of this machine, as `baton run` starts it.
+slows both.
 Takes about eight minutes on two cores, and 5 GB of memory.
 """
 
@@ -162,7 +162,7 @@ class Place:
     """A store and a buffer service of their own."""
 
     def __init__(self, directory: Path, **services: Any) -> None:
-        """`services`: of the run file; without any the buffer is reached by a socket."""
+        """`services`: of the run file."""
         self._directory = directory
         self._config = RunConfig.from_mapping({"models": {"policy": {}}, "services": services})
         self.port = free_port()

@@ -33,8 +33,7 @@ class ServicesConfig(Section):
     serve other machines write this machine's own address or name, not 0.0.0.0."""
 
     buffer_port: Port = 0
-    """Port of the buffer. 0: none while only processes of this machine use it, which reach it by a socket
-    (`unix-abstract:`, as `baton status` shows); else any free one."""
+    """Port of the buffer. 0: any free one."""
 
     coordinator_port: Port = 0
     """gRPC port of the coordinator. 0: any free one."""

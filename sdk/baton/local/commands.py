@@ -1,7 +1,6 @@
 """The command line of each service, as the run file asks for it. The SDK knows services by their module names only."""
 
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,15 +9,9 @@ from baton.config.groups import TrainerGroup
 from baton.config.trainable import MAIN_GROUP
 from baton.local.store import LOOPBACK, free_port
 
-LOOPBACKS = (LOOPBACK, "localhost", "[::1]")
-
 
 def _common(config: RunConfig, run_file: Path, port: int, ready_file: Path) -> list[str]:
-    return _arguments(run_file, f"{config.services.host}:{port}", ready_file)
-
-
-def _arguments(run_file: Path, listen: str, ready_file: Path) -> list[str]:
-    return ["--run-file", str(run_file), "--listen", listen, "--ready-file", str(ready_file)]
+    return ["--run-file", str(run_file), "--listen", f"{config.services.host}:{port}", "--ready-file", str(ready_file)]
 
 
 def _torchrun(processes: int) -> list[str]:
@@ -29,13 +22,8 @@ def _torchrun(processes: int) -> list[str]:
 
 
 def buffer_command(config: RunConfig, run_file: Path, ready_file: Path, store_url: str) -> list[str]:
-    """The buffer, on the store at `store_url`: behind a socket, which costs less than TCP, if only this machine asks it."""
-    services = config.services
-    elsewhere = services.trainer_address or services.group_addresses
-    if services.host in LOOPBACKS and not services.buffer_port and not elsewhere and sys.platform == "linux":
-        arguments = _arguments(run_file, f"unix-abstract:baton-buffer-{uuid.uuid4().hex}", ready_file)
-    else:
-        arguments = _common(config, run_file, services.buffer_port, ready_file)
+    """The buffer, on the store at `store_url`."""
+    arguments = _common(config, run_file, config.services.buffer_port, ready_file)
     return [sys.executable, "-m", "services.buffer", *arguments, "--store", store_url]
 
 
