@@ -14,7 +14,7 @@ setup:  ## make .venv with pinned dependencies (once)
 run: setup  ## train SmolLM2-135M on arithmetic, on this machine's CPU, and show its reward rise
 	@.venv/bin/baton run deploy/runs/quickstart.yaml
 
-test: setup  ## all tests, on real parts (some forty minutes on 2 cores)
+test: setup  ## all tests, on real parts (some fifty minutes on 2 cores)
 	@$(PY) -m pytest -q
 
 test-fast: setup  ## the tests that start no model process and kill nothing (under 2 minutes)
