@@ -21,7 +21,7 @@ from services.common.weight_sync.transfer import (
     Wire,
     receive,
     take_again,
-)  # fmt: skip
+)
 
 
 def join(

@@ -148,7 +148,7 @@ class Gathering:
         self.lane, self.device = lane, device
         sources = iter(regions)
         pieces = [partial(copy, views, [next(sources).matrix for _ in views]) for views in lane.views]
-        self.replay = Replay(pieces, device)
+        self.replay = Replay(pieces, lane.device)  # a copy to the CPU is none that a graph can do
 
 
 def send(gathering: Gathering, deadline: Deadline) -> Transfer:
