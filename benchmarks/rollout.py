@@ -4,8 +4,8 @@
                  ── socket ▶ bare_engine.py  ──▶ vLLM      (bare: AsyncLLM, and only its timing comes back)
 
 Both engines are up at the same time and take turns, so that a machine that slows down slows both. The tiny model is the
-hard case: it generates so fast that whatever the service adds shows; a round takes half a second, so it has many. Takes
-about fifteen minutes on two cores.
+hard case: it generates so fast that whatever the service adds shows; a call takes half a second, so it has many. Takes
+about twenty minutes on two cores.
 """
 
 import asyncio
@@ -16,9 +16,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ SETTLE_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`prompts` x `responses` sequences at once, each of exactly `new_tokens`; prompts are drawn from `vocabulary`."""
+    """`prompts` x `responses` sequences at once, each of exactly `new_tokens`; prompts are drawn from `vocabulary`. A
+    turn is so many `calls`, one after the other."""
 
     name: str
     prompts: int
@@ -50,10 +52,11 @@ class Workload:
     new_tokens: int
     vocabulary: int
     rounds: int
+    calls: int = 1
 
     @property
     def tokens(self) -> int:
-        """Tokens of one measurement."""
+        """Tokens of one call."""
         return self.prompts * self.responses * self.new_tokens
 
     def draw(self, seed: int) -> list[list[int]]:
@@ -61,35 +64,38 @@ class Workload:
         return np.random.default_rng(seed).integers(3, self.vocabulary, (self.prompts, 32)).tolist()
 
 
+Side = Callable[[Workload, int], Awaitable[float]]
+"""(workload, seed) -> seconds of one call."""
+
 SMOLLM2 = (
     Workload("smollm2 1x8x32", prompts=1, responses=8, new_tokens=32, vocabulary=49152, rounds=11),
     Workload("smollm2 16x4x16", prompts=16, responses=4, new_tokens=16, vocabulary=49152, rounds=11),
     Workload("smollm2 64x2x8", prompts=64, responses=2, new_tokens=8, vocabulary=49152, rounds=11),
 )
 TINY = (
-    Workload("tiny 1x8x128", prompts=1, responses=8, new_tokens=128, vocabulary=512, rounds=31),
-    Workload("tiny 16x8x64", prompts=16, responses=8, new_tokens=64, vocabulary=512, rounds=31),
-    Workload("tiny 64x8x32", prompts=64, responses=8, new_tokens=32, vocabulary=512, rounds=31),
+    Workload("tiny 1x8x128", prompts=1, responses=8, new_tokens=128, vocabulary=512, rounds=31, calls=4),
+    Workload("tiny 16x8x64", prompts=16, responses=8, new_tokens=64, vocabulary=512, rounds=31, calls=3),
+    Workload("tiny 64x8x32", prompts=64, responses=8, new_tokens=32, vocabulary=512, rounds=31, calls=2),
 )
 
 
 async def through_service(client: RolloutClient, workload: Workload, seed: int) -> float:
-    """Tokens/s of one Generate call, until its last sample is decoded."""
-    await asyncio.sleep(SETTLE_S)
+    """Seconds of one Generate call, until its last sample is decoded."""
     sampling = SamplingParams(n=workload.responses, temperature=1.0, max_new_tokens=workload.new_tokens, ignore_eos=True)
     prompts = [Prompt(f"s{seed}-p{index}", token_ids=tokens) for index, tokens in enumerate(workload.draw(seed))]
     started, count = time.perf_counter(), 0
     async for generation in client.generate(prompts, sampling=sampling, timeout_s=ROUND_S):
         count += int(generation.samples.response_ids.lengths.sum())
-    return _rate(workload, count, time.perf_counter() - started)
+    _check(workload, count)
+    return time.perf_counter() - started
 
 
 async def through_bare(connection: Connection, workload: Workload, seed: int) -> float:
-    """Tokens/s of the same prompts and sampling, in the bare engine's process."""
-    await asyncio.sleep(SETTLE_S)
+    """Seconds of the same prompts and sampling, in the bare engine's process."""
     request = {"prompts": workload.draw(seed), "responses": workload.responses, "new_tokens": workload.new_tokens}
     answer = await asyncio.to_thread(_ask, connection, request)
-    return _rate(workload, answer["tokens"], answer["seconds"])
+    _check(workload, answer["tokens"])
+    return answer["seconds"]
 
 
 def _ask(connection: Connection, request: dict[str, Any]) -> dict[str, float]:
@@ -102,25 +108,28 @@ def _ask(connection: Connection, request: dict[str, Any]) -> dict[str, float]:
         raise ServiceFaultError("the bare engine ended during a round; was it killed for its memory?") from None
 
 
-def _rate(workload: Workload, tokens: int, seconds: float) -> float:
+def _check(workload: Workload, tokens: int) -> None:
     if tokens != workload.tokens:
         raise ServiceFaultError(
             f"{workload.name}: {tokens} tokens came back instead of {workload.tokens}; the sides do unequal work"
         )
-    return tokens / seconds
+
+
+async def turn(side: Side, workload: Workload, seed: int) -> float:
+    """Tokens/s of one turn."""
+    await asyncio.sleep(SETTLE_S)
+    seconds = [await side(workload, seed * workload.calls + call) for call in range(workload.calls)]
+    return workload.calls * workload.tokens / sum(seconds)
 
 
 async def measure(client: RolloutClient, bare: Connection, workload: Workload) -> dict[str, Any]:
     """Both sides by turns; who goes first alternates. The first two rounds warm up and are not counted."""
+    sides: tuple[Side, Side] = partial(through_service, client), partial(through_bare, bare)
     service_rates, bare_rates = [], []
     for index in range(-2, workload.rounds):
-        seed = 1000 + index
-        if index % 2:
-            bare_rate = await through_bare(bare, workload, seed)
-            service_rate = await through_service(client, workload, seed)
-        else:
-            service_rate = await through_service(client, workload, seed)
-            bare_rate = await through_bare(bare, workload, seed)
+        first = index % 2
+        rates = [await turn(side, workload, 1000 + index) for side in (sides[first], sides[1 - first])]
+        service_rate, bare_rate = rates[first], rates[1 - first]
         note(f"{workload.name} round {index}: service {service_rate:.0f}, bare {bare_rate:.0f} tokens/s")
         if index >= 0:
             service_rates.append(service_rate)
@@ -130,7 +139,7 @@ async def measure(client: RolloutClient, bare: Connection, workload: Workload) -
     pairs = [service_rate / bare_rate for service_rate, bare_rate in zip(service_rates, bare_rates, strict=True)]
     return {
         "ratio": rounded(service_median / bare_median), "microseconds_per_group": rounded(extra_s / workload.prompts * 1e6),
-        "ratio_by_round": spread(pairs), "rounds": workload.rounds,
+        "ratio_by_round": spread(pairs), "rounds": workload.rounds, "calls": workload.calls,
         "service_tokens_per_s": spread(service_rates), "bare_tokens_per_s": spread(bare_rates),
     }  # fmt: skip
 
