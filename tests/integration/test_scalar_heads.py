@@ -29,13 +29,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=[(1, 1), (2, 1), (1, 2)], ids=["tp1", "tp2", "pp2"])
+@pytest.fixture(scope="module", params=["1 1", "2 1", "1 2", "2 1 sequence"], ids=["tp1", "tp2", "pp2", "tp2-sequence"])
 def split(request: pytest.FixtureRequest, directory: Path) -> str:
     """The layout that the trainer's numbers in `directory` are from."""
-    tensor, pipeline = request.param
-    options = ["--nproc-per-node", str(tensor * pipeline), "--master-port", str(free_port())]
-    run(*TORCHRUN, *options, classifiers_megatron_side.__file__, str(directory), str(tensor), str(pipeline))
-    return f"tp{tensor}pp{pipeline}"
+    tensor, pipeline, *kind = request.param.split()
+    options = ["--nproc-per-node", str(int(tensor) * int(pipeline)), "--master-port", str(free_port())]
+    run(*TORCHRUN, *options, classifiers_megatron_side.__file__, str(directory), tensor, pipeline, *kind)
+    return f"tp{tensor}pp{pipeline}{''.join(kind)}"
 
 
 @pytest.mark.parametrize("head", ["values", "scores"])
