@@ -37,7 +37,5 @@ def _text(value: Any) -> str:
 
 def _vocabulary(tokenizer: Any) -> dict[str, str]:
     ids = tokenizer.get_vocab()
-    if ids.keys() <= set(tokenizer.all_special_tokens):  # what transformers 5 makes up for a directory without a tokenizer
-        return {}
     listing = json.dumps(sorted(ids.items(), key=lambda item: (item[1], item[0])))
     return {"tokenizer": f"{len(ids)} tokens of digest {blake2b(listing.encode(), digest_size=8).hexdigest()}"}

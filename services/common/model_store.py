@@ -44,15 +44,6 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
         ) from error
 
 
-def no_tokenizer(name: str, error: Exception) -> ConfigError:
-    """The error for a tokenizer that could not be loaded."""
-    return ConfigError(
-        f"models.policy.tokenizer: {name!r} could not be loaded ({type(error).__name__}: {error}); write a directory or hub "
-        "id of a tokenizer, or leave it out for the model's own; if it has Python code that you trust, set "
-        "models.policy.trust_remote_code to true"
-    )
-
-
 def _built_in() -> Path:
     target = cache_directory() / BUILT_IN
     if target.is_dir():

@@ -19,7 +19,7 @@ from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError, NotReadyError, ServiceFaultError, ServiceUnavailableError
 from baton.samples import FinishReason
 from services.common.model_facts import model_facts
-from services.common.model_store import no_tokenizer
+from services.common.tokenizers import no_tokenizer, require_own
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
@@ -42,8 +42,7 @@ class VllmEngine:
 
     def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
         """Loads the model; takes tens of seconds. Raises ConfigError for options that vLLM cannot have."""
-        if config.tokenizer or config.stop_tokens:
-            _check_tokenizer(config, config.tokenizer or str(model))
+        _check_tokenizer(config, config.tokenizer or str(model))
         self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
         self.tokenizer = self.llm.get_tokenizer()
         self.stops = StopTexts(self.tokenizer)
@@ -232,7 +231,8 @@ def _check_tokenizer(config: PolicyConfig, name: str) -> None:
             revision=config.tokenizer_revision,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise no_tokenizer(name, error) from error
+        raise no_tokenizer(name, f"could not be loaded ({type(error).__name__}: {error})") from error
+    require_own(tokenizer, name)
     StopTexts(tokenizer).option_ids(config.stop_tokens)
 
 

@@ -21,8 +21,9 @@ def start(options: Namespace) -> None:
     from baton.errors import ConfigError
     from services.common.model_facts import directory_facts
     from services.common.model_store import resolve_model
+    from services.common.tokenizers import load_tokenizer
     from services.rollout.stop_texts import StopTexts
-    from services.static_rollout.tokens import end_tokens, load_tokenizer
+    from services.static_rollout.tokens import end_tokens
     from services.trainer.megatron.parallel import Layout
 
     run = load_run(options.run_file, options.set)

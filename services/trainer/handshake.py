@@ -6,17 +6,12 @@ from pathlib import Path
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.errors import InvalidRequestError
 from services.common.model_facts import directory_facts
+from services.common.tokenizers import find_tokenizer
 
 
 def own_facts(model: Path, tokenizer: str | Path) -> dict[str, str]:
     """Those of the directory `model`; without `tokenizer` if there is none, which training does not need."""
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError):
-        loaded = None
-    return directory_facts(model, loaded)
+    return directory_facts(model, find_tokenizer(tokenizer))
 
 
 def refused(own: Mapping[str, str], request: pb.OpenWeightGroupRequest) -> dict[str, str]:

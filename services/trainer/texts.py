@@ -10,7 +10,7 @@ import numpy as np
 from baton.api.trainer.v1 import scoring_pb2 as pb
 from baton.errors import InvalidRequestError
 from baton.samples import Ragged, Samples
-from services.common.model_store import no_tokenizer
+from services.common.tokenizers import load_tokenizer
 
 
 class Texts:
@@ -39,17 +39,8 @@ class Texts:
             raise InvalidRequestError(f"this trainer group hosts {hosts}, and not {role}; ask the group that does")
         with self._lock:
             if role not in self._loaded:
-                self._loaded[role] = _load(self._sources[role])
+                self._loaded[role] = load_tokenizer(self._sources[role])
             return self._loaded[role]
-
-
-def _load(source: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise no_tokenizer(str(source), error) from error
 
 
 def _tokens(record: pb.TextRecord, tokenizer: Any) -> tuple[list[int], list[int]]:

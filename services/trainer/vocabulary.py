@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from baton.errors import ConfigError
+from services.common.tokenizers import find_tokenizer
 from services.trainer.megatron.family import ModelShape
 
 
@@ -31,9 +32,5 @@ def check_vocabulary(role: str, directory: Path, policy: Path) -> None:
 
 def _tokens(directory: Path) -> dict[str, int]:
     """Token -> id; nothing if the directory has no tokenizer."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory).get_vocab()
-    except (OSError, ValueError):
-        return {}
+    tokenizer = find_tokenizer(directory)
+    return {} if tokenizer is None else tokenizer.get_vocab()

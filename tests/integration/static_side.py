@@ -91,7 +91,7 @@ def engine_draws(
     rank: int, size: int, port: int, directory: Path, cases: dict[str, Asked]
 ) -> dict[str, list[dict[str, list[list[int]]]]]:  # fmt: skip
     """What an engine of its own draws for each case without a request's seed: by group, and all of it asked for twice."""
-    from services.static_rollout.tokens import load_tokenizer
+    from services.common.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(directory, trust_remote_code=False)  # before Megatron is redirected to the CPU
     stage = _stage(rank, size, port, directory, 1)

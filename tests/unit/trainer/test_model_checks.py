@@ -12,15 +12,15 @@ from services.trainer.vocabulary import check_vocabulary
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """policy; smaller: fewer tokens; larger: rows that no token has; other: other words; bare: smaller, no tokenizer."""
+    """policy; smaller: fewer tokens; larger: rows that no token has; other: other words; bare ones: no tokenizer."""
     root = tmp_path_factory.mktemp("models")
     policy = make_model(root / "policy", layers=1)
     make_model(root / "smaller", layers=1, vocabulary=400)
     make_model(root / "larger", layers=1, vocabulary=520)
     make_model(root / "other", layers=1)
-    for name, source in (("larger", policy), ("bare", None)):
+    for name, source in (("larger", policy), ("bare", None), ("bare smaller", None)):
         if source is None:
-            shutil.copytree(root / "smaller", root / name)
+            shutil.copytree(root / ("smaller" if "smaller" in name else "policy"), root / name)
         for file in (root / name).glob("tokenizer*"):
             file.unlink()
             if source:
@@ -37,11 +37,16 @@ def test_a_model_of_the_policys_tokens_may_have_rows_that_pad_its_vocabulary(mod
     check_vocabulary("reference", models / "larger", models / "policy")
 
 
+def test_a_model_without_a_tokenizer_is_taken_at_its_size(models):
+    check_vocabulary("reward", models / "bare", models / "policy")
+    check_vocabulary("reward", models / "policy", models / "bare")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("smaller", r"models\.reference\.model: .*smaller has a vocabulary of 400 tokens, and the policy .* of 512"),
-        ("bare", "has a vocabulary of 400 tokens, and the policy"),
+        ("bare smaller", "has a vocabulary of 400 tokens, and the policy"),
         ("other", r"the tokenizer of .*other is not that of the policy .*: 'w\d' is token \d of the policy's and \d of the"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A tokenizer's own Python code runs if the run file trusts it, and never else."""
+"""A tokenizer's own Python code runs if the run file trusts it, and never else; one is never made up."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from baton.errors import ConfigError
 from models import make_model
-from services.static_rollout.tokens import load_tokenizer
+from services.common.tokenizers import find_tokenizer, load_tokenizer
 
 CODE = """
 from transformers import PreTrainedTokenizerFast
@@ -39,12 +39,21 @@ def test_a_trusted_tokenizer_is_the_one_that_its_code_makes(with_code: Path) -> 
 def test_a_tokenizer_that_is_nothing_without_its_code_is_refused_by_the_options_name(with_code: Path) -> None:
     (with_code / "config.json").unlink()  # so that no model type says which class would do instead
     with pytest.raises(ConfigError, match=r"(?s)could not be loaded.*set models.policy.trust_remote_code"):
-        load_tokenizer(with_code, trust_remote_code=False)
+        load_tokenizer(with_code)
 
 
 def test_the_code_of_a_tokenizer_that_is_not_trusted_does_not_run(with_code: Path) -> None:
-    assert load_tokenizer(with_code, trust_remote_code=False).decode([4, 5]) == "w1 w2"
+    assert load_tokenizer(with_code).decode([4, 5]) == "w1 w2"
 
 
 def test_a_tokenizer_without_code_needs_no_trust(tmp_path: Path) -> None:
-    assert load_tokenizer(make_model(tmp_path / "model", layers=2), trust_remote_code=False).decode([4, 5]) == "w1 w2"
+    assert load_tokenizer(make_model(tmp_path / "model", layers=2)).decode([4, 5]) == "w1 w2"
+
+
+def test_for_a_directory_without_a_tokenizer_none_is_made_up(tmp_path: Path) -> None:
+    directory = make_model(tmp_path / "model", layers=2)
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+    assert find_tokenizer(directory) is None
+    with pytest.raises(ConfigError, match=r"models\.policy\.tokenizer: '.*model' has no tokenizer; write a directory"):
+        load_tokenizer(directory)
