@@ -187,7 +187,8 @@ class Engine(HostedModel):
             )
         self._skipped = 0 if finite else self._skipped + 1
         self.clear()
-        return Update(norm, self.optimizer.param_groups[0]["lr"], not finite)
+        groups = self.optimizer.param_groups  # none on a stage that trains nothing
+        return Update(norm, groups[0]["lr"] if groups else learning_rate or self.schedule.get_lr({}), not finite)
 
 
 def _recompute(config: TrainableConfig) -> dict[str, Any]:
