@@ -17,6 +17,7 @@ from services.common.weight_sync.shared_memory import share
 from services.common.weight_sync.transfer import BroadcastWire, Deadline, Gathering, Lane, NoWire, Transfer, send
 from services.trainer.megatron import regions
 from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.lora.merged import merged_weights
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class WeightSender:
         try:
             if self._places != self._parameter_places():
                 raise NotReadyError("the model's parameters have moved in memory since the group was opened; open it again")
+            merged_weights(self._engine.policy)
             if self._gathering is None:
                 self._gathering = self._join(timeout_s)
             transfer = send(self._gathering, deadline)
