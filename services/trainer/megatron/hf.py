@@ -16,7 +16,7 @@ from baton.errors import ConfigError
 from services.common.weight_sync.plan import as_matrix
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.model import PolicyModel
-from services.trainer.megatron.names import NameMap, Place
+from services.trainer.megatron.names import NameMap, Place, base_parameters
 from services.trainer.megatron.parallel import Layout
 
 SHARD_BYTES = 4 * 1024**3
@@ -51,7 +51,7 @@ def load_hf(
     """Fills this rank's parameters from a Hugging Face directory; reads only the tensors of its pipeline stage. `fresh`:
     whole tensors to take where the directory lacks them."""
     source, names = _Checkpoint(directory, fresh), NameMap(model.shape)
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         places = names.places(name, model.first_layer, layout.tensor_rank, layout.tensor_size)
         tensors = {hf_name: source.get(hf_name) for hf_name in dict.fromkeys(place.name for place in places)}
         matrix = as_matrix(parameter)
@@ -70,7 +70,7 @@ def gather_hf(model: PolicyModel, layout: Layout) -> Iterator[tuple[str, torch.T
     A collective over the tensor-parallel group: all its ranks iterate; the others get nothing.
     """
     names = NameMap(model.shape)
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         if names.is_copy(name):
             continue
         shards = _gathered(parameter.data, layout) if names.is_sharded(name) else [parameter.data]

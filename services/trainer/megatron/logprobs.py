@@ -5,7 +5,7 @@ the backward pass computes them again. So the head needs BLOCK_BYTES beside its 
 (Blocks of tokens would need as little, but each would add to the whole head's gradient; a block of the vocabulary writes
 its rows of it once.)
 
-Shape suffixes: N tokens, H hidden, V this rank's part of the vocabulary, B one block of it.
+Shape suffixes: N tokens, H hidden, V this rank's part of the vocabulary, B one block of it, R rank of a head's adapter.
 """
 
 from collections.abc import Iterator
@@ -97,36 +97,55 @@ class _BlockedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperatures_N: torch.Tensor,
-        split: Split, block_bytes: int,
+        split: Split, block_bytes: int, low_NR: torch.Tensor | None, up_VR: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         local_N, coldness_N = targets_N - split.first_id, 1 / temperatures_N
         zero_N = torch.zeros_like(temperatures_N)
         sums = (zero_N + _LOWEST, zero_N, zero_N, zero_N)
         for block in _blocks(len(hidden_NH), split.rows, block_bytes):
-            logits_NB = hidden_NH @ weight_VH[block].t()
+            logits_NB = _logits(hidden_NH, weight_VH, low_NR, up_VR, block)
             sums = _absorb(logits_NB, coldness_N, local_N - block.start, sums)
         maximum_N, normalizer_N, weighted_N, chosen_N = _over_group(sums, split.group)
         log_normalizer_N = maximum_N + normalizer_N.log()
         entropy_N = normalizer_N.log() - weighted_N / normalizer_N
-        ctx.save_for_backward(hidden_NH, weight_VH, coldness_N, local_N, log_normalizer_N)
+        ctx.save_for_backward(hidden_NH, weight_VH, low_NR, up_VR, coldness_N, local_N, log_normalizer_N)
         ctx.rows, ctx.block_bytes = split.rows, block_bytes
         ctx.mark_non_differentiable(entropy_N)
         return chosen_N - log_normalizer_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor, _entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_NH, weight_VH, coldness_N, local_N, log_normalizer_N = ctx.saved_tensors
+        hidden_NH, weight_VH, low_NR, up_VR, coldness_N, local_N, log_normalizer_N = ctx.saved_tensors
         scaled_N = grad_N * coldness_N
         hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=grad_N.dtype)
-        weight_grad_VH = torch.empty_like(weight_VH)
-        weight_grad_VH[ctx.rows :] = 0
+        weight_grad_VH = _rows_of_gradient(weight_VH, ctx.rows) if ctx.needs_input_grad[1] else None  # none if frozen
+        low_grad_NR = torch.zeros_like(low_NR, dtype=grad_N.dtype) if low_NR is not None else None
+        up_grad_VR = _rows_of_gradient(up_VR, ctx.rows) if up_VR is not None else None
         for block in _blocks(len(hidden_NH), ctx.rows, ctx.block_bytes):
-            weight_BH = weight_VH[block]
-            logits_NB = hidden_NH @ weight_BH.t()
+            logits_NB = _logits(hidden_NH, weight_VH, low_NR, up_VR, block)
             gradient_NB = _gradient(logits_NB, coldness_N, local_N - block.start, log_normalizer_N, scaled_N)
-            torch.mm(gradient_NB.t(), hidden_NH, out=weight_grad_VH[block])
-            hidden_grad_NH += gradient_NB @ weight_BH
-        return hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, None, None, None, None
+            if weight_grad_VH is not None:
+                torch.mm(gradient_NB.t(), hidden_NH, out=weight_grad_VH[block])
+            hidden_grad_NH += gradient_NB @ weight_VH[block]
+            if up_VR is not None:
+                torch.mm(gradient_NB.t(), low_NR, out=up_grad_VR[block])
+                low_grad_NR += gradient_NB @ up_VR[block]
+        low_grad_NR = low_grad_NR.to(low_NR.dtype) if low_NR is not None else None
+        return hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, None, None, None, None, low_grad_NR, up_grad_VR
+
+
+def _logits(
+    hidden_NH: torch.Tensor, weight_VH: torch.Tensor, low_NR: torch.Tensor | None, up_VR: torch.Tensor | None, block: slice
+) -> torch.Tensor:
+    logits_NB = hidden_NH @ weight_VH[block].t()
+    return logits_NB if up_VR is None else logits_NB.addmm_(low_NR, up_VR[block].t())
+
+
+def _rows_of_gradient(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """Room for a gradient whose first `rows` rows are to be written."""
+    gradient = torch.empty_like(weight)
+    gradient[rows:] = 0
+    return gradient
 
 
 def _over_group(sums: tuple[torch.Tensor, ...], group: dist.ProcessGroup | None) -> tuple[torch.Tensor, ...]:
@@ -145,11 +164,12 @@ def _over_group(sums: tuple[torch.Tensor, ...], group: dist.ProcessGroup | None)
 
 def vocab_parallel_logprobs(
     hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, temperatures_N: torch.Tensor, split: Split,
-    block_bytes: int | None = None,
+    block_bytes: int | None = None, update: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(log-probabilities [N], entropies [N] without gradient) of `targets_N`, in the dtype of `temperatures_N` (float32).
 
     `weight_VH` is this rank's part of the head. The gradient of `hidden_NH` is this rank's part of a sum over the group.
+    `update` (low [N, R], up [V, R]) adds low @ up.T to the logits; the gradient of low is such a part, too.
     """
     size = block_bytes or BLOCK_BYTES[hidden_NH.device.type]
-    return _BlockedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperatures_N, split, size)
+    return _BlockedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperatures_N, split, size, *(update or (None, None)))

@@ -63,6 +63,8 @@ class PolicyModel(GPTModel):
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """Last stage: logits [N, this rank's part of the vocabulary] in float32; -inf for rows that pad the vocabulary."""
         logits_NV = (hidden_NH @ self._head.t()).float()
+        if (adapters := self._head_adapters) is not None:
+            logits_NV += adapters.up(adapters.down(hidden_NH, alike=True)).float()
         logits_NV[:, self._split.rows :] = -torch.inf
         return logits_NV
 
@@ -71,6 +73,12 @@ class PolicyModel(GPTModel):
         """This rank's rows of the head."""
         tied = self.share_embeddings_and_output_weights
         return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+
+    @property
+    def _head_adapters(self) -> Any:
+        """Those of the head, whose weight is used without its layer; None if it has none, or they are off."""
+        adapters = getattr(self.output_layer, "lora", None)
+        return adapters if adapters is not None and adapters.enabled else None
 
     @property
     def _split(self) -> Split:
@@ -82,12 +90,17 @@ class PolicyModel(GPTModel):
     def _scores(self, hidden: torch.Tensor, batch: PackedBatch) -> TokenScores:
         parted = self.config.sequence_parallel
         whole = gather_from_sequence_parallel_region if parted else copy_to_tensor_model_parallel_region
+        update = None
+        if (adapters := self._head_adapters) is not None:
+            (factors,) = adapters.factors.values()
+            low_NR = self.output_layer.low(hidden)[:, 0].index_select(0, batch.target_rows_N)
+            update = low_NR, factors.lora_B
         hidden = whole(hidden)  # the gradient of either is the sum of the ranks' parts
         chosen_NH = hidden[:, 0].index_select(0, batch.target_rows_N)
-        temperatures_N = batch.temperatures_N
-        return TokenScores(
-            *vocab_parallel_logprobs(chosen_NH, self._head, batch.target_ids_N, temperatures_N, self._split)
+        scores = vocab_parallel_logprobs(
+            chosen_NH, self._head, batch.target_ids_N, batch.temperatures_N, self._split, update=update
         )
+        return TokenScores(*scores)
 
 
 def _inverse_frequencies(shape: ModelShape) -> torch.Tensor:

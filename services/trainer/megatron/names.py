@@ -5,10 +5,11 @@ Megatron fuses q, k, v into `linear_qkv`, one block [q heads of the group, k, v]
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from services.trainer.megatron.family import ModelShape
 
@@ -110,6 +111,11 @@ def _qkv(shape: ModelShape, kind: str, *columns: int) -> Rule:
         return answer
 
     return Rule(places, sharded=True)
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's own parameters, without the factors of adapters (`lora/`)."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if ".lora." not in name)
 
 
 class NameMap:

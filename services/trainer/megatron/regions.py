@@ -6,20 +6,20 @@ import torch
 
 from services.common.weight_sync.plan import Part, Region, as_matrix
 from services.trainer.megatron.model import PolicyModel
-from services.trainer.megatron.names import NameMap
+from services.trainer.megatron.names import NameMap, base_parameters
 from services.trainer.megatron.parallel import Layout
 
 
 def held(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
     """Every parameter, copies of the tied embedding too; parts travel as `dtype`."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         yield from _of(model, layout, name, parameter, dtype)
 
 
 def sent(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
     """What this rank sends, so that all ranks of a data-parallel replica together send every element once."""
     names = NameMap(model.shape)
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         if not names.is_copy(name) and (names.is_sharded(name) or layout.tensor_rank == 0):
             yield from _of(model, layout, name, parameter, dtype)
 
