@@ -17,6 +17,7 @@ from services.common.weight_sync.shared_memory import share
 from services.common.weight_sync.transfer import BroadcastWire, Deadline, Gathering, Lane, NoWire, Transfer, send
 from services.trainer.megatron import regions
 from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.lora import adapter_regions
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class WeightSender:
         """From any thread: ends a publication that still waits for its receivers, until a group is opened again."""
         self._give_up.set()
 
-    def open(self, devices: Sequence[str]) -> weights_pb2.WeightGroup:
+    def open(
+        self, devices: Sequence[str], content: weights_pb2.WeightContent = weights_pb2.WEIGHT_CONTENT_MODEL
+    ) -> weights_pb2.WeightGroup:  # fmt: skip
         """Starts this sender's rendezvous store, for one receiver on each of these devices, which are named as by
         `device_name`; "" is on another GPU. Returns the group with this sender alone; `combine_groups` adds the others."""
         self._gathering = None
@@ -58,6 +61,7 @@ class WeightSender:
             group_id=uuid.uuid4().hex,
             backend="gloo" if self._device.type == "cpu" or "cpu" in devices else "nccl",
             receivers=len(devices),
+            content=content,
         )
         if self._engine.layout.is_sender:
             self._describe(devices)
@@ -65,7 +69,9 @@ class WeightSender:
 
     def _describe(self, devices: Sequence[str]) -> None:
         self._store = open_store(self._host)
-        held = list(regions.sent(self._engine.policy, self._engine.layout, self._dtype))
+        is_adapter = self._group.content == weights_pb2.WEIGHT_CONTENT_ADAPTER
+        sent = adapter_regions if is_adapter else regions.sent
+        held = list(sent(self._engine.policy, self._engine.layout, self._dtype))
         total = sum(region.part.nbytes for region in held)
         bucket_bytes = min(self._bucket_bytes, max(total // BUCKETS, LEAST_BUCKET_BYTES))
         self._regions = list(cut(held, bucket_bytes))
