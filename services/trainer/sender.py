@@ -27,6 +27,12 @@ BUCKETS = 32
 LEAST_BUCKET_BYTES = 32 << 20
 """Smaller ones waste a fast link's time."""
 
+_SENT = {
+    weights_pb2.WEIGHT_CONTENT_BASE: regions.sent_base,
+    weights_pb2.WEIGHT_CONTENT_ADAPTER: adapter_regions,
+}
+"""What a rank sends of each content but the whole model."""
+
 
 class WeightSender:
     """This rank's part in publishing."""
@@ -69,8 +75,7 @@ class WeightSender:
 
     def _describe(self, devices: Sequence[str]) -> None:
         self._store = open_store(self._host)
-        is_adapter = self._group.content == weights_pb2.WEIGHT_CONTENT_ADAPTER
-        sent = adapter_regions if is_adapter else regions.sent
+        sent = _SENT.get(self._group.content, regions.sent)
         held = list(sent(self._engine.policy, self._engine.layout, self._dtype))
         total = sum(region.part.nbytes for region in held)
         bucket_bytes = min(self._bucket_bytes, max(total // BUCKETS, LEAST_BUCKET_BYTES))

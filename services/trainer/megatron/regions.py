@@ -24,6 +24,14 @@ def sent(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Reg
             yield from _of(model, layout, name, parameter, dtype)
 
 
+def sent_base(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
+    """As `sent`, but the weights below adapters, which never change."""
+    names = NameMap(model.shape)
+    for name, parameter in base_parameters(model):
+        if not names.is_copy(name) and (names.is_sharded(name) or layout.tensor_rank == 0):
+            yield from _of(model, layout, name, parameter, dtype)
+
+
 def _of(
     model: PolicyModel, layout: Layout, name: str, parameter: torch.nn.Parameter, dtype: torch.dtype
 ) -> Iterator[Region]:  # fmt: skip
