@@ -6,6 +6,7 @@ python scripts/gen_config_docs.py --check   fail if it is not what the schema gi
 
 import argparse
 import inspect
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def default_words(field: FieldInfo) -> str:
 def meaning(path: str, name: str, field: FieldInfo) -> str:
     """The field's docstring on one line."""
     text = " ".join((field.description or "").split()).replace("|", "\\|")
-    everywhere = UNBUILT_OPTIONS["models.*"] if path.startswith("models.") else ()
+    everywhere = UNBUILT_OPTIONS["models.*"] if re.fullmatch(r"models\.[^.]+", path) else ()
     unbuilt = name in (*UNBUILT_OPTIONS.get(path, ()), *everywhere)
     return f"{text} {NOT_YET}" if unbuilt else text
 

@@ -1,6 +1,7 @@
 """The models of one trainer group on this rank, by role."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from baton.config import RunConfig
@@ -12,6 +13,7 @@ from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.heads import Head, check_head
 from services.trainer.megatron.hosted import HostedModel
+from services.trainer.megatron.lora.sharing import WithoutAdapters
 from services.trainer.megatron.parallel import Layout
 from services.trainer.preflight import PlannedModel, require_memory
 from services.trainer.vocabulary import check_vocabulary
@@ -47,9 +49,12 @@ class Models:
             if head != "logprobs":
                 check_head(directory, role, required=role == "reward")
             directories[role], planned[role] = directory, PlannedModel(config, ModelShape.read(directory), head)
+        for role in planned:
+            base = _base_of(role, group, directories)
+            planned[role] = replace(planned[role], base=base)
         require_memory(run, layout, planned)
         for role, directory in directories.items():
-            self.by_role[role] = _load(run, group, role, layout, directory, planned[role].head)
+            self.by_role[role] = self._load(run, role, directory, planned[role])
         if "value" in group.roles and "value" not in self.by_role:
             self.by_role["value"] = self.by_role["ppo_value"]
 
@@ -82,6 +87,17 @@ class Models:
             raise InvalidRequestError(f"models.{role} makes {self.by_role[role].head}, and no {head}; ask for another role")
         return self.by_role[role]
 
+    def _load(self, run: RunConfig, role: str, directory: Path, planned: PlannedModel) -> HostedModel:
+        config, head, seed = planned.config, planned.head, run.runtime.seed
+        share = self.by_role[planned.base] if planned.base else None
+        if isinstance(config, TrainableConfig):
+            return Engine(
+                config, self.layout, directory, run.optimizer_steps, role=role, head=head, seed=seed, share=share
+            )
+        if share is not None and share.head == head:
+            return WithoutAdapters(share, config)
+        return HostedModel(config, self.layout, directory, head=head, seed=seed, share=share)
+
     def _makes(self, role: str, head: Head) -> bool:
         return role in self.by_role and self.by_role[role].head == head
 
@@ -91,8 +107,13 @@ class Models:
         return f"the run file has no models.{role}; the run's roles are {', '.join(self._known)}"
 
 
-def _load(run: RunConfig, group: TrainerGroup, role: str, layout: Layout, directory: Path, head: Head) -> HostedModel:
-    config, seed = group.roles[role], run.runtime.seed
-    if isinstance(config, TrainableConfig):
-        return Engine(config, layout, directory, run.optimizer_steps, role=role, head=head, seed=seed)
-    return HostedModel(config, layout, directory, head=head, seed=seed)
+def _base_of(role: str, group: TrainerGroup, directories: Mapping[str, Path]) -> str | None:
+    """The role whose weights are also those of `role`: ppo_policy, if both have the same frozen ones and go on having them.
+    (A checkpoint of merged weights changes them.)"""
+    policy, own = group.roles.get("ppo_policy"), group.roles[role]
+    if role == "ppo_policy" or not isinstance(policy, TrainableConfig):
+        return None
+    trained = [one.lora for one in (policy, own) if isinstance(one, TrainableConfig)]
+    frozen = all(lora.enable_lora and lora.checkpoint == "adapter" for lora in trained)
+    same = directories[role] == directories["ppo_policy"] and own.dtype == policy.dtype
+    return "ppo_policy" if frozen and same else None

@@ -77,13 +77,15 @@ class PlannedModel:
     config: TrainableConfig | ForwardConfig
     shape: ModelShape
     head: Head
+    base: str | None = None
+    """The role whose weights are also this one's."""
 
     def memory(self, layout: Layout, batch: MicroBatch, **changes: object) -> ModelMemory:
         """What it takes on this rank, with `changes` to the options of a trained model."""
         trained = isinstance(self.config, TrainableConfig)
         return memory_of(
             self.shape, self.config.model_copy(update=changes) if trained else self.config, layout, self.head,
-            tokens=batch.tokens if trained else SCORE_TOKENS, rows=batch.rows,
+            tokens=batch.tokens if trained else SCORE_TOKENS, rows=batch.rows, shared=self.base is not None,
             fused=layout.device.type == "cuda" and can_fuse(),
         )  # fmt: skip
 

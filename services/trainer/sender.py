@@ -18,6 +18,7 @@ from services.common.weight_sync.transfer import BroadcastWire, Deadline, Gather
 from services.trainer.megatron import regions
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.lora import adapter_regions
+from services.trainer.megatron.lora.merged import merged_weights
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ class WeightSender:
         try:
             if self._places != self._parameter_places():
                 raise NotReadyError("the model's parameters have moved in memory since the group was opened; open it again")
+            if self._group.content not in _SENT:
+                merged_weights(self._engine.policy)
             if self._gathering is None:
                 self._gathering = self._join(timeout_s)
             transfer = send(self._gathering, deadline)

@@ -24,6 +24,7 @@ from services.trainer.leasing import Lease, Leasing
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
+from services.trainer.megatron.lora.peft_files import finish_adapter, write_part
 from services.trainer.models import Models
 from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
@@ -193,12 +194,15 @@ class Trainer:
         return b""
 
     def export(self, directory: Path) -> bytes:
-        """Writes one Hugging Face directory for each trained model; returns this rank's bytes as decimal text."""
+        """Writes one Hugging Face directory for each trained model, with the adapters added if it has any, and these in
+        PEFT's format into one beside it; returns this rank's bytes as decimal text."""
         self.models.engine("ppo_policy")
         written = 0
         for role, engine in self.models.trained.items():
             target = directory if role == "ppo_policy" else directory.with_name(f"{directory.name}-value")
             written += _export(engine, target)
+            if engine.lora.enable_lora:
+                written += _export_adapter(engine, target.with_name(f"{target.name}-adapter"))
         return str(written).encode()
 
 
@@ -211,6 +215,19 @@ def _export(engine: Engine, directory: Path) -> int:
     dist.barrier()
     if layout.world_rank == 0:
         finish_export(engine.source, partial, next(engine.policy.parameters()).dtype, engine.policy.shape)
+        whole_directory.finish(directory)
+    return written
+
+
+def _export_adapter(engine: Engine, directory: Path) -> int:
+    """As `_export`."""
+    layout = engine.layout
+    partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
+    dist.barrier()
+    written = write_part(engine.policy, layout, partial) if layout.data_rank == 0 else 0
+    dist.barrier()
+    if layout.world_rank == 0:
+        finish_adapter(partial, engine.lora, engine.policy.shape, str(engine.source), engine.base)
         whole_directory.finish(directory)
     return written
 

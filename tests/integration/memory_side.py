@@ -30,11 +30,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8, "num_key_value_heads": 4},
 }
 """The second has norms on queries and keys, and more numbers in them than in its hidden states."""
+LORA = {"lora": {"enable_lora": True, "lora_dim": 8}}
+ADAPTED = {
+    "adapters": LORA, "adapters, half": LORA | RECOMPUTE["half"],
+    "adapters, dropout": {"lora": LORA["lora"] | {"lora_dropout": 0.1}},
+}  # fmt: skip
 CASES = [
     *product(["llama"], ["float32"], RECOMPUTE), *product(["qwen3"], ["bfloat16"], RECOMPUTE),
     ("llama", "bfloat16", "none"), ("qwen3", "float32", "none"),
+    *product(["llama"], ["float32"], ADAPTED), ("qwen3", "bfloat16", "adapters"),
 ]  # fmt: skip
-"""(family, dtype, kind of recompute)"""
+"""(family, dtype, kind of recompute or of adapters)"""
 TOKENS, LENGTH = 1024, 128
 
 
@@ -63,20 +69,21 @@ def measure(directory: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     options = {"layers": 8, "vocabulary": 2048}
     models = {family: make_model(directory / family, family, **options, **sizes) for family, sizes in SHAPES.items()}
     found = {
-        (family, dtype, recompute): case(layout, models[family], dtype, RECOMPUTE[recompute])
-        for family, dtype, recompute in CASES
+        (family, dtype, kind): case(layout, models[family], dtype, (RECOMPUTE | ADAPTED)[kind])
+        for family, dtype, kind in CASES
     }
     torch.distributed.destroy_process_group()
     return found
 
 
-def case(layout: Layout, model: Path, dtype: str, recompute: dict[str, Any]) -> dict[str, Any]:
+def case(layout: Layout, model: Path, dtype: str, options: dict[str, Any]) -> dict[str, Any]:
     """One engine's."""
     from services.trainer.megatron.adam_steps import begin_where_nothing_is
     from services.trainer.megatron.engine import Engine
+    from services.trainer.megatron.lora.memory import adapter_count
     from services.trainer.megatron.memory import memory_of, parameter_count
 
-    config, row = TrainableConfig(dtype=dtype, **recompute), batch()
+    config, row = TrainableConfig(dtype=dtype, **options), batch()
     engine = Engine(config, layout, model, total_steps=10)
     taken = peak(lambda: engine.forward_backward([row], lambda _, scores: (-scores.logprobs_N.mean(), None)))
     begin_where_nothing_is(engine.optimizer)
@@ -84,13 +91,15 @@ def case(layout: Layout, model: Path, dtype: str, recompute: dict[str, Any]) -> 
     moments = [value for state in adam.state.values() for value in state.values() if value.ndim]
     masters = [] if dtype == "float32" else [parameter for group in adam.param_groups for parameter in group["params"]]
     parameters = dict(engine.policy.named_parameters())
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     return {
-        "gradients": {name: parameter.main_grad.numpy().copy() for name, parameter in parameters.items()},
+        "gradients": {name: parameter.main_grad.numpy().copy() for name, parameter in trained.items()},
         "peak": taken,
-        "lasting": [_size(parameters.values()), _size(p.main_grad for p in parameters.values()), _size(moments + masters)],
+        "lasting": [_size(parameters.values()), _size(p.main_grad for p in trained.values()), _size(moments + masters)],
         "parameters": engine.parameter_count(),
         "estimate": memory_of(engine.shape, config, layout, "logprobs", tokens=len(row.tokens_T), fused=False),
-        "estimated_parameters": parameter_count(engine.shape, layout, "logprobs"),
+        "estimated_parameters": parameter_count(engine.shape, layout, "logprobs")
+        + adapter_count(engine.shape, config.lora, layout, "logprobs"),
     }
 
 

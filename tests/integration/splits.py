@@ -17,6 +17,8 @@ Case = dict[str, Any]
 MASKED = {"distinct": 12, "wrapped": True, "tail": "mask"}
 WRAPPED = {"distinct": 12, "wrapped": True}
 FULL = {"recompute_granularity": "full"}
+SEQUENCE = {"sequence_parallel": True}
+LORA = {"lora": {"enable_lora": True, "lora_dim": 4, "lora_scaling": 16.0}}
 CASES: dict[int, dict[tuple[int, int], dict[str, Case]]] = {
     1: {
         (1, 1): {
@@ -31,6 +33,9 @@ CASES: dict[int, dict[tuple[int, int], dict[str, Case]]] = {
             "full recompute": {"options": FULL},
             "full recompute of 3 layers": {"options": {**FULL, "recompute_num_layers": 3}},
             "selective recompute": {"options": {"recompute_granularity": "selective"}},
+            "lora": {"options": LORA},
+            "lora with full recompute": {"micro_batch": 2, "options": {**LORA, **FULL}},
+            "lora with selective recompute": {"options": {**LORA, "recompute_granularity": "selective"}},
             "tail 12": {"distinct": 12},
             "tail masked": MASKED,
             "tail masked, padded": {**MASKED, "options": {"pad_samples": True}},
@@ -41,6 +46,7 @@ CASES: dict[int, dict[tuple[int, int], dict[str, Case]]] = {
         (1, 1): {
             "dp2": {"micro_batch": 2},
             "dp2 with a distributed optimizer": {"options": {"use_distributed_optimizer": True}},
+            "lora dp2 with a distributed optimizer": {"options": {**LORA, "use_distributed_optimizer": True}},
             "dp2, padded": {"options": {"pad_samples": True}},
             "dp2, tail masked": MASKED,
             "dp2, tail wrapped": WRAPPED,
@@ -48,7 +54,9 @@ CASES: dict[int, dict[tuple[int, int], dict[str, Case]]] = {
         (2, 1): {
             "tp2": {"micro_batch": 2},
             "tp2 with recompute": {"options": FULL},
-            "tp2 along the sequence": {"options": {"sequence_parallel": True}},
+            "tp2 along the sequence": {"options": SEQUENCE},
+            "lora tp2": {"micro_batch": 2, "options": LORA},
+            "lora tp2 along the sequence with full recompute": {"options": {**LORA, **SEQUENCE, **FULL}},
             "tp2 along the sequence with selective recompute": {
                 "micro_batch": 2, "options": {"sequence_parallel": True, "recompute_granularity": "selective"},
             },
@@ -56,10 +64,13 @@ CASES: dict[int, dict[tuple[int, int], dict[str, Case]]] = {
                 "options": {"sequence_parallel": True, "pad_samples": True, **FULL},
             },
         },
-        (1, 2): {"pp2": {"micro_batch": 2}, "pp2, tail masked": MASKED},
+        (1, 2): {"pp2": {"micro_batch": 2}, "pp2, tail masked": MASKED, "lora pp2": {"micro_batch": 2, "options": LORA}},
     },
     4: {
-        (2, 2): {"tp2 pp2": {}, "tp2 pp2 along the sequence": {"options": {"sequence_parallel": True}}},
+        (2, 2): {
+            "tp2 pp2": {}, "tp2 pp2 along the sequence": {"options": SEQUENCE},
+            "lora tp2 pp2 along the sequence": {"options": {**LORA, **SEQUENCE}},
+        },
         (2, 1): {"tp2 dp2": {}},
     },
 }  # fmt: skip
@@ -76,6 +87,8 @@ def batch_of(step: int) -> Samples:
 
 def baseline(name: str) -> str:
     """The case on one rank that must give the same numbers."""
+    if "lora" in name:
+        return "lora"
     if "masked" in name or name == "tail 12":
         return "tail 12"
     return "tail wrapped" if "wrapped" in name else "whole"

@@ -23,9 +23,8 @@ def make(directory: Path, family: str, changes: dict) -> torch.nn.Module:
     return model
 
 
-def score(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Log-probabilities and entropies per response token, each sample by itself, and the gradient of their mean: its norm,
-    and by "gradient of NAME" each tensor's."""
+def scores_of(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies per response token, each sample by itself."""
     batch = samples()
     logprobs, entropies = [], []
     for prompt, response, temperature in zip(
@@ -36,13 +35,18 @@ def score(model: torch.nn.Module) -> dict[str, np.ndarray]:
         all_NV = logits.log_softmax(-1)
         logprobs.append(all_NV.gather(1, ids[0, len(prompt) :, None])[:, 0])
         entropies.append(-(all_NV.exp() * all_NV).sum(-1))
-    together = torch.cat(logprobs)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def score(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Those, and the gradient of the mean log-probability: its norm, and by "gradient of NAME" each tensor's."""
+    together, entropies = scores_of(model)
     (-together.mean()).backward()
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
     gradients = {f"gradient of {name}": parameter.grad.numpy() for name, parameter in model.named_parameters()}
     return gradients | {
         "logprobs": together.detach().numpy(),
-        "entropies": torch.cat(entropies).detach().numpy(),
+        "entropies": entropies.detach().numpy(),
         "grad_norm": norm.numpy(),
     }
 

@@ -54,11 +54,15 @@ class LoraConfig(Section):
     column_only_qkv: bool = False
     """Of the column-parallel layers, convert only the attention's query, key and value projections."""
 
+    load: str | None = None
+    """Directory of an adapter in PEFT's format to start from; projections that it lacks begin anew. null: all begin anew."""
+
     sync: Literal["adapter", "merged"] = "adapter"
     """What the rollout receives after a train step: the adapter, or the weights with the adapter added."""
 
     checkpoint: Literal["adapter", "merged"] = "adapter"
-    """What a checkpoint holds: the adapter, or the weights with the adapter added; never both."""
+    """What a checkpoint holds: the adapter, or the weights with the adapter added; never both. From a checkpoint of merged
+    weights a run goes on with these as its model's own, and with new adapters and a new optimizer."""
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ UNBUILT_OPTIONS = {
         "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
-        "load", "lora", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
+        "load", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),
     "models.ppo_policy": ("batch_generation", "trust_remote_code"),
     "models.reference": ("batch_generation",),
@@ -44,8 +44,5 @@ def unbuilt_problems(run: RunConfig) -> Iterator[str]:
 
 
 def _is_off(value: object) -> bool:
-    """Whether a section's own switch is off, as in `lora: {enable_lora: False}`."""
-    for switch in ("enable_lora", "ranking"):
-        if hasattr(value, switch):
-            return not getattr(value, switch) and not getattr(value, "min_prompt_length", 0)
-    return False
+    """Whether a section's own switch is off, as in `batch_generation: {ranking: False}`."""
+    return hasattr(value, "ranking") and not (value.ranking or value.min_prompt_length)

@@ -29,6 +29,8 @@ def give_each_parameter_its_count() -> None:
 def begin_where_nothing_is(optimizer: ChainedOptimizer) -> None:
     """Gives each parameter the moments and the count that Adam begins with, as far as it has none."""
     for part in optimizer.chained_optimizers:
+        if part.is_stub_optimizer:  # of a stage that trains nothing
+            continue
         part.init_state_fn(part.optimizer, part.config)
         for parameter, state in part.optimizer.state.items():
             state.setdefault("step", torch.zeros((), device=parameter.device))

@@ -13,6 +13,7 @@ from services.trainer import whole_directory
 from services.trainer.megatron.adam_steps import begin_where_nothing_is, give_each_parameter_its_count, with_count
 from services.trainer.megatron.checkpoint_writer import write_without_forking
 from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.lora.saved import check_facts
 
 write_without_forking()
 give_each_parameter_its_count()
@@ -28,9 +29,11 @@ def _state(engines: Mapping[str, Engine], *, loading: bool) -> dict:
     state = {}
     for role, engine in engines.items():
         begin_where_nothing_is(engine.optimizer)
-        weights = engine.policy.sharded_state_dict()
-        optimizer = engine.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_RESHARDABLE)
-        state[role] = {"model": weights, "optimizer": with_count(optimizer)}
+        weights = engine.saved_weights()
+        state[role] = {"model": weights}
+        if engine.saves_optimizer:
+            optimizer = engine.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_RESHARDABLE)
+            state[role]["optimizer"] = with_count(optimizer)
         if len(state) > 1:
             add_prefix_for_sharding(state[role], f"{role}.")
     return state
@@ -46,7 +49,8 @@ def save(engines: Mapping[str, Engine], directory: Path, facts: Mapping[str, obj
     dist.barrier()
     if dist.get_rank() == 0:
         schedules = {role: engine.schedule.state_dict() for role, engine in engines.items()}
-        (partial / MARKER).write_text(json.dumps({**facts, "schedules": schedules}, indent=1))
+        adapters = {role: engine.adapter_facts() for role, engine in engines.items()}
+        (partial / MARKER).write_text(json.dumps({**facts, "schedules": schedules, "lora": adapters}, indent=1))
         whole_directory.finish(target)
     return target
 
@@ -65,10 +69,14 @@ def load(engines: Mapping[str, Engine], path: Path) -> dict[str, object]:
             f"{path} is a checkpoint of {', '.join(schedules)}, and this run trains {', '.join(engines)}; take a checkpoint "
             "of a run with the same trained models"
         )
+    adapters = facts.pop("lora", {})
+    for role, engine in engines.items():
+        check_facts(role, engine.adapter_facts(), adapters.get(role, {}), path)
     state = dist_checkpointing.load(_state(engines, loading=True), str(path))
     for role, engine in engines.items():
-        engine.policy.load_state_dict(state[role]["model"])
-        engine.optimizer.load_state_dict(state[role]["optimizer"])
+        engine.restore_weights(state[role]["model"])
+        if engine.saves_optimizer:
+            engine.optimizer.load_state_dict(state[role]["optimizer"])
         engine.schedule.load_state_dict(schedules[role])
     return facts
 

@@ -6,6 +6,7 @@ train on CPU only.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,11 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         return factory(*args, **kwargs)
 
     return make
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to log it: Megatron warns when the CPU's random state changes where the GPU's is meant; here they are one."""
+    return "CPU RNG state changed" not in record.getMessage()
 
 
 def redirect_cuda_to_cpu() -> None:
@@ -49,5 +55,6 @@ def redirect_cuda_to_cpu() -> None:
 
     import megatron.core.tensor_parallel.random as megatron_random
 
+    logging.getLogger(megatron_random.__name__).addFilter(_is_news)
     megatron_random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,17 @@ from baton.config.trainable import TrainableConfig
 from baton.errors import InvalidRequestError
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.hosted import HostedModel, LossFunction
+from services.trainer.megatron.lora.base import base_fingerprint
+from services.trainer.megatron.lora.convert import convert_layer_to_lora, require_adapters
+from services.trainer.megatron.lora.peft_files import load_adapter
+from services.trainer.megatron.lora.saved import (
+    adapter_state,
+    begin_anew,
+    lora_facts,
+    merged_state,
+    restore_adapters,
+    restore_merged,
+)
 from services.trainer.megatron.multi_tensor import use_lists
 from services.trainer.megatron.parallel import Layout
 from services.trainer.megatron.schedule import schedule_of
@@ -37,14 +48,21 @@ class Engine(HostedModel):
 
     def __init__(
         self, config: TrainableConfig, layout: Layout, directory: Path, total_steps: int, *,
-        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0,
+        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0, share: HostedModel | None = None,
     ) -> None:  # fmt: skip
         """Loads a Hugging Face directory. `total_steps` is the length of a decaying learning-rate schedule; `role` is the
-        model's name in messages. `head` and `seed` are HostedModel's."""
+        model's name in messages. `head`, `seed` and `share` are HostedModel's. With `config.lora` only
+        adapters are trained; raises ConfigError for options of it that do not fit the model."""
         super().__init__(
-            config, layout, directory, head=head, seed=seed, sequence_parallel=config.sequence_parallel, **_recompute(config)
-        )
+            config, layout, directory, head=head, seed=seed, share=share, sequence_parallel=config.sequence_parallel,
+            **_recompute(config),
+        )  # fmt: skip
         self._role, self.pad_samples = role, config.pad_samples
+        self.lora, self._seed = config.lora, seed
+        self.base = ""
+        """Fingerprint of the base model's weights, of a model with adapters."""
+        if config.lora.enable_lora:
+            self._add_adapters(directory)
         use_lists()
         core, dtype = self.policy.config, getattr(torch, config.dtype)
         ddp = DistributedDataParallelConfig(
@@ -58,6 +76,40 @@ class Engine(HostedModel):
         self._accumulated = False
         self._max_skipped, self._skipped = config.max_skipped_steps, 0
         self.schedule = schedule_of(self.optimizer, config, total_steps)
+
+    def _add_adapters(self, directory: Path) -> None:
+        self.base = base_fingerprint(directory)
+        option = f"models.{self._role}.lora"
+        convert_layer_to_lora(self.policy, config=self.lora, seed=self._seed)
+        require_adapters(self.policy, self.lora, option)
+        if self.lora.load:
+            load_adapter(self.policy, Path(self.lora.load), self.lora, self.base, f"{option}.load")
+
+    @property
+    def saves_optimizer(self) -> bool:
+        """Whether a checkpoint also holds the optimizer's state; that of adapters is of no use without them."""
+        return not (self.lora.enable_lora and self.lora.checkpoint == "merged")
+
+    def saved_weights(self) -> dict[str, Any]:
+        """What a checkpoint holds of the model, as Megatron's sharded state: all weights; with LoRA the adapters alone, or
+        all weights with the adapters added, as `lora.checkpoint` says."""
+        if not self.lora.enable_lora:
+            return self.policy.sharded_state_dict()
+        return adapter_state(self.policy) if self.saves_optimizer else merged_state(self.policy)
+
+    def adapter_facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the adapters, to compare with another run's; {} without them."""
+        return lora_facts(self.lora, self.base)
+
+    def restore_weights(self, weights: Mapping[str, Any]) -> None:
+        """Takes what was loaded into `saved_weights`."""
+        if not self.lora.enable_lora:
+            self.policy.load_state_dict(weights)
+        elif self.saves_optimizer:
+            restore_adapters(self.policy, weights)
+        else:
+            restore_merged(self.policy, weights, self._seed)
+            begin_anew(self.optimizer)
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> list[Any]:
         """Runs the pipeline over all micro-batches and adds the gradient of the sum of their losses to what there is.
@@ -135,7 +187,8 @@ class Engine(HostedModel):
             )
         self._skipped = 0 if finite else self._skipped + 1
         self.clear()
-        return Update(norm, self.optimizer.param_groups[0]["lr"], not finite)
+        groups = self.optimizer.param_groups  # none on a stage that trains nothing
+        return Update(norm, groups[0]["lr"] if groups else learning_rate or self.schedule.get_lr({}), not finite)
 
 
 def _recompute(config: TrainableConfig) -> dict[str, Any]:

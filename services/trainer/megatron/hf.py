@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from baton.errors import ConfigError
 from services.common.weight_sync.plan import as_matrix
 from services.trainer.megatron.family import ModelShape
+from services.trainer.megatron.lora.factors import lora_layers
+from services.trainer.megatron.lora.merged import merged_weight, unties
 from services.trainer.megatron.model import PolicyModel
 from services.trainer.megatron.names import NameMap, Place, base_parameters
 from services.trainer.megatron.parallel import Layout
@@ -46,12 +49,15 @@ class _Checkpoint:
 
 @torch.no_grad()
 def load_hf(
-    model: PolicyModel, directory: Path, layout: Layout, fresh: Mapping[str, torch.Tensor] = MappingProxyType({})
-) -> None:
-    """Fills this rank's parameters from a Hugging Face directory; reads only the tensors of its pipeline stage. `fresh`:
-    whole tensors to take where the directory lacks them."""
+    model: PolicyModel, directory: Path, layout: Layout, fresh: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    skip: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Fills this rank's parameters from a Hugging Face directory, but for those in `skip`; reads only the tensors of its
+    pipeline stage. `fresh`: whole tensors to take where the directory lacks them."""
     source, names = _Checkpoint(directory, fresh), NameMap(model.shape)
     for name, parameter in base_parameters(model):
+        if name in skip:
+            continue
         places = names.places(name, model.first_layer, layout.tensor_rank, layout.tensor_size)
         tensors = {hf_name: source.get(hf_name) for hf_name in dict.fromkeys(place.name for place in places)}
         matrix = as_matrix(parameter)
@@ -65,18 +71,32 @@ def load_hf(
 
 @torch.no_grad()
 def gather_hf(model: PolicyModel, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields this pipeline stage's whole tensors under their Hugging Face names, on tensor-parallel rank 0.
+    """Yields this pipeline stage's whole tensors under their Hugging Face names, on tensor-parallel rank 0; of weights with
+    adapters their sums.
 
     A collective over the tensor-parallel group: all its ranks iterate; the others get nothing.
     """
-    names = NameMap(model.shape)
+    names, adapted = NameMap(model.shape), {f"{name}.weight": layer for name, layer in lora_layers(model)}
     for name, parameter in base_parameters(model):
         if names.is_copy(name):
             continue
-        shards = _gathered(parameter.data, layout) if names.is_sharded(name) else [parameter.data]
+        data = merged_weight(adapted[name]) if name in adapted else parameter.data
+        shards = _gathered(data, layout) if names.is_sharded(name) else [data]
         if layout.tensor_rank == 0:
             places = [names.places(name, model.first_layer, rank, layout.tensor_size) for rank in range(len(shards))]
             yield from whole_tensors(shards, places).items()
+    if model.pre_process and unties(model):
+        yield from _untied_head(model, layout)
+
+
+def _untied_head(model: PolicyModel, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+    """The head of a model whose embedding was that, too, until an adapter was added to it."""
+    untied = replace(model.shape, tied_embeddings=False)
+    shards = _gathered(model.embedding.word_embeddings.weight.data, layout)
+    if layout.tensor_rank == 0:
+        ranks = range(layout.tensor_size)
+        places = [NameMap(untied).places("output_layer.weight", 0, rank, layout.tensor_size) for rank in ranks]
+        yield from whole_tensors(shards, places).items()
 
 
 def whole_tensors(shards: Sequence[torch.Tensor], places: Sequence[Sequence[Place]]) -> dict[str, torch.Tensor]:
@@ -138,6 +158,8 @@ def finish_export(source: Path, partial: Path, dtype: torch.dtype, shape: ModelS
         if path.suffix in (".json", ".txt", ".jinja", ".model") and path.name != "model.safetensors.index.json":
             shutil.copyfile(path, partial / path.name)
     config = json.loads((partial / "config.json").read_text())
+    if "lm_head.weight" in files:
+        config["tie_word_embeddings"] = False
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
     if shape.scalar_head:
         kind = f"{shape.family.capitalize()}ForSequenceClassification"

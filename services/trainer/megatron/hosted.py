@@ -27,9 +27,10 @@ class HostedModel:
 
     def __init__(
         self, config: TrainableConfig | ForwardConfig, layout: Layout, directory: Path, *, head: Head = "logprobs",
-        seed: int = 0, **options: Any,
+        seed: int = 0, share: "HostedModel | None" = None, **options: Any,
     ) -> None:  # fmt: skip
-        """Loads a Hugging Face directory; a scalar head that it lacks is made from `seed`. `options` are Megatron's."""
+        """Loads a Hugging Face directory; a scalar head that it lacks is made from `seed`. `share`: a model of the same
+        directory and dtype whose frozen weights are also this one's. `options` are Megatron's."""
         self.layout, self.head = layout, head
         self.source, self.share_prefix = directory, config.share_prefix
         self.shape = ModelShape.read(directory)
@@ -37,12 +38,13 @@ class HostedModel:
         dtype = getattr(torch, config.dtype)
         core = transformer_config(
             self.shape, tensor=layout.tensor_size, pipeline=layout.pipeline_size, dtype=dtype,
-            fuse=layout.device.type == "cuda" and can_fuse(), **options,
+            fuse=layout.device.type == "cuda" and can_fuse(), empty=share is not None, **options,
         )  # fmt: skip
         module = PolicyModel(core, self.shape) if head == "logprobs" else ScalarModel(core, self.shape, head)
+        shared = _share(module, share.policy) if share else ()
         self.policy = module.to(layout.device, dtype)
         self.policy.inverse_frequencies = self.policy.inverse_frequencies.float()  # positions beyond 256 need more than bf16
-        load_hf(self.policy, directory, layout, fresh={SCORE: fresh_head(self.shape.hidden_size, seed)})
+        load_hf(self.policy, directory, layout, fresh={SCORE: fresh_head(self.shape.hidden_size, seed)}, skip=shared)
         self.model: torch.nn.Module = self.policy
 
     def parameter_count(self) -> int:
@@ -79,6 +81,16 @@ class HostedModel:
             micro_batch_size=1,
             forward_only=forward_only,
         )
+
+
+def _share(module: PolicyModel, other: PolicyModel) -> set[str]:
+    """Makes the parameters of `other` those of `module`, too, where their names are the same; returns the names."""
+    theirs = dict(other.named_parameters())
+    shared = {name for name, _ in module.named_parameters() if name in theirs and not name.startswith("output_layer.")}
+    for name in shared:
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, theirs[name])
+    return shared
 
 
 def _reported(_: int, output: Output) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from baton.config.trainable import ForwardConfig, TrainableConfig
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.logprobs import BLOCK_BYTES
+from services.trainer.megatron.lora.memory import adapter_count
 from services.trainer.megatron.parallel import Layout
 
 _FLOAT32 = 4
@@ -84,27 +85,34 @@ class ModelMemory:
 
 def memory_of(
     shape: ModelShape, config: TrainableConfig | ForwardConfig, layout: Layout, head: Head, *, tokens: int, fused: bool,
-    rows: int = 1,
+    rows: int = 1, shared: bool = False,
 ) -> ModelMemory:  # fmt: skip
     """Of a model that trains micro-batches of `tokens`, or only scores them. `fused`: pointwise operations are compiled;
-    `rows`: micro-batches that the step has, of which the earlier pipeline stages hold several at once."""
+    `rows`: micro-batches that the step has, of which the earlier pipeline stages hold several at once; `shared`: its own
+    weights are another model's, too, and counted there."""
     trained = isinstance(config, TrainableConfig)
     element = _FLOAT32 if config.dtype == "float32" else 2
     count = parameter_count(shape, layout, head)
+    adapted = trained and config.lora.enable_lora
+    changing = adapter_count(shape, config.lora, layout, head) if adapted else count * trained
+    held = (0 if shared else count) + (changing if adapted else 0)
+    if adapted and config.lora.sync == "merged":
+        held += count  # what is sent
     copies = layout.data_size if trained and config.use_distributed_optimizer else 1
     moments = 2 * _FLOAT32 + (0 if element == _FLOAT32 else _FLOAT32)  # and float32 weights beside 16-bit ones
     widths = Widths.of(shape, layout.tensor_size, sequence_parallel=trained and config.sequence_parallel)
     layer = kept_by_layer(shape, widths, element, fused=fused, cuda=layout.device.type == "cuda")
     kept = 0.0
     if trained:
-        held = min(layout.pipeline_size - layout.pipeline_rank, rows)
+        layer += _kept_by_adapters(config, widths, element) if adapted else 0
+        waiting = min(layout.pipeline_size - layout.pipeline_rank, rows)
         layers = shape.num_layers // layout.pipeline_size
-        kept = held * _kept_by_all(config, layers, layer, widths, element, fused=fused)
-    last = _head(shape, layout, head, tokens, element, trained=trained) if layout.is_last_stage else 0.0
+        kept = waiting * _kept_by_all(config, layers, layer, widths, element, fused=fused)
+    last = _head(shape, layout, head, tokens, element, trained=trained, frozen=adapted) if layout.is_last_stage else 0.0
     return ModelMemory(
-        weights=count * element,
-        gradients=count * _FLOAT32 * trained,
-        optimizer=count * moments / copies * trained,
+        weights=held * element,
+        gradients=changing * _FLOAT32,
+        optimizer=changing * moments / copies,
         activations=tokens * kept,
         working=max(tokens * layer * _WITH_GRADIENTS, last),
     )
@@ -115,6 +123,13 @@ def kept_by_layer(shape: ModelShape, widths: Widths, element: int, *, fused: boo
     # a norm's input and output; unfused, what it makes of its input in float32, twice, and its output
     norms = 2 * widths.outer * (2 * element if fused else 2 * _FLOAT32 + element)
     return norms + _attention(shape, widths, element, fused=fused, cuda=cuda) + _feed_forward(widths, element, fused=fused)
+
+
+def _kept_by_adapters(config: TrainableConfig, widths: Widths, element: int) -> float:
+    """What is between A and B in all layers' projections; and with dropout, the inputs of A that are left and which."""
+    between = 7 * config.lora.lora_dim * element
+    inputs = 2 * widths.hidden + widths.query + widths.ffn
+    return between + (inputs * (element + 1) if config.lora.lora_dropout else 0)
 
 
 def _attention(shape: ModelShape, widths: Widths, element: int, *, fused: bool, cuda: bool) -> float:
@@ -150,12 +165,14 @@ def _kept_by_all(
     return layers * layer
 
 
-def _head(shape: ModelShape, layout: Layout, head: Head, tokens: int, element: int, *, trained: bool) -> float:
-    """The last norm, the logits of some blocks, and the gradients of the head and of its inputs."""
+def _head(
+    shape: ModelShape, layout: Layout, head: Head, tokens: int, element: int, *, trained: bool, frozen: bool
+) -> float:
+    """The last norm, the logits of some blocks, and the gradients of the head, unless it is frozen, and of its inputs."""
     states = shape.hidden_size * tokens * (element + 2 * _FLOAT32 * trained)
     if head != "logprobs":
         return states
     rows = shape.padded_vocab(layout.tensor_size) // layout.tensor_size
     device = layout.device.type
     block = min(BLOCK_BYTES[device], tokens * rows * _FLOAT32)
-    return states + _HELD_BLOCKS[device] * block + rows * shape.hidden_size * element * trained
+    return states + _HELD_BLOCKS[device] * block + rows * shape.hidden_size * element * (trained and not frozen)

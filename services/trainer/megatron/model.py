@@ -120,9 +120,11 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
 
 
 def transformer_config(
-    shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, fuse: bool = False, **options: Any
-) -> TransformerConfig:
-    """Megatron's config of a Hugging Face decoder. `fuse`: compile SwiGLU."""
+    shape: ModelShape, *, tensor: int, pipeline: int, dtype: torch.dtype, fuse: bool = False, empty: bool = False,
+    **options: Any,
+) -> TransformerConfig:  # fmt: skip
+    """Megatron's config of a Hugging Face decoder. `fuse`: compile SwiGLU; `empty`: make the parameters on the CPU, where
+    they take no memory until they are written, and without Megatron's marks."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -150,7 +152,8 @@ def transformer_config(
         bf16=dtype is torch.bfloat16,
         variable_seq_lengths=True,  # rows have any length
         moe_token_dispatcher_type="alltoall",  # no experts here, but Megatron checks it against the line above
-        use_cpu_initialization=False,
+        use_cpu_initialization=empty,
+        perform_initialization=not empty,
         init_method=_leave,  # the weights are loaded; Megatron still has to mark which parameters are sharded
         output_layer_init_method=_leave,
         embedding_init_method=_leave,

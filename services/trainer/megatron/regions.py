@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from services.common.weight_sync.plan import Part, Region, as_matrix
+from services.trainer.megatron.lora.merged import merged_weights
 from services.trainer.megatron.model import PolicyModel
 from services.trainer.megatron.names import NameMap, base_parameters
 from services.trainer.megatron.parallel import Layout
@@ -13,15 +14,17 @@ from services.trainer.megatron.parallel import Layout
 def held(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
     """Every parameter, copies of the tied embedding too; parts travel as `dtype`."""
     for name, parameter in base_parameters(model):
-        yield from _of(model, layout, name, parameter, dtype)
+        yield from _of(model, layout, name, parameter.data, dtype)
 
 
 def sent(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
-    """What this rank sends, so that all ranks of a data-parallel replica together send every element once."""
-    names = NameMap(model.shape)
+    """What this rank sends, so that all ranks of a data-parallel replica together send every element once. Of weights with
+    adapters it is their sums, in memory of their own, which `lora.merged.merged_weights` makes anew before every sending.
+    Raises ConfigError if they cannot be merged."""
+    names, merged = NameMap(model.shape), merged_weights(model)
     for name, parameter in base_parameters(model):
         if not names.is_copy(name) and (names.is_sharded(name) or layout.tensor_rank == 0):
-            yield from _of(model, layout, name, parameter, dtype)
+            yield from _of(model, layout, name, merged.get(name, parameter.data), dtype)
 
 
 def sent_base(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
@@ -29,12 +32,10 @@ def sent_base(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterato
     names = NameMap(model.shape)
     for name, parameter in base_parameters(model):
         if not names.is_copy(name) and (names.is_sharded(name) or layout.tensor_rank == 0):
-            yield from _of(model, layout, name, parameter, dtype)
+            yield from _of(model, layout, name, parameter.data, dtype)
 
 
-def _of(
-    model: PolicyModel, layout: Layout, name: str, parameter: torch.nn.Parameter, dtype: torch.dtype
-) -> Iterator[Region]:  # fmt: skip
-    matrix = as_matrix(parameter.data)
+def _of(model: PolicyModel, layout: Layout, name: str, data: torch.Tensor, dtype: torch.dtype) -> Iterator[Region]:
+    matrix = as_matrix(data)
     for place in NameMap(model.shape).places(name, model.first_layer, layout.tensor_rank, layout.tensor_size):
         yield Region(Part(place.name, dtype, place.shape, place.rows, place.columns), place.of(matrix))

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from pydantic import ValidationError
 from torch import nn
 
 from baton.config.lora import LORA_LAYERS, LoraConfig
 from baton.errors import ConfigError
 from services.trainer.megatron.lora.adapters import Adapters
-from services.trainer.megatron.lora.dropout import start_dropout
+from services.trainer.megatron.lora.factors import is_adapted
 from services.trainer.megatron.lora.layers import KINDS, LoraLayer
+from services.trainer.megatron.lora.merged import CANNOT_MERGE, unties
 from services.trainer.megatron.lora.projections import Makeup, makeup_of
 from services.trainer.megatron.model import PolicyModel
 
@@ -47,8 +50,6 @@ def convert_layer_to_lora(model: Model, *, config: LoraConfig | None = None, see
     chosen = list(_choose(model, config))
     if not chosen and not _is_stage(model):
         raise ConfigError(nothing_chosen(config))
-    if config.lora_dropout:
-        start_dropout(seed)
     model.requires_grad_(False)
     for one in chosen:
         like = one.layer.weight
@@ -69,6 +70,18 @@ def _options(config: LoraConfig | None, options: dict[str, Any]) -> LoraConfig:
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['input']!r}: {one['msg']}" for one in error.errors())
         raise ConfigError(f"convert_layer_to_lora: {found}") from None
+
+
+def require_adapters(model: PolicyModel, config: LoraConfig, option: str) -> None:
+    """Raises ConfigError, on all ranks, if no pipeline stage has adapters, or if `config` wants merged weights of a model
+    that cannot be merged. A collective over the pipeline."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    stages: list[Any] = [None] * group.size()
+    dist.all_gather_object(stages, (is_adapted(model), unties(model)), group=group)
+    if not any(adapted for adapted, _ in stages):
+        raise ConfigError(f"{option}: {nothing_chosen(config)}")
+    if "merged" in (config.sync, config.checkpoint) and any(untied for _, untied in stages):
+        raise ConfigError(f"{option}: {CANNOT_MERGE}")
 
 
 def nothing_chosen(config: LoraConfig) -> str:

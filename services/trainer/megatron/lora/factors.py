@@ -33,10 +33,9 @@ class Factor:
         return self.parameter.data[:height, :width]
 
     @property
-    def padded_axis(self) -> int | None:
-        """The axis that is longer in the parameter than in its rectangle."""
-        sizes = zip(self.parameter.shape, self.matrix.shape, strict=True)
-        return next((axis for axis, (held, real) in enumerate(sizes) if held != real), None)
+    def of_vocabulary(self) -> bool:
+        """Whether the divided axis is the vocabulary's, which is padded where the ranks do not divide it."""
+        return self.name.startswith(("model.embed_tokens.", "lm_head."))
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

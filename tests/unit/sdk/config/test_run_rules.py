@@ -240,7 +240,7 @@ KEPT = {
         "runtime": {"train_global_batch_size": 16},
         **trainer(data_parallel_size=4, expert_model_parallel_size=2),
     },
-    "lora": trainer(lora={"enable_lora": True}),
+    "lora": trainer(lora={"enable_lora": True, "load": "an/adapter"}),
     "addresses": {"services": {"rollout_addresses": ["a:1", "[::1]:2"]}, **policy(num_replica=2)},
 }
 
@@ -279,7 +279,6 @@ def test_a_complete_run_is_startable(run_of):
 
 UNBUILT = {
     "resuming": ({"runtime": {**GROUPED, "data_checkpoint_path": "d"}}, "runtime.data_checkpoint_path"),
-    "adapters": ({"runtime": GROUPED, **trainer(lora={"enable_lora": True})}, "models.ppo_policy.lora"),
     "ranking elsewhere": (
         {"runtime": GROUPED, **trainer(batch_generation={"ranking": True})},
         "models.ppo_policy.batch_generation",
@@ -295,5 +294,6 @@ def test_an_option_that_nobody_carries_out_yet_loads_but_does_not_start(run_of, 
     assert "yet" in str(caught.value)
 
 
-def test_a_switched_off_section_starts(run_of):
-    run_of(runtime=GROUPED, **trainer(lora={"enable_lora": False, "lora_dim": 4})).require_startable()
+def test_a_switched_off_section_starts_and_so_do_adapters(run_of):
+    run_of(runtime=GROUPED, **trainer(batch_generation={"ranking": False, "min_prompt_length": 0})).require_startable()
+    run_of(runtime=GROUPED, **trainer(lora={"enable_lora": True, "lora_dim": 4})).require_startable()
