@@ -70,9 +70,7 @@ class Adapters:
         finally:
             adapter.under_way.discard(request_id)
             if not adapter.under_way and adapter is not self._served:
-                task = asyncio.create_task(self._free_idle())
-                self._freeing.add(task)
-                task.add_done_callback(self._freed)
+                self._free_soon()
 
     async def load(self, load: int, names: Sequence[str], multiplier: float) -> list[dict[str, Any]]:
         """Has every worker register what it staged, the adapter of these tensors, and returns their reports.
@@ -98,6 +96,7 @@ class Adapters:
     def serve(self, load: int) -> None:
         """Requests that begin from now on get what arrived as that number; those of the one before keep it."""
         self._served, self._arrived = self._held[load], None
+        self._free_soon()
 
     def forget(self) -> None:
         """All are gone from the engine, with the weights below them. Nothing may be under way."""
@@ -130,6 +129,11 @@ class Adapters:
             del self._held[load]  # first: no one else frees it meanwhile
         if idle:
             await self._llm.collective_rpc("baton_drop_adapters", args=(idle,))
+
+    def _free_soon(self) -> None:
+        task = asyncio.create_task(self._free_idle())
+        self._freeing.add(task)
+        task.add_done_callback(self._freed)
 
     def _freed(self, task: asyncio.Task[None]) -> None:
         self._freeing.discard(task)

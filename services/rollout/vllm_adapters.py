@@ -48,7 +48,11 @@ def register(manager: Any, load: int, tensors: Mapping[str, torch.Tensor], multi
 
 def drop(manager: Any, loads: Sequence[int] | None) -> None:
     """Frees these adapters, all of them if None; those that are not held are passed over."""
+    inner = manager._adapter_manager
     for load in manager.list_adapters() if loads is None else loads:
+        if load in inner.lora_index_to_id:  # vLLM leaves its numbers there; on a CPU requests without one read a slot, too
+            for module in inner.modules.values():
+                module.reset_lora(inner.lora_index_to_id.index(load))
         manager.remove_adapter(load)
 
 

@@ -76,7 +76,7 @@ class Sent:
     def _send(self, stop_after: str) -> Transfer | None:
         group = BroadcastGroup(
             self._store, HOST, rank=0, size=1 + self.group.receivers, backend="gloo", group_id=self.group.group_id,
-            timeout_s=TIMEOUT_S,
+            timeout_s=TIMEOUT_S, give_up=self.may_go_on if not stop_after else None,
         )  # fmt: skip
         lane = Lane(plan_buckets(self._parts, 1), BroadcastWire(group, "gloo"), CPU)
         try:

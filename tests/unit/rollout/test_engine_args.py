@@ -59,7 +59,7 @@ def test_only_what_the_run_adapts_has_room_for_an_adapter(tmp_path: Path) -> Non
 
 
 def test_a_rank_that_vllm_has_no_room_for_and_arguments_of_ones_own_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora_dim: got 513; .* at most 512; .* lora.sync to merged"):
+    with pytest.raises(ConfigError, match=r"lora_dim: got 513; .* at most 512; .*lora.sync to merged"):
         adapted(tmp_path, tied=True, lora_dim=513)
     with pytest.raises(ConfigError, match=r"engine_args.max_loras: got 8; Baton sets this one itself"):
         adapted(tmp_path, tied=True, engine_args={"max_loras": 8})
