@@ -26,7 +26,7 @@ WAIT = timedelta(hours=1)
 
 
 def make(directory: str, shape: str) -> None:
-    """A random Qwen3 in bfloat16, on whatever device there is, and a tokenizer with as many words."""
+    """A random model in bfloat16, a Qwen3 if the shape says no other, and a tokenizer with as many words."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,7 +35,8 @@ def make(directory: str, shape: str) -> None:
     sizes = json.loads(shape)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        config = AutoConfig.for_model("qwen3", bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)
+        family, ends = sizes.pop("model_type", "qwen3"), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        config = AutoConfig.for_model(family, **ends, **sizes)
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
     make_tokenizer(Path(directory), [f"w{number}" for number in range(sizes["vocab_size"] - 3)])
 

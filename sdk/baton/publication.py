@@ -37,6 +37,8 @@ class Publication:
     """Bytes of an engine's parameters that were compared bit for bit."""
     committed: tuple[str, ...]
     """Addresses of the replicas that serve it; one that vanished after it had received all is left out."""
+    base_bytes: int = 0
+    """Of the weights below the adapter, if replicas had to get those first; the other figures are without them."""
 
     @property
     def gigabytes_per_s(self) -> float:
@@ -50,6 +52,7 @@ def summary(
     received: Sequence[rollout_pb2.UpdateWeightsResponse],
     commits: Mapping[str, rollout_pb2.CommitWeightsResponse],
     total_s: float,
+    base_bytes: int = 0,
 ) -> Publication:
     """Of the answers of all sides; the commits' are by address."""
     phases = [sent.phases, *(arrived.phases for arrived in received)]
@@ -69,4 +72,5 @@ def summary(
         direct=all(arrived.path == weights_pb2.LOAD_PATH_DIRECT for arrived in received),
         verified_bytes=min((arrived.verified_bytes for arrived in received), default=0),
         committed=tuple(commits),
+        base_bytes=base_bytes,
     )

@@ -5,12 +5,16 @@
 
 Each phase has a deadline of its own; an error that reaches one names the phase. The broadcast itself runs between the
 services; this module only says when, and checks what each side received.
+
+Of a run that sends adapters (`lora.sync`), replicas that do not hold the weights below the adapter get those first, by the
+same steps but without a commit.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -25,6 +29,22 @@ from baton.publication import Publication, summary
 
 Guard = Callable[[RolloutClient], AbstractAsyncContextManager[None]]
 """A context for each call to a replica, which may end that call by an error of its own."""
+
+
+_BASE, _ADAPTER = weights_pb2.WEIGHT_CONTENT_BASE, weights_pb2.WEIGHT_CONTENT_ADAPTER
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How one version is to be published; see `WeightPublisher.publish`."""
+
+    version: int
+    digest: str | None
+    in_flight: InFlight | None
+    verify: bool
+    guard: Guard
+    begin_s: float
+    timeout_s: float
 
 
 def _no_guard(replica: RolloutClient) -> AbstractAsyncContextManager[None]:
@@ -45,7 +65,7 @@ class WeightPublisher:
 
     async def publish(
         self, policy_version: int, *, to: Sequence[RolloutClient] | None = None, digest: str | None = None,
-        in_flight: InFlight = "abort", begin_s: float = 60.0, timeout_s: float = 300.0, commit_s: float = 60.0,
+        in_flight: InFlight | None = None, begin_s: float = 60.0, timeout_s: float = 300.0, commit_s: float = 60.0,
         verify: bool = False, guard: Guard = _no_guard,
     ) -> Publication:  # fmt: skip
         """Makes the replicas `to` (None: all) serve the trainer's present weights as `policy_version`.
@@ -54,49 +74,67 @@ class WeightPublisher:
         `digest` the version was published before, as the weights of that digest: others are not committed. Raises
         DigestMismatchError, naming the replica, if what arrived is not what was sent; WrongModelError, before anything is
         paused, if one has another model or tokenizer than the trainer; a replica's errors as they are; none if one of
-        several vanishes at the commit. `in_flight` says what becomes of responses under way; those that are kept
-        go on with the new weights, and their samples' spans tell which tokens are whose. With `verify`, and with the first
-        version of every group, all is sent twice, and what is in the engines is compared bit for bit. `guard` is entered
-        around each call to a replica: who knows that it is dead need not let the call wait for it.
+        several vanishes at the commit. `in_flight` says what becomes of responses under way (None: they are kept if an
+        adapter comes, else aborted); those that are kept go on with the new weights, and their samples' spans tell which
+        tokens are whose, but with the adapter that they began with, if they have one. With `verify`, and with the first
+        version of every group but an adapter's, all is sent twice, and what is in the engines is compared bit for bit.
+        `guard` is entered around each call to a replica: who knows that it is dead need not let the call wait for it.
 
         `begin_s` bounds the opening of a group, and on each replica what comes before the transfer; `timeout_s` the
         transfer; `commit_s` the commit. Whatever goes wrong, a replica serves what it served, or nothing, with its reason.
         """
         members = list(self._replicas if to is None else to)
-        started = time.perf_counter()
+        terms = _Terms(policy_version, digest, in_flight, verify, guard, begin_s, timeout_s)
+        started, base_bytes = time.perf_counter(), 0
         try:
-            group = await self._group_of(members, guard, begin_s)
-            verify, self._verified = verify or not self._verified, False
-            receptions = [
-                _guarded(
-                    guard(replica),
-                    replica.update_weights(
-                        policy_version, group, first_rank=rank, begin_s=begin_s, timeout_s=timeout_s,
-                        in_flight=in_flight, verify=verify,
-                    ),
-                )
-                for replica, rank in zip(members, self._first_ranks, strict=True)
-            ]
-            sending = self._sent(group.group_id, policy_version, timeout_s, verify=verify)
-            sent, *received = await _all_or_first_error(sending, *receptions)
-            if digest not in (None, sent.weights_digest):
-                raise DigestMismatchError(
-                    f"version {policy_version} was published as weights {digest}, but the trainer sent "
-                    f"{sent.weights_digest} this time; it has moved on, or was restarted; nothing was committed"
-                )
-            for replica, arrived in zip(members, received, strict=True):
-                if arrived.weights_digest != sent.weights_digest:
-                    raise DigestMismatchError(
-                        f"version {policy_version}: the trainer sent weights {sent.weights_digest}, but rollout "
-                        f"{replica.address} holds {arrived.weights_digest}; the rollout side is behind and serves nothing "
-                        "until a whole update reaches it"
-                    )
+            await self._open_for(members, terms)
+            if self._group.content == _BASE:
+                base_bytes = (await self._transfer(terms))[0].bytes
+                self._group = None
+                await self._open_for(members, terms)
+                if self._group.content == _BASE:
+                    raise NotReadyError("the weights below the adapter were sent, but not all replicas have kept them")
+            sent, received = await self._transfer(terms)
             commits = await self._commit(policy_version, sent.weights_digest, guard, commit_s)
             self._verified = True
         except BaseException:
             self._group = None
             raise
-        return summary(policy_version, sent, received, commits, time.perf_counter() - started)
+        return summary(policy_version, sent, received, commits, time.perf_counter() - started, base_bytes)
+
+    async def _transfer(
+        self, terms: _Terms
+    ) -> tuple[trainer_pb2.PublishWeightsResponse, list[rollout_pb2.UpdateWeightsResponse]]:  # fmt: skip
+        """Sends what the open group is for, and compares what its members received."""
+        group, members = self._group, self._members
+        is_base, is_adapter = group.content == _BASE, group.content == _ADAPTER
+        in_flight = terms.in_flight or ("keep" if is_adapter else "abort")
+        verify, self._verified = terms.verify or not (self._verified or is_adapter), False
+        receptions = [
+            _guarded(
+                terms.guard(replica),
+                replica.update_weights(
+                    terms.version, group, first_rank=rank, begin_s=terms.begin_s, timeout_s=terms.timeout_s,
+                    in_flight=in_flight, verify=verify,
+                ),
+            )
+            for replica, rank in zip(members, self._first_ranks, strict=True)
+        ]
+        sending = self._sent(group.group_id, terms.version, terms.timeout_s, verify=verify)
+        sent, *received = await _all_or_first_error(sending, *receptions)
+        if not is_base and terms.digest not in (None, sent.weights_digest):
+            raise DigestMismatchError(
+                f"version {terms.version} was published as weights {terms.digest}, but the trainer sent "
+                f"{sent.weights_digest} this time; it has moved on, or was restarted; nothing was committed"
+            )
+        for replica, arrived in zip(members, received, strict=True):
+            if arrived.weights_digest != sent.weights_digest:
+                raise DigestMismatchError(
+                    f"version {terms.version}: the trainer sent weights {sent.weights_digest}, but rollout "
+                    f"{replica.address} holds {arrived.weights_digest}; the rollout side is behind and serves nothing "
+                    "until a whole update reaches it"
+                )
+        return sent, received
 
     async def _sent(self, group_id: str, version: int, timeout_s: float, *, verify: bool) -> Any:
         with _phase("transfer", "publish_s"):
@@ -123,32 +161,46 @@ class WeightPublisher:
         commits = zip(self._members, answers, strict=True)
         return {member.address: answer for member, answer in commits if not isinstance(answer, BaseException)}
 
-    async def _group_of(self, members: list[RolloutClient], guard: Guard, timeout_s: float) -> weights_pb2.WeightGroup:
-        """The open group if the very same processes are in it, else a new one."""
+    async def _open_for(self, members: list[RolloutClient], terms: _Terms) -> None:
+        """Keeps the open group if the very same processes are in it, else opens a new one."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(terms.begin_s):
                 with _phase("begin", "publish_begin_s"):
-                    return await self._opened(members, guard)
+                    await self._opened(members, terms.guard)
         except TimeoutError as error:
             if isinstance(error, DeadlineError):
                 raise
             raise DeadlineError(
-                f"begin: the trainer did not open a weight group within {timeout_s:g} s; {_fix('publish_begin_s')}"
+                f"begin: the trainer did not open a weight group within {terms.begin_s:g} s; {_fix('publish_begin_s')}"
             ) from error
 
-    async def _opened(self, members: list[RolloutClient], guard: Guard) -> weights_pb2.WeightGroup:
+    async def _opened(self, members: list[RolloutClient], guard: Guard) -> None:
         statuses = await _all_or_first_error(*(_guarded(guard(replica), replica.get_status()) for replica in members))
-        instances = [status.instance_id for status in statuses]
-        if self._group is None or instances != self._instances:
-            first_ranks = list(accumulate((status.workers for status in statuses), initial=1))  # rank 0 is the sender
-            receivers = [
-                trainer_pb2.WeightReceiver(address=replica.address, devices=status.devices, model_facts=status.model_facts)
-                for replica, status in zip(members, statuses, strict=True)
-            ]
-            self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1, receivers)
-            self._members, self._instances, self._first_ranks = members, instances, first_ranks
-            self._verified = False
-        return self._group
+        if self._group is not None and [status.instance_id for status in statuses] == self._instances:
+            held = {status.base_digest for status in statuses}
+            if self._group.content != _ADAPTER or held == {self._group.base_digest}:
+                return
+        everyone = list(zip(members, statuses, strict=True))
+        await self._open(everyone)
+        base = self._group.base_digest
+        if self._group.content == _BASE and base:  # those that hold it need not stand still for it
+            lacking = [(member, status) for member, status in everyone if status.base_digest != base]
+            if len(lacking) < len(everyone):
+                await self._open(lacking)
+
+    async def _open(self, members: list[tuple[RolloutClient, rollout_pb2.GetStatusResponse]]) -> None:
+        first_ranks = list(accumulate((status.workers for _, status in members), initial=1))  # rank 0 is the sender
+        receivers = [
+            trainer_pb2.WeightReceiver(
+                address=replica.address, devices=status.devices, model_facts=status.model_facts,
+                base_digest=status.base_digest,
+            )
+            for replica, status in members
+        ]  # fmt: skip
+        self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1, receivers)
+        self._members = [replica for replica, _ in members]
+        self._instances = [status.instance_id for _, status in members]
+        self._first_ranks, self._verified = first_ranks, False
 
 
 def _fix(option: str) -> str:

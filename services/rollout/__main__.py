@@ -37,7 +37,8 @@ async def serve(options: Namespace) -> None:
     from services.rollout.recordings import Recordings
     from services.rollout.service import Replica
 
-    engine = VllmEngine(policy, directory, run.engine_seed(options.replica))
+    lora = run.models.ppo_policy.lora
+    engine = VllmEngine(policy, directory, run.engine_seed(options.replica), lora if lora.sends_adapter else None)
     logging.getLogger("vllm").setLevel(logging.WARNING)
     replica, recordings = Replica(engine, name, policy.max_outstanding_responses), Recordings(policy.max_recorded_tokens)
     add_services(server.grpc, replica, recordings, listener.getsockname()[1])

@@ -3,6 +3,7 @@
 from vllm import SamplingParams
 from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -18,7 +19,9 @@ class BeamSearch(BeamSearchOnlineMixin):
         self.engine_client = LikeliestAlone(llm)
         self.renderer = llm.renderer
 
-    async def search(self, request_id: str, token_ids: list[int], params: SamplingParams) -> RequestOutput:
+    async def search(
+        self, request_id: str, token_ids: list[int], params: SamplingParams, adapter: LoRARequest | None = None
+    ) -> RequestOutput:  # fmt: skip
         """The `params.n` best of a beam of that width, best first; of the other parameters only the limits matter."""
         beam = BeamSearchParams(
             beam_width=params.n,
@@ -26,5 +29,5 @@ class BeamSearch(BeamSearchOnlineMixin):
             ignore_eos=params.ignore_eos,
             include_stop_str_in_output=True,  # a sample's tokens include the end token
         )
-        outputs = [output async for output in self.beam_search(tokens_input(token_ids), request_id, beam)]
-        return outputs[-1]
+        search = self.beam_search(tokens_input(token_ids), request_id, beam, lora_request=adapter)
+        return [output async for output in search][-1]

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.config.lora import LoraConfig
 from baton.config.policy import PolicyConfig
 from baton.errors import InvalidRequestError, NotReadyError, ServiceFaultError, ServiceUnavailableError
 from baton.samples import FinishReason
 from services.common.model_facts import model_facts
 from services.common.tokenizers import no_tokenizer, require_own
+from services.rollout.adapters import Adapter, Adapters
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
 from services.rollout.generation import Answer, Completion
 from services.rollout.logprobs import Sampled, prompt_table
+from services.rollout.lora_args import check_adapted
 from services.rollout.sampling import GroupSampling, group_sampling
 from services.rollout.stop_texts import StopTexts
 from services.rollout.vllm_pause import pause
@@ -40,10 +43,11 @@ class VllmEngine:
 
     interruptible = True
 
-    def __init__(self, config: PolicyConfig, model: Path, seed: int) -> None:
-        """Loads the model; takes tens of seconds. Raises ConfigError for options that vLLM cannot have."""
+    def __init__(self, config: PolicyConfig, model: Path, seed: int, lora: LoraConfig | None = None) -> None:
+        """Loads the model; takes tens of seconds. With `lora` it has room for adapters of that shape. Raises ConfigError for
+        options that vLLM cannot have."""
         _check_tokenizer(config, config.tokenizer or str(model))
-        self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed))
+        self.llm = AsyncLLM.from_engine_args(engine_args(config, model, seed, lora))
         self.tokenizer = self.llm.get_tokenizer()
         self.stops = StopTexts(self.tokenizer)
         self.max_model_len: int = self.llm.model_config.max_model_len
@@ -57,6 +61,8 @@ class VllmEngine:
         self.searches = config.use_beam_search
         """Whether a request that says nothing else gets a beam search."""
         self._config = config
+        self._lora = lora
+        self.adapters = Adapters(self.llm, self._abort) if lora else None
         self._evaluation = config.for_evaluation()
         self._group_id = ""
         self._under_way: dict[str, set[str]] = {}  # request ids by group
@@ -64,10 +70,13 @@ class VllmEngine:
         self.loads = 0
 
     async def prepare(self) -> None:
-        """Ends the start; to be awaited once, before anything else."""
+        """Ends the start; to be awaited once, first. Raises ConfigError for adapters that vLLM cannot have."""
         self.devices = await self.llm.collective_rpc("baton_device")
         if self._config.pipeline_model_parallel_size > 1:
             await self.llm.collective_rpc("baton_prepare_stage")
+        if self._lora:
+            workers = await self.llm.collective_rpc("baton_adapted_modules")
+            check_adapted(self._lora, self.llm.model_config.hf_text_config, {name for names in workers for name in names})
 
     def params(
         self, overrides: pb.SamplingParams, group_id: str, prompt_tokens: int, *, evaluation: bool
@@ -83,16 +92,18 @@ class VllmEngine:
     async def generate(self, group_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
         """All responses to one prompt. Cancelling it aborts the request in the engine. Raises as `under_way`."""
         request_id = f"{group_id}-{uuid.uuid4().hex[:8]}"
-        with self.under_way(group_id, request_id):
-            return await self._answer(request_id, token_ids, params)
+        with self.under_way(group_id, request_id) as adapter:
+            return await self._answer(request_id, token_ids, params, adapter)
 
     @contextmanager
-    def under_way(self, group_id: str, request_id: str) -> Iterator[None]:
-        """Around a request to `llm`: `abort` ends it with its group. Raises ServiceUnavailableError if the engine dies."""
+    def under_way(self, group_id: str, request_id: str) -> Iterator[Adapter | None]:
+        """Around a request to `llm`, which must be for the adapter that this gives: `abort` ends it with its group. Raises
+        ServiceUnavailableError if the engine dies."""
         requests = self._under_way.setdefault(group_id, set())
         requests.add(request_id)
         try:
-            yield
+            with self.adapters.using(request_id) if self.adapters else nullcontext() as adapter:
+                yield adapter
         except EngineDeadError as error:
             raise ServiceUnavailableError(f"the engine of this replica died ({error}); see its log") from error
         finally:
@@ -100,34 +111,39 @@ class VllmEngine:
             if not requests:
                 self._under_way.pop(group_id, None)
 
-    async def _answer(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
+    async def _answer(
+        self, request_id: str, token_ids: list[int], params: GroupSampling, adapter: Adapter | None
+    ) -> Answer:  # fmt: skip
         if params.is_beam:
-            return await self._search(request_id, token_ids, params)
-        stream = self.llm.generate({"prompt_token_ids": token_ids}, params.params, request_id)
+            return await self._search(request_id, token_ids, params, adapter)
+        named = adapter and adapter.request
+        stream = self.llm.generate({"prompt_token_ids": token_ids}, params.params, request_id, lora_request=named)
         output = [output async for output in stream][-1]
         asked = params.params.prompt_logprobs
         table = None if asked is None else prompt_table(output.prompt_logprobs, 1 + asked)
-        return Answer([self._sampled(completion) for completion in output.outputs] * params.copies, table)
+        return Answer([self._sampled(completion, adapter) for completion in output.outputs] * params.copies, table)
 
-    async def _search(self, request_id: str, token_ids: list[int], params: GroupSampling) -> Answer:
-        load = self.loads
-        search = asyncio.ensure_future(BeamSearch(self.llm).search(request_id, token_ids, params.params))
+    async def _search(
+        self, request_id: str, token_ids: list[int], params: GroupSampling, adapter: Adapter | None
+    ) -> Answer:  # fmt: skip
+        load, named = self.loads, adapter and adapter.request
+        search = asyncio.ensure_future(BeamSearch(self.llm).search(request_id, token_ids, params.params, named))
         self._searches[request_id] = search
         try:
             await asyncio.wait([search])
         finally:
             del self._searches[request_id]
             search.cancel()
-        if search.cancelled() or self.loads != load:
+        if search.cancelled() or (adapter is None and self.loads != load):
             raise NotReadyError("the beam search was aborted, or new weights came in its midst; ask again")
         output = search.result()
-        return Answer([_searched(completion, load) for completion in output.outputs])
+        return Answer([_searched(completion, adapter.load if adapter else load) for completion in output.outputs])
 
-    def _sampled(self, completion: CompletionOutput) -> Completion:
-        sampled = Sampled.of(completion.logprobs, self.loads)
+    def _sampled(self, completion: CompletionOutput, adapter: Adapter | None) -> Completion:
+        sampled = Sampled.of(completion.logprobs, self.loads, adapter and adapter.load)
         return Completion(
             completion.token_ids, sampled.drawn_from, sampled.raw, FINISH[completion.finish_reason], completion.text,
-            sampled.loads, sampled.uncut,
+            sampled.loads, sampled.uncut, adapter and adapter.load,
         )  # fmt: skip
 
     @property
@@ -148,7 +164,7 @@ class VllmEngine:
         Joins the group first if it is a new one. Raises ServiceFaultError if a worker has not received all of it.
         """
         info = self._joining(group, group_id, first_rank, timeout_s, staged=False)
-        self.loads += 1
+        self._takes_whole_weights()
         reports = _whole(await self.llm.collective_rpc("baton_receive_weights", args=(info, self.loads, timeout_s, verify)))
         self._group_id = group_id
         return reports
@@ -177,8 +193,19 @@ class VllmEngine:
 
     async def load_staged(self, *, verify: bool) -> list[dict[str, Any]]:
         """Loads what was staged into the halted engine. Raises ServiceFaultError if a worker cannot."""
-        self.loads += 1
+        self._takes_whole_weights()
         return _whole(await self.llm.collective_rpc("baton_load_staged", args=(self.loads, verify)))
+
+    def _takes_whole_weights(self) -> None:
+        self.loads += 1
+        if self.adapters:
+            self.adapters.forget()
+
+    async def load_adapter(self, names: Sequence[str], multiplier: float) -> list[dict[str, Any]]:
+        """Takes what was staged, the adapter of these tensors, beside the weights and the adapters that there are, while the
+        engine generates. Raises as `Adapters.load`."""
+        self.loads += 1
+        return await self.adapters.load(self.loads, names, multiplier)
 
     async def resume(self) -> None:
         """Takes requests again; what was cached of older weights went with the pause before they were replaced."""
@@ -186,11 +213,13 @@ class VllmEngine:
 
     async def abort(self, group_ids: Sequence[str]) -> None:
         """Their `generate` returns the tokens that they have; that of a beam search, which has none yet, NotReadyError."""
-        requests = [request for group_id in group_ids for request in self._under_way.get(group_id, ())]
+        await self._abort([request for group_id in group_ids for request in self._under_way.get(group_id, ())])
+
+    async def _abort(self, requests: Sequence[str]) -> None:
         for request in requests:
             if search := self._searches.get(request):
                 search.cancel()
-        await self.llm.abort(requests)
+        await self.llm.abort(list(requests))
 
     async def freeze(self) -> None:
         """All responses stand still, with what they have in the cache, until `resume`."""

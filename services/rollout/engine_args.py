@@ -5,17 +5,20 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
 from vllm import AsyncEngineArgs
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.platforms import current_platform
 
+from baton.config.lora import LoraConfig
 from baton.config.policy import PolicyConfig
 from baton.errors import ConfigError
+from services.rollout.lora_args import lora_args
 from services.rollout.vllm_plugin import BACKEND
 
 
-def engine_args(config: PolicyConfig, model: Path, seed: int) -> AsyncEngineArgs:
-    """What one replica's engine is made with.
+def engine_args(config: PolicyConfig, model: Path, seed: int, lora: LoraConfig | None = None) -> AsyncEngineArgs:
+    """What one replica's engine is made with; `lora`: the adapters that it is sent, if it is.
 
     Raises ConfigError for a further argument that vLLM does not have, or that an option or Baton itself sets.
     """
@@ -47,6 +50,8 @@ def engine_args(config: PolicyConfig, model: Path, seed: int) -> AsyncEngineArgs
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
         "worker_extension_cls": "services.rollout.vllm_worker.BatonWorker",
     }
+    if lora is not None:
+        ours |= lora_args(lora, AutoConfig.from_pretrained(model, trust_remote_code=config.trust_remote_code))
     _check(config.engine_args, by_option, ours)
     given = {name: value for name, value in (by_option | ours).items() if value is not None}
     return AsyncEngineArgs(**{"enable_prefix_caching": True} | given | config.engine_args)

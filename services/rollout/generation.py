@@ -26,6 +26,8 @@ class Completion:
     """Which set of weights that the engine took sampled each token, never falling: int64 [tokens]."""
     uncut_logprobs: Sequence[float] | None = None
     """Of each token under the whole distribution at the sample's temperature; None: one of the other two says it."""
+    load: int | None = None
+    """The set of weights that a response without tokens counts as; None: that which is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class RolloutEngine(Protocol):
     """Memory of each worker for weights that arrive while it generates; 0: it pauses while they do."""
     loads: int
     """How many sets of weights it was given; 0: it has those that it was started with."""
+    adapters: "HeldAdapters | None"
+    """None: it takes none."""
     interruptible: bool
     """Whether responses under way can be aborted, stand still, or go on with new weights."""
 
@@ -113,6 +117,9 @@ class RolloutEngine(Protocol):
     async def load_staged(self, *, verify: bool) -> list[dict[str, Any]]:
         """Loads what was staged; the rest is as with `update_weights`."""
 
+    async def load_adapter(self, names: Sequence[str], multiplier: float) -> list[dict[str, Any]]:
+        """Takes what was staged, an adapter of these tensors, as set number `loads`, while it generates; see `Adapters`."""
+
     async def resume(self) -> None:
         """Takes requests again; nothing is cached of older weights."""
 
@@ -132,6 +139,20 @@ class RolloutEngine(Protocol):
         """Takes it again."""
 
 
+class HeldAdapters(Protocol):
+    """The low-rank adapters of an engine, by number of the set of weights that each came as."""
+
+    @property
+    def loads(self) -> list[int]:
+        """Those that requests are, or may be, computed with, oldest first."""
+
+    def serve(self, load: int) -> None:
+        """Requests that begin from now on get this one; those under way go on with theirs."""
+
+    async def make_room(self, drain_s: float | None) -> None:
+        """Frees all but the one that is served, when the responses of others are done, or aborted after `drain_s`."""
+
+
 def room_for_response(group_id: str, prompt_tokens: int, context: int) -> int:
     """Most tokens of a response in a model of `context` tokens. Raises InvalidRequestError if there is no room for one."""
     if (room := context - prompt_tokens) < 1:
@@ -146,7 +167,7 @@ def to_samples(prompt: Sequence[int], completions: Sequence[Completion], origin:
     """One group's samples, without rewards. At `temperature` 0 nothing was drawn: every token's probability was 1. Either
     all completions have `uncut_logprobs` or none."""
     count = len(completions)
-    spans = [_spans(completion.loads, origin) for completion in completions]
+    spans = [_spans(one.loads, origin.load if one.load is None else one.load) for one in completions]
     oldest, newest = ([origin.served[one.loads[at]] for one in spans] for at in (0, -1))
     drawn = [completion.logprobs if temperature else [0.0] * len(completion.logprobs) for completion in completions]
     uncut = [completion.uncut_logprobs for completion in completions]
@@ -177,8 +198,8 @@ class _Spans:
     tokens: list[int]
 
 
-def _spans(loads: np.ndarray, origin: Origin) -> _Spans:
+def _spans(loads: np.ndarray, load: int) -> _Spans:
     if not len(loads):
-        return _Spans([origin.load], [0])
+        return _Spans([load], [0])
     starts = np.flatnonzero(np.diff(loads, prepend=-1))
     return _Spans(loads[starts].tolist(), np.diff(starts, append=len(loads)).tolist())

@@ -30,9 +30,10 @@ class Sampled:
     """int64: which of the sets of weights that the engine took sampled the token; 0: it had taken none yet."""
 
     @classmethod
-    def of(cls, found: PlainLogprobs | FlatLogprobs, loads: int) -> Self:
+    def of(cls, found: PlainLogprobs | FlatLogprobs, loads: int, adapter: int | None = None) -> Self:
         """Of a request that asked for so many as `vllm_sampler` tells, from an engine that has taken `loads` sets of
-        weights. One that asked for those of the likeliest tokens too (flat) has asked for all three of its own."""
+        weights; `adapter`: the one of them that all of it was computed with. One that asked for those of the likeliest
+        tokens too (flat) has asked for all three of its own."""
         if isinstance(found, PlainLogprobs):
             logprobs, ids = found.rows()
             marks = ids[:, RAW_COLUMN]
@@ -42,7 +43,8 @@ class Sampled:
             marks = np.asarray(found.token_ids, np.int64)[starts + RAW_COLUMN]
             columns = [logprobs[starts + column] for column in range(1 + OTHERS)]
         uncut = columns[UNCUT_COLUMN] if len(columns) > UNCUT_COLUMN else None
-        return cls(columns[0], columns[RAW_COLUMN], uncut, loads - (loads - marks) % MARKS)
+        own = loads - (loads - marks) % MARKS if adapter is None else np.full(len(marks), adapter)
+        return cls(columns[0], columns[RAW_COLUMN], uncut, own)
 
 
 def prompt_table(flat: FlatLogprobs, columns: int) -> tuple[np.ndarray, np.ndarray]:

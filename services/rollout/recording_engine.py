@@ -41,16 +41,16 @@ class _Response:
     text: str = ""
     finish: str | None = None
 
-    def take(self, piece: CompletionOutput, flat: FlatLogprobs, loads: int) -> None:
+    def take(self, piece: CompletionOutput, flat: FlatLogprobs, loads: int, adapter: int | None) -> None:
         self.token_ids += piece.token_ids
-        self.pieces.append(Sampled.of(flat, loads))
+        self.pieces.append(Sampled.of(flat, loads, adapter))
         self.text += piece.text
         self.finish = piece.finish_reason
 
-    def completion(self) -> Completion:
+    def completion(self, adapter: int | None) -> Completion:
         parts = [(piece.drawn_from, piece.raw, piece.loads, piece.uncut) for piece in self.pieces]
         drawn_from, raw, loads, uncut = map(np.concatenate, zip(*parts, strict=True))
-        return Completion(self.token_ids, drawn_from, raw, FINISH[self.finish], self.text, loads, uncut)
+        return Completion(self.token_ids, drawn_from, raw, FINISH[self.finish], self.text, loads, uncut, adapter)
 
 
 class RecordingEngine:
@@ -77,7 +77,7 @@ class RecordingEngine:
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
         asked = ASKED.get()
         group_id = asked.group_id or request_id
-        work = self._sample(outputs, group_id, prompt, params, request_id, options)
+        work = self._sample(outputs, group_id, prompt, params, request_id, options, asked.exact_version)
         task = self._replica.begin(group_id, params.n, work, asked.exact_version, asked.min_version)
         try:
             while (output := await outputs.get()) is not None:
@@ -88,21 +88,24 @@ class RecordingEngine:
 
     async def _sample(
         self, outputs: asyncio.Queue[RequestOutput | None], group_id: str, prompt: Any, params: SamplingParams,
-        request_id: str, options: dict[str, Any],
+        request_id: str, options: dict[str, Any], exact: int | None,
     ) -> None:  # fmt: skip
         asked = params.clone()
         asked.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
         asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + OTHERS, True
         responses: dict[int, _Response] = {}
         try:
-            with self._engine.under_way(group_id, request_id):
+            self._replica.check_version(exact)
+            with self._engine.under_way(group_id, request_id) as adapter:
+                load = adapter and adapter.load
+                options["lora_request"] = adapter and adapter.request
                 async for output in self._engine.llm.generate(prompt, asked, request_id, **options):
                     for piece in output.outputs:
                         flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
-                        responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads)
+                        responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads, load)
                         piece.logprobs = None if params.logprobs is None else likeliest_alone(flat)
                     outputs.put_nowait(output)
-            completions = [response.completion() for _, response in sorted(responses.items())]
+            completions = [response.completion(load) for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
             self._recordings.add(group_id, Answered(samples, [completion.text for completion in completions]))
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.control_pb2 import InFlight
-from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError
+from baton.errors import BackpressureError, BatonError, DeadlineError, InvalidRequestError, NotReadyError, StalePolicyError
 from baton.samples import Samples
 from services.rollout.generation import Completion, Origin, Params, RolloutEngine, to_samples
 from services.rollout.prompts import prompt_tokens
@@ -58,10 +58,11 @@ class Replica:
             params = self.engine.params(request.sampling, prompt.group_id, len(tokens), evaluation=request.evaluation)
             work.append((prompt.group_id, tokens, params))
         self._check_room(sum(params.n for _, _, params in work))
-        tasks = [asyncio.create_task(self._group(request.episode_id, *item)) for item in work]
+        exact = request.exact_version if request.HasField("exact_version") else None
+        tasks = [asyncio.create_task(self._group(request.episode_id, *item, exact)) for item in work]
         for (group_id, _, params), task in zip(work, tasks, strict=True):
             self._count(task, group_id, params.n)
-        if request.HasField("exact_version"):
+        if exact is not None:
             self._exact |= set(tasks)
         try:
             for task in asyncio.as_completed(tasks):
@@ -103,6 +104,12 @@ class Replica:
         origin = Origin(group_id, episode_id, served, max(served))
         return to_samples(prompt, completions, origin, temperature)
 
+    def check_version(self, exact: int | None) -> None:
+        """To be called where a group that was admitted begins: an adapter may be served meanwhile, without a pause. Raises
+        StalePolicyError."""
+        if exact is not None and exact != self.gate.version:
+            raise StalePolicyError(f"version {exact} was asked for, but this replica has come to serve {self.gate.version}")
+
     def _count(self, task: asyncio.Task, group_id: str, responses: int) -> None:
         """Has the responses counted as running until the task is over."""
 
@@ -124,7 +131,10 @@ class Replica:
                 "to another replica"
             )
 
-    async def _group(self, episode_id: int, group_id: str, tokens: list[int], params: Params) -> pb.GenerateResponse:
+    async def _group(
+        self, episode_id: int, group_id: str, tokens: list[int], params: Params, exact: int | None
+    ) -> pb.GenerateResponse:  # fmt: skip
+        self.check_version(exact)
         try:
             answer = await self.engine.generate(group_id, tokens, params)
         except ValueError as error:
@@ -232,7 +242,12 @@ class Replica:
         await self.engine.wake()
         self.gate.open()
         if self._dropped:
+            self._updates.forget()
             self.gate.drop("its weights were dropped by a sleep of level 2")
+
+    def _adapter_versions(self) -> list[int]:
+        loads, served = self.engine.adapters.loads if self.engine.adapters else [], self._updates.served
+        return [served[load][0] for load in loads if load in served]
 
     def status(self) -> pb.GetStatusResponse:
         """A snapshot."""
@@ -253,4 +268,6 @@ class Replica:
             devices=self.engine.devices,
             model_facts=self.engine.model_facts,
             ending_update=ending,
+            base_digest=self._updates.base_digest,
+            adapter_versions=self._adapter_versions(),
         )

@@ -87,6 +87,11 @@ class VersionGate:
         self._pending = (version, digest)
         self.reason = f"version {version} has arrived and waits for its commit"
 
+    def lay_base(self, version: int) -> None:
+        """The weights that adapters are for have arrived: STALE until an adapter is committed."""
+        self.state, self._pending, self._coming = pb.REPLICA_STATE_STALE, None, False
+        self.reason = f"the base of version {version} has arrived, and its adapter is to come"
+
     def fail(self, version: int, cause: str) -> None:
         """The update broke off. The engine may hold a mixture, which nothing may commit, unless it went on serving."""
         if not self._coming:

@@ -1,5 +1,6 @@
 """The receiving end of a weight update, inside vLLM's worker processes."""
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from services.common.weight_sync.loading import Copies, DirectSink, LoaderSink
 from services.common.weight_sync.plan import Region
 from services.common.weight_sync.receiving import Compare, Reception
 from services.common.weight_sync.transfer import Sink
-from services.rollout import vllm_sampler
+from services.rollout import vllm_adapters, vllm_sampler
 from services.rollout.vllm_layout import LayoutRecord, keeps_what_it_loads
 from services.rollout.vllm_reload import reloading
 
@@ -92,6 +93,19 @@ class WeightReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
         self.report = self._loaded(reception, reception.load_staged, load, verify=verify)
         self._reception = reception
 
+    def load_adapter(self, manager: Any, load: int, multiplier: float) -> None:
+        """Registers what was staged with vLLM's manager of adapters, beside those that it has."""
+        reception = self._leave()
+        tensors: dict[str, torch.Tensor] = {}
+        self.report = reception.load_staged(LoaderSink(tensors.update, reception.plans), None)
+        begun = time.perf_counter()
+        self.report["adapted"] = vllm_adapters.register(manager, load, tensors, multiplier)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        self.report["seconds"]["load"] += time.perf_counter() - begun
+        self.report["path"] = weights_pb2.LOAD_PATH_LOADER
+        self._reception = reception
+
     def _leave(self) -> Reception:
         """A group that breaks is left, so that no other member waits for this one; one that does not is taken up again."""
         reception, self._reception = self._reception, None
@@ -112,6 +126,10 @@ class WeightReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def _by_loader(self, reception: Reception, feed: Feed, *, verify: bool) -> dict[str, Any]:
         """By vLLM's loader, watched if there is something to be learnt for the next time."""
+        with vllm_adapters.base_alone(self.model):
+            return self._whole_by_loader(reception, feed, verify=verify)
+
+    def _whole_by_loader(self, reception: Reception, feed: Feed, *, verify: bool) -> dict[str, Any]:
         if not keeps_what_it_loads(self.model):
             with reloading(self.model, self.model_config):
                 return feed(LoaderSink(self.model.load_weights, reception.plans), self._known_copies if verify else None)

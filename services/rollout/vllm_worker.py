@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from services.rollout import vllm_adapters
 from services.rollout.vllm_devices import NamedDevice
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class BatonWorker(NamedDevice):
         `Reception.take`; and the path."""
 
         def receive() -> None:
+            self._baton_drop(None)  # they were trained on other weights
             if group is not None:
                 self.init_weight_transfer_engine(group)
             self.start_weight_update()
@@ -55,7 +57,30 @@ class BatonWorker(NamedDevice):
 
     def baton_load_staged(self, load: int, verify: bool) -> dict[str, Any]:
         """Loads it as update number `load`."""
-        return self._baton_report(lambda: self.weight_transfer_engine.load_staged(load, verify=verify))
+
+        def put() -> None:
+            self._baton_drop(None)
+            self.weight_transfer_engine.load_staged(load, verify=verify)
+
+        return self._baton_report(put)
+
+    def baton_load_adapter(self, load: int, multiplier: float) -> dict[str, Any]:
+        """Registers what was staged as the adapter of update number `load`. The report has what of the model it is of, by
+        module, as `adapted`."""
+        manager = self.model_runner.lora_manager
+        return self._baton_report(lambda: self.weight_transfer_engine.load_adapter(manager, load, multiplier))
+
+    def baton_drop_adapters(self, loads: list[int]) -> None:
+        """Frees them. No request under way or waiting may be for one of them."""
+        self._baton_drop(loads)
+
+    def baton_adapted_modules(self) -> list[str]:
+        """What of this worker's part of the model adapters can be of."""
+        return sorted(vllm_adapters.adapted_modules(self.model_runner.lora_manager))
+
+    def _baton_drop(self, loads: list[int] | None) -> None:
+        if getattr(self.model_runner, "lora_manager", None) is not None:
+            vllm_adapters.drop(self.model_runner.lora_manager, loads)
 
     def _baton_report(self, update: Callable[[], None]) -> dict[str, Any]:
         try:

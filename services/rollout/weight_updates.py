@@ -2,6 +2,8 @@
 
     receive: nothing is served while weights arrive         -> commit: they are served
     staged:  the old ones are served while weights arrive   -> commit: a pause to copy them; they are served
+    base:    nothing is served while the weights arrive that adapters are for; they become no version
+    adapter: the old one is served while another arrives    -> commit: what begins gets the new one; nothing pauses
 """
 
 import asyncio
@@ -14,7 +16,8 @@ from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.control_pb2 import InFlight
-from baton.errors import BatonError, DeadlineError, ServiceFaultError
+from baton.errors import BatonError, DeadlineError, InvalidRequestError, NotReadyError, ServiceFaultError
+from services.common.weight_sync.digest import joined
 from services.common.weight_sync.plan import payload_of
 from services.rollout.generation import RolloutEngine
 from services.rollout.versions import VersionGate
@@ -24,8 +27,17 @@ log = logging.getLogger(__name__)
 Reports = list[dict[str, Any]]
 Answer = TypeVar("Answer")
 
+DRAIN_S = 30.0
+"""How long kept responses under an adapter may go on when the one after the next comes, and needs its place."""
+
+_BASE, _ADAPTER = weights_pb2.WEIGHT_CONTENT_BASE, weights_pb2.WEIGHT_CONTENT_ADAPTER
+_ABORT, _WAIT, _KEEP = control_pb2.IN_FLIGHT_ABORT, control_pb2.IN_FLIGHT_WAIT, control_pb2.IN_FLIGHT_KEEP
+
 _PHASES = {
-    "begin": ("the engine did not stand still, or an earlier update had not ended,", "publish_begin_s"),
+    "begin": (
+        "the engine did not stand still, or an earlier update, or responses under an older adapter, had not ended,",
+        "publish_begin_s",
+    ),
     "transfer": ("not all weights arrived", "publish_s"),
     "commit": ("the engine did not go on with the new weights", "publish_commit_s"),
 }
@@ -45,50 +57,127 @@ class WeightUpdates:
         self._at_work: asyncio.Task[Any] | None = None  # what the engine was last asked to do, which it ends in any case
         self._awaited = False
         self._staged: pb.UpdateWeightsRequest | None = None
+        self._adapter: tuple[int, InFlight] | None = None  # that which waits for its commit: its number, and whom it ends
         self._timeout_s = 0.0  # of the last transfer
+        self._halted = False
         self.served = {0: (0, "")}
         """Version and digest, by the engine's count of weights."""
+        self.base_digest = ""
+        """Of the weights that adapters are for; empty: none have come for that, or they are gone."""
 
     async def receive(self, request: pb.UpdateWeightsRequest) -> pb.UpdateWeightsResponse:
         """Receives a version. If that fails, the replica is STALE, and serves nothing until a whole update is committed;
-        while it was staged, it goes on with what it serves."""
-        version, room = request.policy_version, self._engine.staging_bytes
-        staged = bool(room) and payload_of(request.group) <= room
-        self._gate.begin(version, serving=staged)
-        self._staged, self._timeout_s, begun = request if staged else None, request.timeout_s, time.perf_counter()
+        while it was staged, or is an adapter, it goes on with what it serves."""
+        self._check_content(request.group)
+        if request.group.content == _ADAPTER:
+            return await self._receive_adapter(request)
+        version, room, is_base = request.policy_version, self._engine.staging_bytes, request.group.content == _BASE
+        staged = bool(room) and not is_base and payload_of(request.group) <= room
+        begun = self._begun(request, serving=staged)
+        self._staged = request if staged else None
         await self._guarded(version, "begin", request.begin_s or request.timeout_s, self._beginning(request, staged=staged))
+        if not staged:
+            self.base_digest = ""
         arriving, ready = self._engine.stage_weights if staged else self._engine.update_weights, time.perf_counter()
         reports = await self._guarded(
             version, "transfer", request.timeout_s, self._ended(arriving(*_to_join(request), verify=request.verify))
         )
         _log_arrival(version, reports, begin_s=ready - begun, arrival_s=time.perf_counter() - ready)
+        digest = self._common_digest(version, reports)
+        if is_base:
+            self.base_digest = digest
+            self._gate.lay_base(version)
+            return _answer(reports, digest)
+        self._gate.arrived(version, digest)
+        if not staged:
+            self.served[self._engine.loads] = version, digest
+        return _answer(reports, digest)
+
+    def forget(self) -> None:
+        """The weights are gone."""
+        self.base_digest, self._adapter = "", None
+
+    def _check_content(self, group: weights_pb2.WeightGroup) -> None:
+        if group.content not in (_BASE, _ADAPTER):
+            return
+        if self._engine.adapters is None:
+            raise InvalidRequestError(
+                "this replica was started without room for adapters; start it with the run file that turns "
+                "models.ppo_policy.lora on (vLLM alone has them), or set models.ppo_policy.lora.sync to merged"
+            )
+        if group.content == _ADAPTER and (not self.base_digest or group.base_digest != self.base_digest):
+            raise NotReadyError(
+                f"this adapter is for weights {group.base_digest or '(no digest)'}, and the trainer has sent "
+                f"{self.base_digest or 'none'} here; send the base first"
+            )
+
+    async def _receive_adapter(self, request: pb.UpdateWeightsRequest) -> pb.UpdateWeightsResponse:
+        version, limit_s = request.policy_version, request.begin_s or request.timeout_s
+        begun = self._begun(request, serving=True)
+        await self._guarded(version, "begin", limit_s, self._make_room(request.in_flight, limit_s))
+        ready = time.perf_counter()
+        reports = await self._guarded(version, "transfer", request.timeout_s, self._ended(self._take_adapter(request)))
+        _log_arrival(version, reports, begin_s=ready - begun, arrival_s=time.perf_counter() - ready)
+        digest = joined(self.base_digest, self._common_digest(version, reports))
+        self._gate.arrived(version, digest)
+        self._adapter = self._engine.loads, request.in_flight
+        return _answer(reports, digest)
+
+    async def _make_room(self, in_flight: InFlight, limit_s: float) -> None:
+        if self._at_work is not None:
+            await asyncio.wait([self._at_work])
+        drain_s = {_KEEP: min(DRAIN_S, limit_s / 2), _WAIT: None}.get(in_flight, 0.0)
+        await self._engine.adapters.make_room(drain_s)
+
+    async def _take_adapter(self, request: pb.UpdateWeightsRequest) -> Reports:
+        await self._engine.stage_weights(*_to_join(request), verify=request.verify)
+        names = [tensor.name for sender in request.group.senders for tensor in sender.tensors]
+        return await self._engine.load_adapter(sorted(set(names)), request.group.adapter_multiplier)
+
+    def _begun(self, request: pb.UpdateWeightsRequest, *, serving: bool) -> float:
+        self._gate.begin(request.policy_version, serving=serving)
+        self._staged, self._adapter, self._timeout_s = None, None, request.timeout_s
+        return time.perf_counter()
+
+    def _common_digest(self, version: int, reports: Reports) -> str:
         digests = {report["digest"] for report in reports}
         if len(digests) > 1:
             self._gate.fail(version, f"its workers hold different weights: {sorted(digests)}")
             raise ServiceFaultError(self._gate.reason)
-        digest = digests.pop()
-        self._gate.arrived(version, digest)
-        if not staged:
-            self.served[self._engine.loads] = version, digest
-        return _answer(reports)
+        return digests.pop()
 
     async def commit(self, request: pb.CommitWeightsRequest) -> pb.CommitWeightsResponse:
         """Serves what arrived."""
         version, digest, load_s = request.policy_version, request.weights_digest, 0.0
-        timeout_s, begun = request.timeout_s or self._timeout_s, time.perf_counter()
+        timeout_s, begun, adapter = request.timeout_s or self._timeout_s, time.perf_counter(), None
         if self._gate.check(version, digest):  # first: responses that were kept must not go on with other weights
             if self._staged is not None:
                 load_s = await self._load_staged(version, digest, timeout_s)
-            await self._guarded(version, "commit", timeout_s, self._ended(self._engine.resume()))
-        pause_s = self._gate.commit(version, digest)
+            adapter, self._adapter = self._adapter, None
+            if adapter is None or self._halted:
+                await self._guarded(version, "commit", timeout_s, self._ended(self._engine.resume()))
+                self._halted = False
+        pause_s = self._gate.commit(version, digest) if adapter is None else self._serve(adapter[0], version, digest)
+        if adapter is not None and adapter[1] not in (_WAIT, _KEEP):
+            await self._clear_the_way(_ABORT)  # those that it finds now began before
         spent = time.perf_counter() - begun
         log.info("version %d served after a pause of %.1f ms, its commit took %.1f", version, 1e3 * pause_s, 1e3 * spent)
         return pb.CommitWeightsResponse(policy_version=version, pause_s=pause_s, load_s=load_s)
+
+    def _serve(self, load: int, version: int, digest: str) -> float:
+        """All at once, so that no request comes between the version that is admitted and the adapter that it gets. Returns
+        the seconds without service."""
+        if self._gate.state == pb.REPLICA_STATE_HEALTHY:
+            self._gate.pause(version, digest)
+        self._engine.adapters.serve(load)
+        self.served[load] = version, digest
+        return self._gate.commit(version, digest)
 
     async def _load_staged(self, version: int, digest: str, timeout_s: float) -> float:
         """Returns the seconds that copying took."""
         request, self._staged = self._staged, None
         self._gate.pause(version, digest)
+        self.base_digest = ""
         reports = await self._guarded(version, "commit", timeout_s, self._copying(request))
         self.served[self._engine.loads] = version, digest
         return max(report["seconds"]["load"] for report in reports)
@@ -109,8 +198,12 @@ class WeightUpdates:
         return await self._ended(self._engine.load_staged(verify=request.verify))
 
     async def _halt(self, request: pb.UpdateWeightsRequest) -> None:
-        await self._clear_the_way(request.in_flight)
-        await self._ended(self._engine.halt(keep=request.in_flight == control_pb2.IN_FLIGHT_KEEP))
+        in_flight = request.in_flight
+        if in_flight == _KEEP and self._engine.adapters is not None:
+            in_flight = _ABORT  # the adapter that they began with goes, with the weights that it was for
+        await self._clear_the_way(in_flight)
+        self._halted = True
+        await self._ended(self._engine.halt(keep=in_flight == _KEEP))
 
     async def _ended(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """The engine's answer. It ends what it has begun also if the caller leaves; the next update waits for that."""
@@ -156,11 +249,11 @@ def _log_arrival(version: int, reports: Reports, *, begin_s: float, arrival_s: f
     log.info("version %d: %.1f ms to begin, %.1f to arrive, of which %.1f for the transfer", version, *milliseconds)
 
 
-def _answer(reports: Sequence[dict[str, Any]]) -> pb.UpdateWeightsResponse:
+def _answer(reports: Sequence[dict[str, Any]], digest: str) -> pb.UpdateWeightsResponse:
     """Of workers that received the same weights; phases are the slowest one's."""
     slowest = {f"{phase}_s": max(report["seconds"][phase] for report in reports) for phase in reports[0]["seconds"]}
     return pb.UpdateWeightsResponse(
-        weights_digest=reports[0]["digest"],
+        weights_digest=digest,
         bytes=reports[0]["bytes"],
         phases=weights_pb2.PhaseSeconds(**slowest),
         path=max(report.get("path", weights_pb2.LOAD_PATH_UNSPECIFIED) for report in reports),

@@ -41,6 +41,7 @@ class StaticEngine:
     """Takes all requests that wait as one window whenever the ranks are free; batches are cut out of the window."""
 
     interruptible = False
+    adapters = None
 
     def __init__(
         self, config: PolicyConfig, ranks: Ranks, tokenizer: Any, vocabulary: int, seed: int,
@@ -150,7 +151,7 @@ class StaticEngine:
         """Never: `staging_bytes` is 0."""
         raise InvalidRequestError("static batches end before weights come; there is nothing to be gained by staging them")
 
-    load_staged = stage_weights
+    load_staged = load_adapter = stage_weights
 
     async def resume(self) -> None:
         """Takes requests again. A batch's cache ends with it, so nothing is left of older weights."""

@@ -17,6 +17,7 @@ from services.common.weight_sync.shared_memory import share
 from services.common.weight_sync.transfer import BroadcastWire, Deadline, Gathering, Lane, NoWire, Transfer, send
 from services.trainer.megatron import regions
 from services.trainer.megatron.engine import Engine
+from services.trainer.megatron.lora import adapter_regions
 from services.trainer.megatron.lora.merged import merged_weights
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,12 @@ BUCKETS = 32
 
 LEAST_BUCKET_BYTES = 32 << 20
 """Smaller ones waste a fast link's time."""
+
+_SENT = {
+    weights_pb2.WEIGHT_CONTENT_BASE: regions.sent_base,
+    weights_pb2.WEIGHT_CONTENT_ADAPTER: adapter_regions,
+}
+"""What a rank sends of each content but the whole model."""
 
 
 class WeightSender:
@@ -50,7 +57,9 @@ class WeightSender:
         """From any thread: ends a publication that still waits for its receivers, until a group is opened again."""
         self._give_up.set()
 
-    def open(self, devices: Sequence[str]) -> weights_pb2.WeightGroup:
+    def open(
+        self, devices: Sequence[str], content: weights_pb2.WeightContent = weights_pb2.WEIGHT_CONTENT_MODEL
+    ) -> weights_pb2.WeightGroup:  # fmt: skip
         """Starts this sender's rendezvous store, for one receiver on each of these devices, which are named as by
         `device_name`; "" is on another GPU. Returns the group with this sender alone; `combine_groups` adds the others."""
         self._gathering = None
@@ -59,6 +68,7 @@ class WeightSender:
             group_id=uuid.uuid4().hex,
             backend="gloo" if self._device.type == "cpu" or "cpu" in devices else "nccl",
             receivers=len(devices),
+            content=content,
         )
         if self._engine.layout.is_sender:
             self._describe(devices)
@@ -66,7 +76,8 @@ class WeightSender:
 
     def _describe(self, devices: Sequence[str]) -> None:
         self._store = open_store(self._host)
-        held = list(regions.sent(self._engine.policy, self._engine.layout, self._dtype))
+        sent = _SENT.get(self._group.content, regions.sent)
+        held = list(sent(self._engine.policy, self._engine.layout, self._dtype))
         total = sum(region.part.nbytes for region in held)
         bucket_bytes = min(self._bucket_bytes, max(total // BUCKETS, LEAST_BUCKET_BYTES))
         self._regions = list(cut(held, bucket_bytes))
@@ -100,7 +111,8 @@ class WeightSender:
         try:
             if self._places != self._parameter_places():
                 raise NotReadyError("the model's parameters have moved in memory since the group was opened; open it again")
-            merged_weights(self._engine.policy)
+            if self._group.content not in _SENT:
+                merged_weights(self._engine.policy)
             if self._gathering is None:
                 self._gathering = self._join(timeout_s)
             transfer = send(self._gathering, deadline)

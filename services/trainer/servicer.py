@@ -9,6 +9,7 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.config import RunConfig
 from baton.errors import BatonError, NotFoundError
+from services.trainer.adapter_publishing import Contents
 from services.trainer.handshake import own_facts, refused
 from services.trainer.megatron.checkpoint import size_of
 from services.trainer.ranks import Ranks
@@ -25,6 +26,7 @@ class TrainerServicer(TrainerServiceServicer):
         self._trainer = trainer
         self._ranks = ranks
         self._own_facts: dict[str, str] | None = None
+        self._contents = Contents(run.models.ppo_policy.lora)
         self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:
@@ -40,13 +42,16 @@ class TrainerServicer(TrainerServiceServicer):
             self._own_facts = await asyncio.to_thread(own_facts, source, tokenizer)
         if misfits := refused(self._own_facts, request):
             return pb.OpenWeightGroupResponse(refused=misfits)
+        request.content = self._contents.chosen(request)
         group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))
         await self._ranks.execute("AdoptWeightGroup", group.group_id.encode())
+        self._contents.describe(group)
         return pb.OpenWeightGroupResponse(group=group)
 
     async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:
         try:
-            return combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
+            sent = combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
+            return self._contents.sent(sent)
         except asyncio.CancelledError:  # the caller has gone: a receiver died, which the others must not wait for
             self._trainer.give_up_publishing()
             raise
@@ -63,6 +68,7 @@ class TrainerServicer(TrainerServiceServicer):
 
     async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:
         await self._ranks.execute("LoadCheckpoint", request.path.encode())
+        self._contents.forget()
         return pb.LoadCheckpointResponse(global_step=self._trainer.global_step)
 
     async def ExportModel(self, request: pb.ExportModelRequest, context: Context) -> pb.ExportModelResponse:

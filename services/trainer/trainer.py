@@ -164,7 +164,7 @@ class Trainer:
     def open_group(self, request: pb.OpenWeightGroupRequest) -> weights_pb2.WeightGroup:
         """Starts this rank's rendezvous, if it is a sender."""
         devices = [device for replica in request.replicas for device in replica.devices]
-        return self._policy_sender().open(devices or [""] * request.receivers)
+        return self._policy_sender().open(devices or [""] * request.receivers, request.content)
 
     def give_up_publishing(self) -> None:
         """From any thread: nobody waits any more for the publication that may be waiting for its receivers."""

@@ -13,11 +13,13 @@ from baton.samples import FinishReason
 from processes import ServiceProcess
 
 
-def vllm_service(directory: Path, model: Path, **policy: Any) -> ServiceProcess:
-    """Not started: a service with these options of the policy, on a small model in float32."""
+def vllm_service(directory: Path, model: Path, lora: dict[str, Any] | None = None, **policy: Any) -> ServiceProcess:
+    """Not started: a service with these options of the policy, and of the trained model's `lora`, on a small model in
+    float32."""
     options = {"model": str(model), "dtype": "float32", "enforce_eager": True, "max_new_tokens": 8} | policy
     run_file = directory / "run.yaml"
-    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": options}}))
+    trained = {"ppo_policy": {"lora": {"enable_lora": True} | lora}} if lora is not None else {}
+    run_file.write_text(yaml.safe_dump({"runtime": {}, "models": {"policy": options} | trained}))
     return ServiceProcess("rollout", run_file, directory)
 
 

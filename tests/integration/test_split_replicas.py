@@ -1,4 +1,5 @@
-"""One replica of two vLLM workers, on tensor or pipeline parallel shards: it answers, and takes updates whole."""
+"""One replica of two vLLM workers, on tensor or pipeline parallel shards: it answers, and takes updates whole, and adapters
+of which each worker has its part."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -6,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from rollout_side import collect, vllm_service
+from adapters import Sender, running
+from rollout_side import collect
 from sender_side import SentModel
 from transformers import AutoModelForCausalLM
 from updates import changed, difference, next_version
@@ -32,12 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def process(
     request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServiceProcess]:  # fmt: skip
-    directory = tmp_path_factory.mktemp(request.param)
-    service = vllm_service(directory, model, seq_length=64, ignore_eos=True, **SPLITS[request.param])
-    try:
-        yield service.start(timeout_s=240)
-    finally:
-        service.kill()
+    yield from running(tmp_path_factory.mktemp(request.param), model, seq_length=64, **SPLITS[request.param])
 
 
 @pytest.fixture
@@ -84,6 +81,14 @@ async def test_after_an_update_that_one_worker_could_not_take_the_next_one_is_ta
         await collect(rollout.generate([Prompt("g", token_ids=[5])]))
     await rollout.commit_weights(version, await SentModel(whole, workers=2).update(rollout, version))
     assert await difference(rollout, whole, version) < 1e-3
+
+
+async def test_each_worker_has_its_part_of_an_adapter(rollout: RolloutClient, loaded: torch.nn.Module) -> None:
+    sender = Sender(rollout, loaded, workers=2)
+    for seed in (3, 4):
+        version, adapted = await sender.serve(seed)
+        assert await difference(rollout, adapted, version) < 1e-3
+        assert await difference(rollout, loaded, version) > 0.1
 
 
 def test_nothing_is_left_of_a_replica_that_is_killed(process: ServiceProcess) -> None:

@@ -30,7 +30,8 @@ class TrainerClient(ServiceClient):
     async def open_weight_group(
         self, receivers: int, replicas: Sequence[pb.WeightReceiver] = ()
     ) -> weights_pb2.WeightGroup:  # fmt: skip
-        """Starts rendezvous for `receivers` receiving ranks, those of the `replicas`, if any are named.
+        """Starts rendezvous for `receivers` receiving ranks, those of the `replicas`, if any are named. The group says what
+        will be sent: the model, an adapter, or the base that an adapter is for and that not all of these hold yet.
 
         Raises WrongModelError, which names them all, if some of these have another model or tokenizer than the trainer.
         """

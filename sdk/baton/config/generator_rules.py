@@ -19,9 +19,28 @@ VLLM_ONLY = (
 )  # fmt: skip
 
 
+MOST_RANK = 512
+"""Of an adapter that vLLM has room for."""
+
+
 def generator_problems(run: RunConfig) -> Iterator[str]:
-    """One line for each option of `models.policy` that only the other generator has."""
-    policy = run.models.policy
+    """One line for each option of `models.policy` that only the other generator has, and for adapters that it lacks."""
+    policy, lora = run.models.policy, run.models.ppo_policy.lora
+    if lora.sends_adapter:
+        if policy.generator == "megatron":
+            yield problem(
+                "models.ppo_policy.lora.sync",
+                "adapter",
+                "needs vLLM: static batches have no adapters",
+                "set it to merged, or models.policy.generator to vllm",
+            )
+        elif lora.lora_dim > MOST_RANK:
+            yield problem(
+                "models.ppo_policy.lora.lora_dim",
+                lora.lora_dim,
+                f"must be at most {MOST_RANK} for vLLM to have room for the adapter",
+                "lower it, or set models.ppo_policy.lora.sync to merged",
+            )
     if policy.generator == "vllm":
         batches = policy.batch_generation
         if batches.ranking or batches.min_prompt_length:

@@ -70,6 +70,11 @@ class LoraConfig(Section):
         return _split(self.lora_layer)
 
     @property
+    def sends_adapter(self) -> bool:
+        """Whether the rollout receives adapters alone."""
+        return self.enable_lora and self.sync == "adapter"
+
+    @property
     def multiplier(self) -> float:
         """Factor of B @ A in the update of the weight."""
         return self.lora_scaling / self.lora_dim

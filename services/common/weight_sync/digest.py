@@ -62,6 +62,11 @@ class WeightsDigest:
         return f"{total % _MODULUS:032x}"
 
 
+def joined(*digests: str) -> str:
+    """The digest of all tensors together, of digests of some each."""
+    return f"{sum(int(digest, 16) for digest in digests) % _MODULUS:032x}"
+
+
 def part_sums(part: Part, matrix: torch.Tensor) -> torch.Tensor:
     """The two sums [2], int64, which wrap alike everywhere, of a part [rows, columns] on any device."""
     width, bits = matrix_columns(part), BITS[part.dtype.itemsize]

@@ -27,6 +27,14 @@ def sent(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Reg
             yield from _of(model, layout, name, merged.get(name, parameter.data), dtype)
 
 
+def sent_base(model: PolicyModel, layout: Layout, dtype: torch.dtype) -> Iterator[Region]:
+    """As `sent`, but the weights below adapters, which never change."""
+    names = NameMap(model.shape)
+    for name, parameter in base_parameters(model):
+        if not names.is_copy(name) and (names.is_sharded(name) or layout.tensor_rank == 0):
+            yield from _of(model, layout, name, parameter.data, dtype)
+
+
 def _of(model: PolicyModel, layout: Layout, name: str, data: torch.Tensor, dtype: torch.dtype) -> Iterator[Region]:
     matrix = as_matrix(data)
     for place in NameMap(model.shape).places(name, model.first_layer, layout.tensor_rank, layout.tensor_size):

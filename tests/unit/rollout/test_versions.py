@@ -207,3 +207,19 @@ def test_dropped_weights_may_come_again_as_the_same_version() -> None:
     gate.arrived(3, "d3")
     gate.commit(3, "d3")
     gate.admit(3, None)
+
+
+def test_a_base_is_no_version_nothing_is_served_over_it_and_the_adapter_may_come() -> None:
+    gate = served(3)
+    gate.begin(4)
+    gate.lay_base(4)
+    assert (gate.state, gate.version) == (STALE, 3)
+    with pytest.raises(NotReadyError, match="the base of version 4 has arrived, and its adapter is to come"):
+        gate.admit(None, None)
+    with pytest.raises(NotReadyError, match="version 4 cannot be committed: it has not arrived here"):
+        gate.commit(4, "base")
+    gate.begin(4, serving=True)
+    assert gate.state == UPDATING, "there is nothing that could be served meanwhile"
+    gate.arrived(4, "d4")
+    gate.commit(4, "d4")
+    gate.admit(4, None)

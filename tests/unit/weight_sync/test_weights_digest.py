@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.weight_sync.digest import WeightsDigest, part_sums
+from services.common.weight_sync.digest import WeightsDigest, joined, part_sums
 from services.common.weight_sync.plan import Part, as_matrix
 
 Named = dict[str, torch.Tensor]
@@ -32,6 +32,13 @@ def model(seed: int = 0) -> Named:
 def test_the_order_of_tensors_does_not_matter(names: list[str]) -> None:
     tensors = model()
     assert digest({name: tensors[name] for name in names}) == digest(tensors)
+
+
+def test_the_digests_of_some_tensors_and_of_the_others_joined_are_that_of_all() -> None:
+    tensors = model()
+    names = sorted(tensors)
+    some, others = ({name: tensors[name] for name in part} for part in (names[:2], names[2:]))
+    assert joined(digest(some), digest(others)) == digest(tensors)
 
 
 @given(st.lists(st.integers(0, 2), min_size=5, max_size=5))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from baton.config import ConfigError
+from baton.config.generator_rules import generator_problems
 
 GROUPED = {"num_inference_per_prompt": 8, "sample_per_episode": 64}
 
@@ -36,3 +37,26 @@ def test_vllms_options_do_not_start_with_static_batches(run_of, option):
 
 def test_vllms_options_at_their_defaults_start_with_static_batches(run_of):
     run_of(runtime=GROUPED, **policy(generator="megatron", gpu_memory_utilization=0.9, engine_args={})).require_startable()
+
+
+def adapted(generator: str = "vllm", **lora: Any) -> dict[str, Any]:
+    return {"models": {"policy": {"generator": generator}, "ppo_policy": {"lora": {"enable_lora": True, **lora}}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (adapted("megatron"), r'models.ppo_policy.lora.sync: got "adapter"; needs vLLM.*; set it to merged'),
+        (adapted(lora_dim=600), r"models.ppo_policy.lora.lora_dim: got 600; must be at most 512 .*sync to merged"),
+    ],
+)
+def test_an_adapter_that_the_generator_cannot_have_does_not_start_and_merged_weights_are_offered(run_of, options, told):
+    with pytest.raises(ConfigError, match=told):
+        run_of(runtime=GROUPED, **options).require_startable()
+
+
+@pytest.mark.parametrize(
+    "options", [adapted("megatron", sync="merged"), adapted(lora_dim=600, sync="merged"), adapted(lora_dim=512)]
+)
+def test_the_generator_has_nothing_against_merged_weights_or_a_rank_that_fits(run_of, options):
+    assert not list(generator_problems(run_of(runtime=GROUPED, **options)))

@@ -7,11 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class WeightContent(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WEIGHT_CONTENT_UNSPECIFIED: _ClassVar[WeightContent]
+    WEIGHT_CONTENT_MODEL: _ClassVar[WeightContent]
+    WEIGHT_CONTENT_BASE: _ClassVar[WeightContent]
+    WEIGHT_CONTENT_ADAPTER: _ClassVar[WeightContent]
+
 class LoadPath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOAD_PATH_UNSPECIFIED: _ClassVar[LoadPath]
     LOAD_PATH_DIRECT: _ClassVar[LoadPath]
     LOAD_PATH_LOADER: _ClassVar[LoadPath]
+WEIGHT_CONTENT_UNSPECIFIED: WeightContent
+WEIGHT_CONTENT_MODEL: WeightContent
+WEIGHT_CONTENT_BASE: WeightContent
+WEIGHT_CONTENT_ADAPTER: WeightContent
 LOAD_PATH_UNSPECIFIED: LoadPath
 LOAD_PATH_DIRECT: LoadPath
 LOAD_PATH_LOADER: LoadPath
@@ -91,16 +102,22 @@ class SharedStorage(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., memory_handle: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., counter_handle: _Optional[bytes] = ..., counter_offset: _Optional[int] = ..., event_handle: _Optional[bytes] = ..., event_sync_required: bool = ...) -> None: ...
 
 class WeightGroup(_message.Message):
-    __slots__ = ("group_id", "backend", "receivers", "senders")
+    __slots__ = ("group_id", "backend", "receivers", "senders", "content", "base_digest", "adapter_multiplier")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     RECEIVERS_FIELD_NUMBER: _ClassVar[int]
     SENDERS_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_MULTIPLIER_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     backend: str
     receivers: int
     senders: _containers.RepeatedCompositeFieldContainer[WeightSender]
-    def __init__(self, group_id: _Optional[str] = ..., backend: _Optional[str] = ..., receivers: _Optional[int] = ..., senders: _Optional[_Iterable[_Union[WeightSender, _Mapping]]] = ...) -> None: ...
+    content: WeightContent
+    base_digest: str
+    adapter_multiplier: float
+    def __init__(self, group_id: _Optional[str] = ..., backend: _Optional[str] = ..., receivers: _Optional[int] = ..., senders: _Optional[_Iterable[_Union[WeightSender, _Mapping]]] = ..., content: _Optional[_Union[WeightContent, str]] = ..., base_digest: _Optional[str] = ..., adapter_multiplier: _Optional[float] = ...) -> None: ...
 
 class PhaseSeconds(_message.Message):
     __slots__ = ("gather_s", "wire_s", "load_s", "digest_s", "pause_s", "total_s", "verify_s")

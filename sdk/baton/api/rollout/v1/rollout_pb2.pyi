@@ -138,7 +138,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id", "cache_blocks", "cache_block_tokens", "devices", "model_facts", "ending_update")
+    __slots__ = ("state", "policy_version", "weights_digest", "model", "max_model_len", "workers", "running_requests", "generated_tokens", "state_reason", "instance_id", "cache_blocks", "cache_block_tokens", "devices", "model_facts", "ending_update", "base_digest", "adapter_versions")
     class ModelFactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,8 @@ class GetStatusResponse(_message.Message):
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FACTS_FIELD_NUMBER: _ClassVar[int]
     ENDING_UPDATE_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     state: ReplicaState
     policy_version: int
     weights_digest: str
@@ -176,7 +178,9 @@ class GetStatusResponse(_message.Message):
     devices: _containers.RepeatedScalarFieldContainer[str]
     model_facts: _containers.ScalarMap[str, str]
     ending_update: bool
-    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ..., cache_blocks: _Optional[int] = ..., cache_block_tokens: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., model_facts: _Optional[_Mapping[str, str]] = ..., ending_update: bool = ...) -> None: ...
+    base_digest: str
+    adapter_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., policy_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., workers: _Optional[int] = ..., running_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., state_reason: _Optional[str] = ..., instance_id: _Optional[str] = ..., cache_blocks: _Optional[int] = ..., cache_block_tokens: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., model_facts: _Optional[_Mapping[str, str]] = ..., ending_update: bool = ..., base_digest: _Optional[str] = ..., adapter_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class UpdateWeightsRequest(_message.Message):
     __slots__ = ("policy_version", "group", "first_rank", "timeout_s", "in_flight", "verify", "begin_s")

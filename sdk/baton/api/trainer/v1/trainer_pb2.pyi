@@ -52,7 +52,7 @@ class TrainStepResponse(_message.Message):
     def __init__(self, global_step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., samples: _Optional[int] = ..., response_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
 
 class WeightReceiver(_message.Message):
-    __slots__ = ("address", "devices", "model_facts")
+    __slots__ = ("address", "devices", "model_facts", "base_digest")
     class ModelFactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -63,18 +63,22 @@ class WeightReceiver(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FACTS_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     address: str
     devices: _containers.RepeatedScalarFieldContainer[str]
     model_facts: _containers.ScalarMap[str, str]
-    def __init__(self, address: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., model_facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    base_digest: str
+    def __init__(self, address: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., model_facts: _Optional[_Mapping[str, str]] = ..., base_digest: _Optional[str] = ...) -> None: ...
 
 class OpenWeightGroupRequest(_message.Message):
-    __slots__ = ("receivers", "replicas")
+    __slots__ = ("receivers", "replicas", "content")
     RECEIVERS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     receivers: int
     replicas: _containers.RepeatedCompositeFieldContainer[WeightReceiver]
-    def __init__(self, receivers: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[WeightReceiver, _Mapping]]] = ...) -> None: ...
+    content: _weights_pb2.WeightContent
+    def __init__(self, receivers: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[WeightReceiver, _Mapping]]] = ..., content: _Optional[_Union[_weights_pb2.WeightContent, str]] = ...) -> None: ...
 
 class OpenWeightGroupResponse(_message.Message):
     __slots__ = ("group", "refused")
