@@ -14,7 +14,8 @@ from services.coordinator.state import Life
 
 RANKED = {"models": {"policy": {"generator": "megatron", "batch_generation": {"ranking": True}}}}
 RELAYED = {"runtime": {"num_episode": 1, "max_relay_episode": 1, "relay_sample_fn": "last"}}
-STREAMED = {"runtime": {"num_episode": 1}}
+STREAMED = {"runtime": {"num_episode": 1, "reproducible": False}}
+REPRODUCIBLE = {"runtime": {"num_episode": 1}}
 IN_PROMPT_ORDER, AS_THEY_COME = ["e0-p0", "e0-p1"], ["e0-p1", "e0-p0"]
 
 
@@ -62,8 +63,13 @@ async def a_while():
     await asyncio.sleep(0.5)
 
 
-@pytest.mark.parametrize("sections", [STREAMED | RANKED, RELAYED, RELAYED | RANKED], ids=["ranked", "relayed", "both"])
-async def test_ranked_and_relayed_episodes_are_trained_in_the_order_of_their_prompts(buffer, run_id, tmp_path, sections):
+@pytest.mark.parametrize(
+    "sections", [STREAMED | RANKED, RELAYED, RELAYED | RANKED, REPRODUCIBLE],
+    ids=["ranked", "relayed", "both", "reproducible"],
+)  # fmt: skip
+async def test_ranked_relayed_and_reproducible_episodes_are_trained_in_the_order_of_their_prompts(
+    buffer, run_id, tmp_path, sections
+):
     engine = Engine(prompts=questions, rewards=[length])
     order = await trained(buffer, tmp_path, run_id, a_while, engine=engine, run=config(**sections))
     assert order == IN_PROMPT_ORDER
