@@ -127,7 +127,7 @@ def _require_unfinished(directory: RunDirectory, config: RunConfig) -> None:
     if not summary.is_file():
         return
     told = json.loads(summary.read_text())
-    if told["state"] == "succeeded" and told["episodes"] >= config.runtime.num_episode:
+    if told.get("state") == "succeeded" and told["episodes"] >= config.runtime.num_episode:
         raise ConfigError(
             f"run {directory.path.name} has succeeded, and has all its {told['episodes']} episodes; to go on with it raise "
             "runtime.num_episode, as by --set runtime.num_episode=N"
