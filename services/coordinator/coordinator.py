@@ -1,4 +1,4 @@
-"""The coordinator: at most one run in the life of the process, started, stopped and watched by its id."""
+"""The coordinator: at most one run in the life of the process, started, stopped, resumed and watched by its id."""
 
 import re
 from collections.abc import AsyncIterator
@@ -47,10 +47,12 @@ class Coordinator:
         """The present run, or the last one."""
 
     def start_run(self, run_id: str, resume: Resume | None = None) -> Event:
-        """Begins the run, or goes on with it, once per id. Raises ConflictError if this process has a run of another id."""
+        """Begins the run, or goes on with it; one that is at work stays as it is. Raises ConflictError if this process has a
+        run of another id."""
         if not _RUN_ID.fullmatch(run_id):
             raise InvalidRequestError(f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', not with '.' first")
-        if self.run is None:
+        again = resume is not None and self.run is not None and self.run.driver.state.life.ended
+        if self.run is None or (again and self.run.driver.state.run_id == run_id):
             self.run = self._new_run(run_id, resume)
         elif self.run.driver.state.run_id != run_id:
             state = self.run.driver.state

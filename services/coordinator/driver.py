@@ -98,7 +98,7 @@ class Driver:
         self._prompts: Prompts
         self._position: Position | None = None
         self._served: list[int] = []
-        self._in_prompt_order = False
+        self._reproducible = False
 
     async def episodes(self) -> None:
         """Version 1 of the weights, then all episodes; or from a checkpoint on. Where answers are given, no weights are
@@ -164,8 +164,10 @@ class Driver:
             if group == MAIN_GROUP and self._position is None:
                 self.state.global_step = status.global_step
         wished = self._config.runtime.reproducible
-        self._in_prompt_order = devices <= {"cpu"} if wished is None else wished
-        self._rollouts.seed = self._config.runtime.seed if self._in_prompt_order else None
+        self._reproducible = devices <= {"cpu"} if wished is None else wished
+        if self._reproducible:
+            self._rollouts.seed = self._config.runtime.seed
+            self._scorers.ask_alone()
 
     async def _go_on(self, position: Position) -> None:
         """What else is to be as it was: the version that replicas serve, and what the last episode has not written."""
@@ -248,7 +250,7 @@ class Driver:
             episode, self.state.digests, self._rollouts, self._intake.issues, self._rewards,
             self._scorers, self.clock,
         )  # fmt: skip
-        in_order = self._in_prompt_order or self._config.in_prompt_order(episode)
+        in_order = self._reproducible or self._config.in_prompt_order(episode)
         flow = self._engine.flow or default_flow(in_prompt_order=in_order)
         return flow(context, prompts)
 

@@ -26,8 +26,8 @@ LOST = ServiceUnavailableError, NotReadyError
 """What a request raises whose replica died, was paused, or is another process now, of another version or none yet."""
 
 
-MEASURED = 256
-"""Prompts in one request for their lengths; it has to stay below the limit of a message."""
+MOST = 256
+"""Prompts in one request at most, whatever it is for; it has to stay below the limit of a message."""
 
 
 class Lost(Protocol):
@@ -53,7 +53,8 @@ class Rollouts:
         self._ranking = ranking
         self.seed: int | None = None
         """Has every response depend on this, its episode, its group, and how often that was asked for; None: on what the
-        replica has drawn before."""
+        replica has drawn before. With it a replica gets what it gets in one request, so that what it computes together does
+        not depend on who came first."""
         self._homes: dict[str, str] = {}
         self._asked: Counter[str] = Counter()  # by group, in this episode
         self._episode = -1
@@ -123,7 +124,7 @@ class Rollouts:
         failures = 0
         while len(lengths) < len(prompts):
             replica = await self._fleet.take(0)
-            part = prompts[len(lengths) : len(lengths) + MEASURED]
+            part = prompts[len(lengths) : len(lengths) + MOST]
             try:
                 with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
                     async with self._fleet.while_alive(replica):
@@ -185,7 +186,8 @@ class Rollouts:
 
     def _batches(self, prompts: Sequence[PromptItem], asked: Mapping[str, int]) -> list[Sequence[PromptItem]]:
         """Cut so small that all replicas have work; prompts with different homes or seeds are not put together."""
-        size = min(self._batch_size, -(-len(prompts) // (len(self._fleet.healthy()) or 1))) or 1
+        most = self._batch_size if self.seed is None else MOST
+        size = min(most, -(-len(prompts) // (len(self._fleet.healthy()) or 1))) or 1
         by_home: dict[tuple[str | None, int], list[PromptItem]] = {}
         for item in prompts:
             times = 0 if self.seed is None else asked.get(item.group_id, 0)

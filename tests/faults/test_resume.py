@@ -7,38 +7,32 @@ from collections import Counter
 import pytest
 from killed_run import PROMPTS_PER_EPISODE, WholeRun, kill_and_resume, run_file
 
-from baton.run_checkpoints import run_checkpoints
 from models import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-PARTS = ["trainer", "coordinator", "store", "buffer", "rollout-0", "baton run"]
+PARTS = [("rollout-0", "trainer"), ("coordinator",), ("store",), ("buffer",)]
+"""A replica alone is started again, and the run goes on; see test_whole_run.py."""
 KILLS = int(os.environ.get("BATON_KILLS", "0"))
 SEED = int(os.environ.get("BATON_SEED", "7"))
 OTHER_LAYOUT = ("--set", "models.ppo_policy.tensor_model_parallel_size=2")
 
 
-def victims() -> list[str]:
-    """Each part once; more with BATON_KILLS."""
+def victims() -> list[tuple[str, ...]]:
+    """Each part once; with BATON_KILLS more, and `baton run` itself."""
     chance = random.Random(SEED)
-    chosen = chance.sample(PARTS, len(PARTS))
-    return chosen + chance.choices(PARTS, k=max(KILLS - len(PARTS), 0))
+    return chance.sample(PARTS, len(PARTS)) + chance.choices([*PARTS, ("baton run",)], k=max(KILLS - len(PARTS), 0))
 
 
 @pytest.mark.parametrize("generator", ["megatron", *(["vllm"] if KILLS else [])])
 def test_a_run_that_is_killed_and_resumed_again_and_again_is_the_run_that_nobody_touched(tmp_path, capsys, generator):
     model = make_model(tmp_path / "model", layers=2)
     chosen = victims()
-    episodes = len(chosen) + 3
+    episodes = len(chosen) + 2
     text = run_file(model, episodes, generator)
     run, reference = WholeRun(tmp_path / "killed", text), WholeRun(tmp_path / "whole", text)
     assert reference.start().end() == 0, reference.output
-    told = kill_and_resume(run, chosen, SEED)
-    run.until(r"^episode \d+ done")
-    run.kill("baton run")
-    run.end()
-    bits = run_checkpoints(run.folder)[-1].global_step
-    assert run.resume(*OTHER_LAYOUT).end() == 0, run.output
+    told, bits = kill_and_resume(run, chosen, SEED, *OTHER_LAYOUT)
     _is_the_same_run(run, reference, bits)
     audit, groups = run.proof(tmp_path)
     assert (list(audit.faults), audit.ended_episodes) == ([], episodes)

@@ -15,6 +15,7 @@ import yaml
 from cli_process import Place
 
 from baton.clients import LedgerClient, RelayClient
+from baton.run_checkpoints import run_checkpoints
 from processes import ServiceProcess, StoreProcess
 
 PROGRAM = """
@@ -32,12 +33,15 @@ engine = RLHFEngine(policy, reference, None, value, ppo_policy, ppo_value, promp
 PROMPTS_PER_EPISODE = 4
 TIMING = re.compile(r"seconds/|publish/|.*tokens_per_s$")
 """Metrics that differ from run to run."""
-ENDS_WITHIN_S = 90.0
+ENDS_WITHIN_S = 300.0
 
 
 def run_file(model: Path, episodes: int, generator: str) -> str:
     """All that has a state: PPO with a critic, an adaptive KL coefficient, a decaying learning rate, relay, evaluations."""
-    trained = {"lr": 1e-3, "dtype": "float32", "lr_decay_style": "cosine", "lr_decay_iters": 100, "lr_warmup_iters": 3}
+    trained = {
+        "lr": 1e-3, "dtype": "float32", "omp_threads": 1, "lr_decay_style": "cosine", "lr_decay_iters": 100,
+        "lr_warmup_iters": 3,
+    }  # fmt: skip
     return yaml.safe_dump({
         "runtime": {
             "num_episode": episodes, "sample_per_episode": 4 * PROMPTS_PER_EPISODE, "num_inference_per_prompt": 4,
@@ -48,6 +52,7 @@ def run_file(model: Path, episodes: int, generator: str) -> str:
         "models": {
             "policy": {
                 "model": str(model), "seq_length": 64, "max_new_tokens": 12, "dtype": "float32", "generator": generator,
+                "omp_threads": 1,
             } | ({"enforce_eager": True} if generator == "vllm" else {}),
             "ppo_policy": trained, "ppo_value": trained, "reference": {}, "value": {},
         },
@@ -133,20 +138,23 @@ async def _ask(address: str) -> tuple[Any, list[str]]:
         return await ledger.audit("a"), groups
 
 
-def kill_and_resume(run: WholeRun, victims: list[str], seed: int) -> list[str]:
-    """Starts the run, and kills each victim at a random moment after the next episode that is done; resumes it, unless it
-    goes on by itself. It is at work afterwards. Returns when each was killed, in words."""
+def kill_and_resume(run: WholeRun, victims: list[tuple[str, ...]], seed: int, *last: str) -> tuple[list[str], int]:
+    """Starts the run, and kills some victims at a random moment after the next episode that is done; resumes it, and kills
+    others, ... The last time it is resumed with the options `last`, to its end.
+
+    Returns when each was killed, in words, and the optimizer step of the checkpoint that the last sitting went on from.
+    """
     chance, told = random.Random(seed), []
     run.start()
-    for victim in victims:
+    for number, some in enumerate(victims, start=1):
         run.until(r"^episode \d+ done")
-        delay = chance.uniform(0, 1.5)
+        delay = chance.uniform(0, 1)
         time.sleep(delay)
-        run.kill(victim)
-        told.append(f"{victim} {delay:.2f} s after {run.output.splitlines()[-1].partition(' done')[0]}")
-        if victim == "rollout-0":
-            run.until("starting it again")
-            continue
+        for victim in some:
+            run.kill(victim)
+        told.append(f"{' and '.join(some)} {delay:.2f} s after {run.output.splitlines()[-1].partition(' done')[0]}")
         assert run.end() != 0, run.output
-        run.resume()
-    return told
+        step = run_checkpoints(run.folder)[-1].global_step
+        run.resume(*(last if number == len(victims) else ()))
+    assert run.end() == 0, run.output
+    return told, step

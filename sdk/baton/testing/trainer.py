@@ -104,6 +104,7 @@ class FakeTrainer(TrainerServiceServicer):
         if not file.is_file():
             raise NotFoundError(f"{request.path} is no checkpoint")
         self.global_step = json.loads(file.read_bytes())["global_step"]
+        self._answers.clear()
         return pb.LoadCheckpointResponse(global_step=self.global_step)
 
     async def ExportModel(self, request: pb.ExportModelRequest, context: grpc.aio.ServicerContext) -> pb.ExportModelResponse:

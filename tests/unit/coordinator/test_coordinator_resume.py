@@ -153,6 +153,19 @@ async def test_a_coordinator_that_is_still_at_work_fails_once_its_run_is_taken_o
         assert list((await ledger.audit(run_id)).faults) == []
 
 
+async def test_services_that_live_on_when_their_run_fails_go_on_with_it_when_they_are_asked(buffer, run_id, tmp_path):
+    trainer = Dies(7)
+    async with place(buffer.address, tmp_path, trainer=trainer, run=config(**PLAIN)) as there:
+        assert (await there.run(run_id)).life is Life.FAILED
+        trainer.last = STEPS
+        assert there.coordinator.start_run(run_id).state.life is Life.FAILED, "it has ended, and nobody said resume"
+        there.coordinator.start_run(run_id, Resume())
+        state = (await there.finish())[-1].state
+    assert state.life is Life.SUCCEEDED, state.error
+    assert trained(trainer.trained[:4], trainer.trained[7:]) == trained(trainer.trained[:7], trainer.trained[10:])
+    assert [row["episode"] for row in rows(tmp_path)] == list(range(EPISODES))
+
+
 async def test_a_replica_that_lives_on_with_a_later_version_gets_the_weights_as_a_version_after_it(buffer, run_id, tmp_path):
     replica, second = FakeRollout(), FakeTrainer()
     await sit(buffer, run_id, tmp_path, Dies(7), rollouts=(replica,))
