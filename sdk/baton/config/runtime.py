@@ -114,10 +114,12 @@ class RuntimeConfig(Section):
     """Seed of every random choice in the run."""
 
     reproducible: bool | None = None
-    """Whether the same run file makes the same run, so that a resumed run goes on as if it had not been interrupted: each
-    response has random numbers of its own, by `seed`, episode and prompt, and the default flow yields an episode's groups
-    in the order of their prompts. null: where all replicas are on a CPU. On a GPU vLLM draws such responses one after the
-    other, and its numbers depend on what it computes at the same time, so that the last bits differ all the same."""
+    """Whether the same run file makes the same run, so that a resumed run goes on as if it had not been interrupted. Each
+    response has random numbers of its own, by `seed`, episode and prompt; the default flow yields an episode's groups in the
+    order of their prompts; a replica gets its prompts in one request, whatever `generation_batch_size` says (256 at most);
+    models that score are asked about one group at a time. null: where all replicas are on a CPU. On a GPU vLLM draws such
+    responses one after the other, and the last bits of its numbers depend on what it computes at the same time all the
+    same."""
 
     colocation: list[str] = Field(default_factory=list)
     """Comma-separated lists of models that share GPUs, as `policy,ppo_policy`: each list's processes are laid over the same
