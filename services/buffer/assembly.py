@@ -15,6 +15,7 @@ from services.buffer.ledger import Ledger
 from services.buffer.ledger_servicer import LedgerServicer
 from services.buffer.limits import Limits
 from services.buffer.relay_servicer import RelayServicer
+from services.buffer.rollback import RollBack
 from services.buffer.selection import Selections
 from services.buffer.servicer import BufferServicer, add_buffer_service
 from services.buffer.state import RunState
@@ -30,8 +31,9 @@ def add_services(server: grpc.aio.Server, store: Store, limits: Limits) -> None:
     buffer = BufferServicer(Ledger(store, chunks, sets, limits), Leases(store, sets, limits), inspection)
     relay = RelayServicer(History(store, chunks, sets), Selections(store, limits))
     ledger = LedgerServicer(
-        Groups(store, limits), Checkpoints(store, inspection), inspection, Audit(store, chunks, inspection), RunState(store)
-    )
+        Groups(store, limits), Checkpoints(store, inspection), RollBack(store, sets), inspection,
+        Audit(store, chunks, inspection), RunState(store),
+    )  # fmt: skip
     add_buffer_service(buffer, server)
     add_RelayServiceServicer_to_server(relay, server)
     add_LedgerServiceServicer_to_server(ledger, server)

@@ -51,12 +51,15 @@ class History:
                 kept.append(Kept(episode_id, int(stored), int(size), (columns or b"").decode()))
         return kept
 
-    async def trim(self, run: RunKeys, keep_episodes: int, keep_bytes: int, evict_for_bytes: bool) -> list[int]:
-        """Evicts the oldest episodes beyond a number (0: any) and a size (0: any); returns their ids.
+    async def trim(
+        self, run: RunKeys, keep_episodes: int, keep_bytes: int, evict_for_bytes: bool, spare_from: int | None = None
+    ) -> tuple[list[int], int]:
+        """Evicts the oldest episodes beyond a number (0: any) and a size (0: any); returns their ids, and how many are
+        within these limits.
 
-        The newest episode stays, and so do those that are not trained or that a training set refers to. Raises, and evicts
-        nothing: BackpressureError if the size asks for an eviction and `evict_for_bytes` does not allow one,
-        InvalidRequestError if the newest episode alone is larger than that.
+        The newest episode stays, and so do those that are not trained, that a training set refers to, or that are from
+        `spare_from` on. Raises, and evicts nothing: BackpressureError if the size asks for an eviction and
+        `evict_for_bytes` does not allow one, InvalidRequestError if the newest episode alone is larger than that.
         """
         kept = await self.episodes(run)
         surplus = kept[: max(len(kept) - keep_episodes, 0)] if keep_episodes else []
@@ -77,9 +80,11 @@ class History:
             surplus.append(rest.pop(0))
         evicted = []
         for episode in surplus:
+            if spare_from is not None and episode.episode_id >= spare_from:
+                continue
             if await self._evict(EpisodeKeys(run.run_id, episode.episode_id)):
                 evicted.append(episode.episode_id)
-        return evicted
+        return evicted, len(rest)
 
     async def _evict(self, keys: EpisodeKeys) -> bool:
         layout, run = Layout(keys.chunks), keys.run

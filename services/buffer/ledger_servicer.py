@@ -9,6 +9,7 @@ from services.buffer.checkpoints import Checkpoints
 from services.buffer.groups import Groups
 from services.buffer.inspection import Inspection, State
 from services.buffer.keys import EpisodeKeys, RunKeys
+from services.buffer.rollback import RollBack
 from services.buffer.state import RunState
 
 SENTENCES = 1000
@@ -18,10 +19,12 @@ class LedgerServicer(LedgerServiceServicer):
     """Implements LedgerService; the errors are those of the domain calls."""
 
     def __init__(
-        self, groups: Groups, checkpoints: Checkpoints, inspection: Inspection, audit: Audit, state: RunState
+        self, groups: Groups, checkpoints: Checkpoints, rollback: RollBack, inspection: Inspection, audit: Audit,
+        state: RunState,
     ) -> None:  # fmt: skip
         self._groups = groups
         self._checkpoints = checkpoints
+        self._rollback = rollback
         self._inspection = inspection
         self._audit = audit
         self._state = state
@@ -53,6 +56,10 @@ class LedgerServicer(LedgerServiceServicer):
         self, request: pb.RewindTrainedRequest, context: grpc.aio.ServicerContext
     ) -> pb.RewindTrainedResponse:
         return pb.RewindTrainedResponse(steps=await self._checkpoints.rewind(RunKeys(request.run_id), request.global_step))
+
+    async def RollBack(self, request: pb.RollBackRequest, context: grpc.aio.ServicerContext) -> pb.RollBackResponse:
+        run = RunKeys(request.run_id)
+        return pb.RollBackResponse(steps=await self._rollback.before(run, request.episode_id, request.global_step))
 
     async def ListEpisodes(
         self, request: pb.ListEpisodesRequest, context: grpc.aio.ServicerContext

@@ -31,10 +31,11 @@ class RelayServicer(RelayServiceServicer):
         )
 
     async def TrimHistory(self, request: pb.TrimHistoryRequest, context: grpc.aio.ServicerContext) -> pb.TrimHistoryResponse:
-        evicted = await self._history.trim(
-            RunKeys(request.run_id), request.keep_episodes, request.keep_bytes, request.evict_for_bytes
+        spare_from = request.spare_from if request.HasField("spare_from") else None
+        evicted, shown = await self._history.trim(
+            RunKeys(request.run_id), request.keep_episodes, request.keep_bytes, request.evict_for_bytes, spare_from
         )
-        return pb.TrimHistoryResponse(evicted_episode_ids=evicted)
+        return pb.TrimHistoryResponse(evicted_episode_ids=evicted, shown_episodes=shown)
 
     async def ReadColumns(
         self, request: pb.ReadColumnsRequest, context: grpc.aio.ServicerContext

@@ -70,6 +70,11 @@ class PhaseClock:
         if phase:
             self._events.append(self._state)
 
+    def so_far(self) -> dict[str, float]:
+        """Seconds in each phase since the last `lap`, which goes on."""
+        self._count()
+        return dict(self._lap)
+
     def lap(self) -> dict[str, float]:
         """Seconds in each phase since the last call, which begins an episode."""
         self._count()

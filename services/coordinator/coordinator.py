@@ -1,4 +1,4 @@
-"""The coordinator: at most one run in the life of the process, started, stopped and watched by its id."""
+"""The coordinator: at most one run in the life of the process, started, stopped, resumed and watched by its id."""
 
 import re
 from collections.abc import AsyncIterator
@@ -12,6 +12,7 @@ from services.coordinator.driver import Driver
 from services.coordinator.events import Event
 from services.coordinator.relay import relay_function
 from services.coordinator.report import RunReport
+from services.coordinator.resuming import Resume
 from services.coordinator.rewards import reward_functions
 from services.coordinator.run import Run
 from services.coordinator.state import Life, RunState
@@ -45,12 +46,14 @@ class Coordinator:
         self.run: Run | None = None
         """The present run, or the last one."""
 
-    def start_run(self, run_id: str) -> Event:
-        """Begins the run, once per id. Raises ConflictError if this process has a run of another id."""
+    def start_run(self, run_id: str, resume: Resume | None = None) -> Event:
+        """Begins the run, or goes on with it; one that is at work stays as it is. Raises ConflictError if this process has a
+        run of another id."""
         if not _RUN_ID.fullmatch(run_id):
             raise InvalidRequestError(f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', not with '.' first")
-        if self.run is None:
-            self.run = self._new_run(run_id)
+        again = resume is not None and self.run is not None and self.run.driver.state.life.ended
+        if self.run is None or (again and self.run.driver.state.run_id == run_id):
+            self.run = self._new_run(run_id, resume)
         elif self.run.driver.state.run_id != run_id:
             state = self.run.driver.state
             raise ConflictError(
@@ -86,11 +89,12 @@ class Coordinator:
             raise NotFoundError(f"there is no run {run_id!r} here; this coordinator has {self.run.driver.state.run_id!r}")
         return self.run
 
-    def _new_run(self, run_id: str) -> Run:
-        report = RunReport((self._output_dir or Path(self._config.runtime.output_dir) / run_id).resolve())
+    def _new_run(self, run_id: str, resume: Resume | None) -> Run:
+        folder = (self._output_dir or Path(self._config.runtime.output_dir) / run_id).resolve()
+        report = RunReport(folder, resuming=resume is not None)
         state = self._new_state(run_id, str(report.folder), Life.STARTING)
         services = Connections.open(self._addresses, self._config.deadlines)
-        return Run(Driver(self._config, self._engine, services, state, report), self._addresses)
+        return Run(Driver(self._config, self._engine, services, state, report, resume), self._addresses)
 
     def _new_state(self, run_id: str, folder: str, life: Life) -> RunState:
         return RunState(run_id, self._config.runtime.num_episode, folder, self._dashboard_url, life)

@@ -18,6 +18,8 @@ at a time, named in `RunState.waiting_for`, never longer than the run file's dea
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 
 from baton.config import RunConfig
 from baton.config.trainable import MAIN_GROUP
@@ -35,10 +37,12 @@ from services.coordinator.flows import EpisodeContext, default_flow
 from services.coordinator.given_answers import GivenAnswers
 from services.coordinator.groups import named_apart
 from services.coordinator.intake import Intake
+from services.coordinator.position import Position
 from services.coordinator.prompts import Prompts, build_prompts
 from services.coordinator.publishing import Publishing
 from services.coordinator.relay import Relay
 from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport, brief
+from services.coordinator.resuming import Resume, Resuming
 from services.coordinator.rewards import RewardPool, reward_functions
 from services.coordinator.rollouts import Rollouts
 from services.coordinator.saving import Saving
@@ -52,15 +56,18 @@ log = logging.getLogger(__name__)
 class Driver:
     """One run's verbs, and the loop that strings them together. Every method raises what ends the run."""
 
-    def __init__(self, config: RunConfig, engine: Engine, services: Connections, state: RunState, report: RunReport) -> None:
-        """Raises ConfigError if run file and engine together do not make a run."""
+    def __init__(
+        self, config: RunConfig, engine: Engine, services: Connections, state: RunState, report: RunReport,
+        resume: Resume | None = None,
+    ) -> None:  # fmt: skip
+        """With `resume` the run goes on from one of its checkpoints. Raises ConfigError if run file and engine together do
+        not make a run."""
         self.state = state
         self.report = report
         self.events = EventLog()
         self.clock = PhaseClock(state, self.events)
         self.fleet = Fleet(services.rollouts, return_s=config.deadlines.restart_s)
         self.publishing = Publishing(services, self.fleet, state, config.deadlines)
-        self.saving = Saving(config, services, self.publishing, state, self.clock, report.folder)
         self._config = config
         self._engine = engine
         self._services = services
@@ -69,6 +76,9 @@ class Driver:
         self._intake = Intake(config, services, state.run_id, self.clock, self._budget)
         self._steps = Steps(config, services, self.publishing, state, self.clock, report)
         self._relay = Relay(config, engine, services.relay, state.run_id)
+        self.saving = Saving(config, services, self.publishing, state, self.clock, report.folder, self._relay)
+        self._resume = resume
+        self._resuming = Resuming(config, services, state, self._store, self.clock, report)
         functions, reward_s = reward_functions(config, engine), config.deadlines.reward_s
         self._rewards = RewardPool(functions, config.rewards, self._budget, deadline_s=reward_s)
         self._rollouts = Rollouts(
@@ -86,15 +96,23 @@ class Driver:
             self._budget,
         )
         self._prompts: Prompts
+        self._position: Position | None = None
+        self._served: list[int] = []
+        self._reproducible = False
 
     async def episodes(self) -> None:
-        """Version 1 of the weights, then all episodes. Where answers are given, no weights are published."""
-        await self._publish_if_due(0)
-        self.state.life = Life.RUNNING
-        await self._evaluation.if_due(0, self._prompts.held_out())
-        self.clock.lap()  # episode 0 begins now
-        for episode in range(self._config.runtime.num_episode):
+        """Version 1 of the weights, then all episodes; or from a checkpoint on. Where answers are given, no weights are
+        published."""
+        if self._position is None:
+            await self._publish_if_due(0)
+            self.state.life = Life.RUNNING
+            await self._evaluation.if_due(0, self._prompts.held_out())
+        else:
+            await self._go_on(self._position)
+        self.clock.lap()  # the first episode begins now
+        for episode in range(self.state.episode, self._config.runtime.num_episode):
             tally = EpisodeTally(rolled_out=not self._config.is_offline)
+            self.saving.between_episodes = False
             sampled_from = (self.state.policy_version, self.state.weights_digest)
             prompts = self._next_prompts(episode)
             if self._config.runtime.relays(episode):
@@ -105,7 +123,8 @@ class Driver:
             await self.save()
             publication = await self._publish_if_due(episode + 1)
             await self._commit(episode)
-            await self.saving.checkpoint_if_due(episode + 1)
+            known = EpisodeReport(episode, *sampled_from, tally.metrics(self.clock.so_far(), publication))
+            await self.saving.checkpoint_if_due(episode + 1, known)
             tally.add_metrics(await self._evaluation.if_due(episode + 1, self._prompts.held_out()))
             self._report(EpisodeReport(episode, *sampled_from, tally.metrics(self.clock.lap(), publication)))
 
@@ -114,27 +133,65 @@ class Driver:
         startup_s = self._config.deadlines.startup_s
         self.clock.begin("start", "the prompts")
         self._prompts = await asyncio.to_thread(build_prompts, self._config, self._engine)
-        self.clock.begin("start", "the tools that get the metrics")
-        await asyncio.to_thread(self.report.open, self._config.logging, self.state.run_id)
         self.clock.begin("start", "the reward workers")
         await self._rewards.start(startup_s)
-        services = self._services
+        services, resume, checkpoint = self._services, self._resume, None
         self.clock.begin("start", services.buffer_name)
-        await until_ready(services.buffer_name, lambda: self._store.claim(self.state), startup_s)
+        if resume is None:
+            await until_ready(services.buffer_name, lambda: self._store.claim(self.state), startup_s)
+        else:
+            taking = partial(self._resuming.take_over, resume)
+            checkpoint, self._position = await until_ready(services.buffer_name, taking, startup_s)
+        await self._until_models_are_ready(startup_s)
+        if self._position is None:
+            self.state.prompts_consumed = self._config.prompts_of(self._config.runtime.consumed_samples)
+        else:
+            await self._resuming.restore(checkpoint, self._position)
+            self.saving.resumed(self._position)
+        self.clock.begin("start", "the tools that get the metrics")
+        await asyncio.to_thread(self.report.open, self._config.logging, self.state.run_id)
+
+    async def _until_models_are_ready(self, startup_s: float) -> None:
+        services, devices = self._services, set()
         for replica in services.rollouts:
             self.clock.begin("start", f"rollout at {replica.address}")
-            await until_ready(f"rollout at {replica.address}", replica.get_status, startup_s)
+            status = await until_ready(f"rollout at {replica.address}", replica.get_status, startup_s)
+            self._served.append(status.policy_version)
+            devices |= set(status.devices)
         for group, trainer in services.trainers.items():
             self.clock.begin("start", services.group_name(group))
             status = await until_ready(services.group_name(group), trainer.get_status, startup_s)
-            if group == MAIN_GROUP:
+            if group == MAIN_GROUP and self._position is None:
                 self.state.global_step = status.global_step
-        self.state.prompts_consumed = self._config.prompts_of(self._config.runtime.consumed_samples)
+        wished = self._config.runtime.reproducible
+        self._reproducible = devices <= {"cpu"} if wished is None else wished
+        if self._reproducible:
+            self._rollouts.seed = self._config.runtime.seed
+            self._scorers.ask_alone()
+
+    async def _go_on(self, position: Position) -> None:
+        """What else is to be as it was: the version that replicas serve, and what the last episode has not written."""
+        if position.policy_version:
+            self.clock.begin("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
+            await self.publishing.restore(position, self._served)
+        self.state.life = Life.RUNNING
+        known, last = self.report.evaluation(position.episode), position.report
+        if known is None:
+            found = await self._evaluation.if_due(position.episode, self._prompts.held_out())
+        else:
+            found = {f"eval/{name}": value for name, value in known.items()}
+        if last is not None and all(one.episode_id != last.episode_id for one in self.report.episodes):
+            self._report(replace(last, metrics=last.metrics | found))
 
     async def finish(self) -> str:
         """What comes after the last episode: a checkpoint and an export. Returns the export's directory."""
         await self.saving.checkpoint()
         return await self.saving.export()
+
+    @property
+    def may_write(self) -> bool:
+        """Whether state and reports are this driver's: not those of a run that it could not take over."""
+        return self._resume is None or self._store.is_ours
 
     async def save(self) -> None:
         """Stores the state."""
@@ -193,7 +250,8 @@ class Driver:
             episode, self.state.digests, self._rollouts, self._intake.issues, self._rewards,
             self._scorers, self.clock,
         )  # fmt: skip
-        flow = self._engine.flow or default_flow(in_prompt_order=self._config.in_prompt_order(episode))
+        in_order = self._reproducible or self._config.in_prompt_order(episode)
+        flow = self._engine.flow or default_flow(in_prompt_order=in_order)
         return flow(context, prompts)
 
     async def _publish_if_due(self, finished_episodes: int) -> Publication | None:
@@ -210,7 +268,7 @@ class Driver:
         """From here on the episode is done, and a look at the state says so."""
         self.clock.begin("commit", self._services.buffer_name)
         await self.saving.episode_done(episode)
-        self.state.episode = episode + 1
+        self.state.episode, self.saving.between_episodes = episode + 1, True
         await self.save()
 
     def _report(self, report: EpisodeReport) -> None:

@@ -16,6 +16,7 @@ from baton.errors import BatonError, DigestMismatchError, WrongModelError
 from baton.publication import Publication
 from services.coordinator.connections import Connections, blame
 from services.coordinator.fleet import Fleet
+from services.coordinator.position import Position
 from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.state import RunState
 
@@ -44,7 +45,8 @@ class Publishing:
         self._fleet = fleet
         self._state = state
         self._deadlines = deadlines
-        self._sent_step = -1
+        self.published_step = -1
+        """Optimizer step whose weights the present version is."""
 
     async def next_version(self) -> Publication:
         """Makes the trainer's weights the next version on every replica that can be reached; waits for one, if none can.
@@ -55,6 +57,23 @@ class Publishing:
         async with self.trainer:
             return await self._next_version()
 
+    async def restore(self, position: Position, served: Sequence[int]) -> None:
+        """After the trainer has loaded the checkpoint of that position: its version again, of the same digest, to all
+        replicas. They serve the versions `served`, which none takes back: after a higher one these weights get the next
+        number. Weights that no version was made of, since `models.policy.sync_frequency` left that out, become the next one.
+        """
+        async with self.trainer:
+            version = max([position.policy_version, *served])
+            version += version > position.policy_version
+            if position.published_step == position.global_step:
+                await self._publish(version, position.weights_digest)
+                return
+            log.warning(
+                "the weights of version %d are no longer there, only those of optimizer step %d; these become version %d, "
+                "earlier than models.policy.sync_frequency says", position.policy_version, position.global_step, version + 1,
+            )  # fmt: skip
+            await self._publish(version + 1)
+
     async def catch_up(self, replica: Replica) -> None:
         """Brings a STALE replica to the present version, if the trainer still holds that; else it waits for the next one.
 
@@ -64,7 +83,7 @@ class Publishing:
             if replica.health is not ReplicaHealth.STALE or not replica.takes_weights:
                 return
             version, digest = self._state.policy_version, self._state.weights_digest
-            moved_on = self._sent_step != self._state.global_step
+            moved_on = self.published_step != self._state.global_step
             if moved_on and self._fleet.healthy():
                 replica.reason = f"waits for version {version + 1}: the trainer has left version {version} behind"
                 return
@@ -81,12 +100,14 @@ class Publishing:
         await asyncio.sleep(AGAIN_S)
 
     async def _next_version(self) -> Publication:
-        version = self._state.policy_version + 1
+        return await self._publish(self._state.policy_version + 1)
+
+    async def _publish(self, version: int, digest: str | None = None) -> Publication:
         for left in reversed(range(TRIES)):
             members = await self._fleet.reachable()
             deaths = [member.deaths for member in members]
             try:
-                publication = await self._send(version, members)
+                publication = await self._send(version, members, digest)
                 break
             except DigestMismatchError:
                 raise
@@ -99,7 +120,7 @@ class Publishing:
                     raise
                 log.warning("publishing version %d broke off, and begins again without whom it lost: %s", version, error)
         self._state.published(version, publication.weights_digest)
-        self._sent_step = self._state.global_step
+        self.published_step = self._state.global_step
         self._fleet.version = version
         for member in members:
             if member.address in publication.committed:

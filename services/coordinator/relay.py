@@ -49,15 +49,21 @@ class Relay:
         self._timeout_s = config.deadlines.relay_s
         self._history = RelayHistory(client, run_id, config.deadlines.buffer_s)
         self._function = relay_function(config, engine)
+        self.shown_from: int | None = None
+        """Oldest episode that the function has seen last."""
+        self.spare_from: int | None = None
+        """Oldest episode that it had seen last when the newest checkpoint was written. A run that goes on from there shows
+        it again, so none from it on is evicted."""
 
     async def choose(self, episode: int, policy_version: int) -> Relayed:
         """Makes the training set of a closed episode, which ages are counted from `policy_version` in."""
         store, limit = self._config.store, self._config.runtime.relay_limit
-        await self._client.trim_history(
+        trimmed = await self._client.trim_history(
             self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
-            evict_for_bytes=store.relay_when_full == "evict",
+            evict_for_bytes=store.relay_when_full == "evict", spare_from=self.spare_from,
         )  # fmt: skip
-        buffers = await self._history.buffers(limit)
+        buffers = await self._history.buffers(trimmed.shown)
+        self.shown_from = buffers[0].episode_id
         chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
         total, steps = await self._client.select(self._run_id, episode, chosen.references, chosen.made)
         if total == 0:

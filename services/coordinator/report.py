@@ -13,7 +13,7 @@ from baton.errors import ConflictError
 from baton.flow import Group
 from baton.publication import Publication
 from baton.samples import FinishReason, RewardStatus, Samples
-from services.coordinator.sinks import EPISODES_FILE, JsonLines, Sink, open_sinks
+from services.coordinator.sinks import EPISODES_FILE, EVALUATIONS_FILE, JsonLines, JsonRows, Sink, open_sinks
 from services.coordinator.state import RunState
 
 PLOTS = {"reward_mean": "reward.png", "loss": "loss.png"}
@@ -131,18 +131,38 @@ def mean_of_finite(values: Sequence[float] | np.ndarray) -> float:
 class RunReport:
     """The run's folder and all reports so far."""
 
-    def __init__(self, folder: Path) -> None:
-        """Makes the folder. Raises ConflictError if another run wrote its metrics there."""
+    def __init__(self, folder: Path, *, resuming: bool = False) -> None:
+        """Makes the folder. Raises ConflictError if another run wrote its metrics there; they are this one's if it is
+        `resuming`."""
         self.folder = folder
         self.episodes: list[EpisodeReport] = []
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / EPISODES_FILE).exists():
-            raise ConflictError(f"{folder} holds the metrics of another run; start under another run id, or move it away")
-        self._sinks: list[Sink] = [JsonLines(folder)]
+        if (folder / EPISODES_FILE).exists() and not resuming:
+            raise ConflictError(
+                f"{folder} holds the metrics of another run; start under another run id, move it away, or resume that run"
+            )
+        self._lines = JsonLines(folder)
+        self._sinks: list[Sink] = [self._lines]
+        self._rows: JsonRows | None = None
+
+    def roll_back(self, episode: int, global_step: int) -> None:
+        """Before `open`: what came after that step, before that episode, leaves the metrics."""
+        self._rows = self._lines.roll_back(episode, global_step)
+        for row in self._rows[EPISODES_FILE]:
+            metrics = dict(row)
+            names = (metrics.pop(name) for name in ("episode", "policy_version", "weights_digest"))
+            self.episodes.append(EpisodeReport(*names, metrics))
+
+    def evaluation(self, finished_episodes: int) -> dict[str, float] | None:
+        """What a run that was rolled back has of its evaluation after so many episodes."""
+        for row in (self._rows or {}).get(EVALUATIONS_FILE, ()):
+            if row["finished_episodes"] == finished_episodes:
+                return {name: value for name, value in row.items() if name not in ("global_step", "finished_episodes")}
+        return None
 
     def open(self, config: LoggingConfig, run_id: str) -> None:
         """Adds the sinks that the run file asks for, which may take seconds."""
-        self._sinks += open_sinks(config, self.folder, run_id)
+        self._sinks += open_sinks(config, self.folder, run_id, self._rows)
 
     def add(self, report: EpisodeReport) -> None:
         """Takes a finished episode."""

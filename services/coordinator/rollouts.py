@@ -3,9 +3,11 @@ another one if that replica dies."""
 
 import json
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Protocol
 
 from baton.clients.rollout import Generation, Prompt, SamplingParams
@@ -24,8 +26,8 @@ LOST = ServiceUnavailableError, NotReadyError
 """What a request raises whose replica died, was paused, or is another process now, of another version or none yet."""
 
 
-MEASURED = 256
-"""Prompts in one request for their lengths; it has to stay below the limit of a message."""
+MOST = 256
+"""Prompts in one request at most, whatever it is for; it has to stay below the limit of a message."""
 
 
 class Lost(Protocol):
@@ -49,7 +51,12 @@ class Rollouts:
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
         self._ranking = ranking
+        self.seed: int | None = None
+        """Has every response depend on this, its episode, its group, and how often that was asked for; None: on what the
+        replica has drawn before. With it a replica gets what it gets in one request, so that what it computes together does
+        not depend on who came first."""
         self._homes: dict[str, str] = {}
+        self._asked: Counter[str] = Counter()  # by group, in this episode
         self._episode = -1
 
     @property
@@ -69,11 +76,14 @@ class Rollouts:
         with its address.
         """
         if episode_id != self._episode:
-            self._episode, self._homes = episode_id, {}
-        overrides = replace(sampling, n=sampling.n or self._group_size)
+            self._episode, self._homes, self._asked = episode_id, {}, Counter()
+        asked = dict(self._asked)
+        self._asked.update(item.group_id for item in prompts)
 
         async def answer(batch: Sequence[PromptItem]) -> AsyncIterator[Group]:
             waiting, attempts = {item.group_id: item for item in batch}, 0
+            seed = self._seed_of(episode_id, asked.get(batch[0].group_id, 0)) if sampling.seed is None else sampling.seed
+            overrides = replace(sampling, n=sampling.n or self._group_size, seed=seed)
             while waiting:
                 replica = await self._fleet.take(len(waiting), self._homes.get(batch[0].group_id))
                 deaths = replica.deaths
@@ -87,16 +97,24 @@ class Rollouts:
                 finally:
                     replica.outstanding -= len(waiting)
 
-        return self._spread(prompts, answer)
+        return self._spread(prompts, asked, answer)
+
+    def _seed_of(self, episode_id: int, times: int) -> int | None:
+        """Of a request for groups that were asked for so many times before; which group it is, the replica adds."""
+        if self.seed is None:
+            return None
+        mixed = blake2b(f"{self.seed}/{episode_id}/{times}".encode(), digest_size=8).digest()
+        return int.from_bytes(mixed, "little") >> 2
 
     async def _spread(
-        self, prompts: Sequence[PromptItem], answer: Callable[[Sequence[PromptItem]], AsyncIterator[Group]]
-    ) -> AsyncIterator[Group]:
+        self, prompts: Sequence[PromptItem], asked: Mapping[str, int],
+        answer: Callable[[Sequence[PromptItem]], AsyncIterator[Group]],
+    ) -> AsyncIterator[Group]:  # fmt: skip
         """All requests at once, in the order in which they go to the replicas."""
         if self._ranking and len(prompts) > 1:
             lengths = await self._lengths(prompts)
             prompts = [prompts[index] for index in sorted(range(len(prompts)), key=lambda index: -lengths[index])]
-        async with aclosing(merge([answer(batch) for batch in self._batches(prompts)])) as groups:
+        async with aclosing(merge([answer(batch) for batch in self._batches(prompts, asked)])) as groups:
             async for group in groups:
                 yield group
 
@@ -106,7 +124,7 @@ class Rollouts:
         failures = 0
         while len(lengths) < len(prompts):
             replica = await self._fleet.take(0)
-            part = prompts[len(lengths) : len(lengths) + MEASURED]
+            part = prompts[len(lengths) : len(lengths) + MOST]
             try:
                 with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
                     async with self._fleet.while_alive(replica):
@@ -166,12 +184,14 @@ class Rollouts:
             log.warning("rollout at %s: %d unanswered groups go elsewhere: %s", replica.address, len(waiting), error)
         return attempts
 
-    def _batches(self, prompts: Sequence[PromptItem]) -> list[Sequence[PromptItem]]:
-        """Cut so small that all replicas have work; prompts with different homes are not put together."""
-        size = min(self._batch_size, -(-len(prompts) // (len(self._fleet.healthy()) or 1))) or 1
-        by_home: dict[str | None, list[PromptItem]] = {}
+    def _batches(self, prompts: Sequence[PromptItem], asked: Mapping[str, int]) -> list[Sequence[PromptItem]]:
+        """Cut so small that all replicas have work; prompts with different homes or seeds are not put together."""
+        most = self._batch_size if self.seed is None else MOST
+        size = min(most, -(-len(prompts) // (len(self._fleet.healthy()) or 1))) or 1
+        by_home: dict[tuple[str | None, int], list[PromptItem]] = {}
         for item in prompts:
-            by_home.setdefault(self._homes.get(item.group_id), []).append(item)
+            times = 0 if self.seed is None else asked.get(item.group_id, 0)
+            by_home.setdefault((self._homes.get(item.group_id), times), []).append(item)
         return [items[start : start + size] for items in by_home.values() for start in range(0, len(items), size)]
 
 

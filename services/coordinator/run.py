@@ -111,21 +111,30 @@ class Run:
         driver, state = self.driver, self.driver.state
         driver.clock.enter("report")
         state.ended_at = time.time()
+        if driver.may_write:
+            await self._report(life)
+        driver.clock.enter("")
+        state.life = life
+        if driver.may_write:
+            await self._store()
+        await driver.close()
+        driver.events.append(state)
+        log.info("run %s %s after %.1f s", state.run_id, state.life, state.elapsed_s)
+
+    async def _report(self, life: Life) -> None:
+        driver, state = self.driver, self.driver.state
         try:
             final = replace(state, life=life)
             await asyncio.to_thread(driver.report.finish, final, driver.clock.total_s, self._export)
         except Exception:  # a full disk must not keep the run from ending
             log.exception("the report of run %s could not be written", state.run_id)
-        driver.clock.enter("")
-        state.life = life
+
+    async def _store(self) -> None:
         try:
             async with asyncio.timeout(LAST_SAVE_S):
-                await driver.save()
+                await self.driver.save()
         except (BatonError, TimeoutError) as error:
-            log.warning("the end of run %s could not be stored: %s", state.run_id, error)
-        await driver.close()
-        driver.events.append(state)
-        log.info("run %s %s after %.1f s", state.run_id, state.life, state.elapsed_s)
+            log.warning("the end of run %s could not be stored: %s", self.driver.state.run_id, error)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 from baton.config import RunConfig
+from baton.run_checkpoints import FOLDER
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
+from services.coordinator.data_checkpoints import DataCheckpoints
+from services.coordinator.position import Position
 from services.coordinator.publishing import Publishing
+from services.coordinator.relay import Relay
+from services.coordinator.report import EpisodeReport
 from services.coordinator.state import RunState
 
 
@@ -14,18 +19,27 @@ class Saving:
 
     def __init__(
         self, config: RunConfig, services: Connections, publishing: Publishing, state: RunState, clock: PhaseClock,
-        folder: Path,
+        folder: Path, relay: Relay,
     ) -> None:  # fmt: skip
+        self.between_episodes = True
+        """Whether the trainer's weights are those of whole episodes, all of which are done."""
         self._services = services
         self._publishing = publishing
         self._state = state
         self._clock = clock
         self._folder = folder
+        self._relay = relay
+        self._data_checkpoints = DataCheckpoints(config, folder)
         self._timeout_s = config.deadlines.checkpoint_s
         self._interval = config.runtime.save_episode_interval
         self._free_on_checkpoint = config.store.ack_on == "checkpoint"
-        self._saved_step = -1
+        self._saved = (-1, -1)
         self._unconfirmed: list[int] = []
+
+    def resumed(self, position: Position) -> None:
+        """The trainer is at this position, of which there is a checkpoint."""
+        self._saved = position.global_step, position.episode
+        self._relay.spare_from = position.history_from
 
     async def episode_done(self, episode: int) -> None:
         """Its samples are freed once they are trained for good: now, or with the next checkpoint."""
@@ -33,25 +47,41 @@ class Saving:
         if not self._free_on_checkpoint:
             await self._free_episodes()
 
-    async def checkpoint_if_due(self, finished_episodes: int) -> None:
-        """Writes one at the interval of the run file."""
+    async def checkpoint_if_due(self, finished_episodes: int, report: EpisodeReport) -> None:
+        """Writes one at the interval of the run file; `report` tells of the last episode what is known so far."""
         if self._interval and finished_episodes % self._interval == 0:
-            await self.checkpoint()
+            await self.checkpoint(report)
 
-    async def checkpoint(self) -> None:
-        """Has the trainer write one, unless the newest is of the present step."""
-        if self._saved_step == self._state.global_step:
+    async def checkpoint(self, report: EpisodeReport | None = None) -> None:
+        """Has the trainer write one, unless the newest is of the present step and episode."""
+        services, state = self._services, self._state
+        if self._saved == (state.global_step, state.episode):
             return
-        services = self._services
         self._clock.begin("checkpoint", services.trainer_name)
         async with self._publishing.trainer:
+            position = self._position(report)
             with services.at_trainer("deadlines.checkpoint_s"):
-                saved = await services.trainer.save_checkpoint(str(self._folder / "checkpoints"), timeout_s=self._timeout_s)
-        self._state.checkpoint, self._saved_step = saved.path, self._state.global_step
+                saved = await services.trainer.save_checkpoint(
+                    str(self._folder / FOLDER), run=position.to_json(), timeout_s=self._timeout_s
+                )
+        state.checkpoint, self._saved = saved.path, (position.global_step, position.episode)
+        self._data_checkpoints.write(position, saved.path)
+        if position.between_episodes:
+            self._relay.spare_from = position.history_from
         if self._free_on_checkpoint:
             with services.at_buffer():
-                await services.ledger.confirm_trained(self._state.run_id, self._state.global_step)
+                await services.ledger.confirm_trained(state.run_id, state.global_step)
             await self._free_episodes()
+
+    def _position(self, report: EpisodeReport | None) -> Position:
+        state = self._state
+        return Position(
+            run_id=state.run_id, between_episodes=self.between_episodes, episode=state.episode,
+            global_step=state.global_step, prompts_consumed=state.prompts_consumed, policy_version=state.policy_version,
+            weights_digest=state.weights_digest, published_step=self._publishing.published_step, digests=state.digests,
+            elapsed_s=state.elapsed_s, seconds=dict(self._clock.total_s), report=report,
+            history_from=self._relay.shown_from,
+        )  # fmt: skip
 
     async def export(self) -> str:
         """Writes the model as a Hugging Face directory, which it returns."""

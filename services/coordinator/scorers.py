@@ -1,6 +1,7 @@
 """The models that judge samples, in the trainer's groups: `reference`, the critic, and `reward`.
 
-Groups come one by one while the rollout goes on. While a model is at work on some, the next ones gather, and go as one.
+Groups come one by one while the rollout goes on. While a model is at work on some, the next ones gather, and go as one. In a
+reproducible run each goes alone: the last bits of an answer depend on what it is computed together with.
 """
 
 import asyncio
@@ -39,6 +40,12 @@ class Scorers:
         self._reference = self._role(models.reference, "reference", ScoringClient.compute_logprobs)
         self._values = self._role(models.ppo_value, "", ScoringClient.compute_values)
         self._scores = self._role(models.reward, "reward", ScoringClient.compute_scores)
+
+    def ask_alone(self) -> None:
+        """From now on no two groups are asked about in one call."""
+        for role in (self._reference, self._values, self._scores):
+            if role is not None:
+                role.alone = True
 
     @property
     def has_reward(self) -> bool:
@@ -128,6 +135,8 @@ class Together:
     """Asks about samples one call at a time; samples that come during a call go together in the next."""
 
     def __init__(self, ask: Callable[[Samples], Awaitable[Column]]) -> None:
+        self.alone = False
+        """Whether each call's samples go alone, in the order of the calls."""
         self._ask = ask
         self._turn = asyncio.Lock()
         self._waiting: list[tuple[Samples, asyncio.Future[Column]]] = []
@@ -142,7 +151,7 @@ class Together:
         self._waiting.append((read, mine))
         try:
             async with self._turn:
-                if not mine.done():
+                while not mine.done():
                     await self._take_all()
             return mine.result()
         finally:
@@ -150,6 +159,7 @@ class Together:
 
     async def _take_all(self) -> None:
         taken = [(samples, answer) for samples, answer in self._waiting if not answer.done()]
+        taken = taken[:1] if self.alone else taken
         column = await self._ask(Samples.concat([samples for samples, _ in taken]))
         start = 0
         for samples, answer in taken:

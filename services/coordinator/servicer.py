@@ -8,6 +8,7 @@ from baton.api.coordinator.v1 import coordinator_pb2 as pb
 from baton.api.coordinator.v1.coordinator_pb2_grpc import CoordinatorServiceServicer
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.events import Event
+from services.coordinator.resuming import Resume
 
 
 class CoordinatorServicer(CoordinatorServiceServicer):
@@ -17,7 +18,10 @@ class CoordinatorServicer(CoordinatorServiceServicer):
         self._coordinator = coordinator
 
     async def StartRun(self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext) -> pb.StartRunResponse:
-        return pb.StartRunResponse(status=_status(self._coordinator.start_run(request.run_id)))
+        resume = None
+        if request.resume:
+            resume = Resume(request.resume_step if request.HasField("resume_step") else None)
+        return pb.StartRunResponse(status=_status(self._coordinator.start_run(request.run_id, resume)))
 
     async def StopRun(self, request: pb.StopRunRequest, context: grpc.aio.ServicerContext) -> pb.StopRunResponse:
         event = self._coordinator.stop_run(request.run_id, save_checkpoint=request.save_checkpoint)

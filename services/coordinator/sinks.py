@@ -4,8 +4,9 @@ Three kinds of rows: an episode's, by its number; an optimizer step's and an eva
 """
 
 import json
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,16 @@ from baton.config.logging import LoggingConfig
 from baton.errors import ConfigError
 
 EPISODES_FILE, STEPS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "steps.jsonl", "evaluations.jsonl"
+ROLLED_BACK_FILE = "rolled-back.jsonl"
+"""The rows that the other files have lost to resumptions."""
+
+
+JsonRows = dict[str, list[dict[str, Any]]]
+"""Rows by the file that they are in."""
+_NAMES = frozenset(
+    ("episode", "policy_version", "weights_digest", "global_step", "pass", "step", "finished_episodes")
+)  # fmt: skip
+"""What rows have besides their metrics."""
 
 
 class Sink(Protocol):
@@ -35,11 +46,12 @@ class Sink(Protocol):
         ...
 
 
-def open_sinks(config: LoggingConfig, folder: Path, run_id: str) -> list[Sink]:
-    """What the run file asks for beside the JSON lines. Raises ConfigError if it cannot be opened."""
+def open_sinks(config: LoggingConfig, folder: Path, run_id: str, rows: JsonRows | None = None) -> list[Sink]:
+    """What the run file asks for beside the JSON lines; a resumed run has `rows` already. Raises ConfigError if it cannot be
+    opened."""
     sinks: list[Sink] = []
     if config.tensorboard:
-        sinks.append(TensorBoard(folder / "tensorboard"))
+        sinks.append(TensorBoard(folder / "tensorboard", rows))
     if config.wandb_project is not None:
         sinks.append(WeightsAndBiases(config.wandb_project, run_id, folder))
     return sinks
@@ -50,6 +62,22 @@ class JsonLines:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def roll_back(self, episode: int, global_step: int) -> JsonRows:
+        """Moves the rows of what came after `global_step`, before `episode`, to ROLLED_BACK_FILE; a row that was not written
+        whole goes. Returns those that stay."""
+        limits = {EPISODES_FILE: ("episode", episode - 1), STEPS_FILE: ("global_step", global_step),
+                  EVALUATIONS_FILE: ("finished_episodes", episode)}  # fmt: skip
+        kept: JsonRows = {}
+        for name, (key, last) in limits.items():
+            rows = _whole_rows(self._folder / name)
+            kept[name] = [row for row in rows if row[key] <= last]
+            for row in rows:
+                if row[key] > last:
+                    self._append(ROLLED_BACK_FILE, {"file": name, "resumed_from": global_step, **row})
+            if (self._folder / name).exists():
+                _write_rows(self._folder / name, kept[name])
+        return kept
 
     def episode(self, episode_id: int, names: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """See Sink."""
@@ -71,13 +99,39 @@ class JsonLines:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
+def _whole_rows(file: Path) -> list[dict[str, Any]]:
+    """The file's rows, without a last one that is cut off."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # its writer was killed
+            break
+    return rows
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(file)
+
+
 class TensorBoard:
     """An event file: tags `episode/NAME` by episode, `step/NAME` and `eval/NAME` by global step."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows: JsonRows | None = None) -> None:
+        """A resumed run's events are written anew from its rows: TensorBoard would show what was rolled back beside them."""
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        if rows is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         self._events = EventFileWriter(str(folder))
+        kinds = {EPISODES_FILE: ("episode", "episode"), STEPS_FILE: ("step", "global_step"),
+                 EVALUATIONS_FILE: ("eval", "global_step")}  # fmt: skip
+        for name, some in (rows or {}).items():
+            kind, at = kinds[name]
+            for row in some:
+                self._write(kind, row[at], {key: row[key] for key in row if key not in _NAMES})
 
     def episode(self, episode_id: int, names: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """See Sink."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
 from baton.clients import LedgerClient
-from baton.errors import ConflictError
+from baton.errors import ConflictError, NotFoundError
 
 STATE_NAME = "coordinator"
 
@@ -94,6 +94,11 @@ class StateStore:
         self._run_id = run_id
         self._revision = 0
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the state was claimed, or taken over."""
+        return self._revision > 0
+
     async def claim(self, state: RunState) -> None:
         """Stores the first state. Raises ConflictError if the store has a run of this name."""
         value, revision = await self._ledger.get_state(self._run_id, STATE_NAME)
@@ -104,6 +109,18 @@ class StateStore:
                 f"in {other.output_dir}); start under another run id"
             )
         await self.save(state)
+
+    async def take_over(self) -> None:
+        """Makes the next `save` this coordinator's; one that still drives the run fails at its own next one.
+
+        Raises NotFoundError if the store does not know the run.
+        """
+        _, self._revision = await self._ledger.get_state(self._run_id, STATE_NAME)
+        if not self._revision:
+            raise NotFoundError(
+                f"the store knows no run {self._run_id!r}, so its samples are gone, and it cannot go on; is store.url the "
+                "one that it had, and are the files of its store (store.data_dir) where they were?"
+            )
 
     async def save(self, state: RunState) -> None:
         """Stores the state. Raises ConflictError if somebody else did since the last time."""

@@ -1,6 +1,7 @@
 """The run file's sampling options, overridden per request, as what the engine is asked for."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from vllm import SamplingParams
@@ -59,7 +60,7 @@ def group_sampling(
     try:
         params = SamplingParams(
             **options,
-            seed=given.get("seed"),
+            seed=_own_seed(given["seed"], group_id) if "seed" in given else None,
             stop=stop or None,
             stop_token_ids=stops.token_ids(stop) or None,
             max_tokens=room if limit is None else min(limit, room),
@@ -71,6 +72,11 @@ def group_sampling(
     except (ValueError, VLLMValidationError) as error:
         raise InvalidRequestError(f"sampling options of group {group_id}: {error}") from error
     return GroupSampling(params, is_beam, copies)
+
+
+def _own_seed(seed: int, group_id: str) -> int:
+    """Of one group: with the request's own, all its groups would draw the same random numbers."""
+    return int.from_bytes(blake2b(f"{seed}/{group_id}".encode(), digest_size=8).digest(), "little") >> 2
 
 
 def _is_cut(options: dict[str, Any], is_beam: bool) -> bool:

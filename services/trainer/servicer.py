@@ -1,6 +1,7 @@
 """The trainer service's RPCs, on rank 0: decode, run the command on every rank, encode."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import grpc
@@ -8,7 +9,7 @@ import grpc
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.config import RunConfig
-from baton.errors import BatonError, NotFoundError
+from baton.errors import BatonError, InvalidRequestError, NotFoundError
 from services.trainer.adapter_publishing import Contents
 from services.trainer.handshake import own_facts, refused
 from services.trainer.megatron.checkpoint import size_of
@@ -62,7 +63,9 @@ class TrainerServicer(TrainerServiceServicer):
             raise
 
     async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:
-        parts = await self._ranks.execute("SaveCheckpoint", request.directory.encode())
+        if request.run:
+            _check_json(request.run)
+        parts = await self._ranks.execute("SaveCheckpoint", request.SerializeToString())
         path = parts[0].decode()
         return pb.SaveCheckpointResponse(path=path, bytes=size_of(Path(path)))
 
@@ -98,3 +101,11 @@ class TrainerServicer(TrainerServiceServicer):
             trained=role in self._trainer.models.trained, head=model.head,
             max_sequence_tokens=model.shape.max_positions,
         )  # fmt: skip
+
+
+def _check_json(text: str) -> None:
+    """Raises InvalidRequestError for what no checkpoint's marker could hold."""
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"run is no JSON ({error}); send what the marker shall hold as JSON") from None

@@ -25,6 +25,7 @@ from services.trainer.megatron import checkpoint
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
 from services.trainer.megatron.lora.peft_files import finish_adapter, write_part
+from services.trainer.megatron.parallel import seed_step
 from services.trainer.models import Models
 from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
@@ -86,7 +87,7 @@ class Trainer:
             "OpenWeightGroup": lambda raw: self.open_group(pb.OpenWeightGroupRequest.FromString(raw)).SerializeToString(),
             "AdoptWeightGroup": lambda raw: self._policy_sender().adopt(raw.decode()) or b"",
             "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)),
-            "SaveCheckpoint": lambda raw: self.save(Path(raw.decode())).encode(),
+            "SaveCheckpoint": lambda raw: self.save(pb.SaveCheckpointRequest.FromString(raw)).encode(),
             "LoadCheckpoint": lambda raw: self.load(Path(raw.decode())),
             "ExportModel": lambda raw: self.export(Path(raw.decode())),
         }
@@ -141,6 +142,7 @@ class Trainer:
 
     def _take(self, leased: _Leased) -> _Taken:
         started = time.perf_counter()
+        seed_step(self._run.runtime.seed, self.global_step)
         report = train_step(self.objective, self.models.trained, leased.batches, tail=self._run.runtime.tail)
         self.global_step += 1
         metrics = report.sums | {
@@ -176,11 +178,16 @@ class Trainer:
         transfer = self._policy_sender().publish(request.group_id, request.timeout_s, verify=request.verify)
         return json.dumps(transfer.report()).encode() if transfer else b""
 
-    def save(self, directory: Path) -> str:
-        """Writes a checkpoint of what is trained; returns its path."""
+    def save(self, request: pb.SaveCheckpointRequest) -> str:
+        """Writes a checkpoint of what is trained, and what the request says of the run; returns its path."""
         self.models.engine("ppo_policy")
-        facts = {"global_step": self.global_step, "objective": self.objective.state()}
-        return str(checkpoint.save(self.models.trained, directory, facts))
+        facts = {
+            "global_step": self.global_step, "objective": self.objective.state(),
+            "skipped_steps": {role: engine.skipped_steps for role, engine in self.models.trained.items()},
+        }  # fmt: skip
+        if request.run:
+            facts["run"] = json.loads(request.run)
+        return str(checkpoint.save(self.models.trained, Path(request.directory), facts))
 
     def load(self, path: Path) -> bytes:
         """Restores a checkpoint."""
@@ -188,9 +195,10 @@ class Trainer:
         facts = checkpoint.load(self.models.trained, path)
         self.global_step = int(facts["global_step"])
         self.objective.restore(facts["objective"])
-        for engine in self.models.trained.values():
+        for role, engine in self.models.trained.items():
             engine.clear()  # gradients of other weights
-        self._taken = None
+            engine.skipped_steps = int(facts.get("skipped_steps", {}).get(role, 0))
+        self._taken = self._leased = None
         return b""
 
     def export(self, directory: Path) -> bytes:

@@ -234,9 +234,9 @@ async def test_an_episode_that_a_training_set_refers_to_is_not_evicted_before_th
     await run.roll_out(1, episode_of(1))
     await run.choose(1, concat)
     await run.roll_out(2, episode_of(2))
-    assert await run.relay.trim_history(run.run_id, keep_episodes=1) == []
+    assert (await run.relay.trim_history(run.run_id, keep_episodes=1)).evicted == []
     await run.train(1, 2, 1)
-    assert await run.relay.trim_history(run.run_id, keep_episodes=1) == [0, 1]
+    assert (await run.relay.trim_history(run.run_id, keep_episodes=1)).evicted == [0, 1]
 
 
 async def test_a_history_beyond_its_bytes_is_an_error_or_an_eviction_as_asked_for(run):
@@ -246,11 +246,11 @@ async def test_a_history_beyond_its_bytes_is_an_error_or_an_eviction_as_asked_fo
     with pytest.raises(BackpressureError, match=r"more than store.relay_max_bytes"):
         await run.relay.trim_history(run.run_id, keep_bytes=keep)
     assert await run.relay.list_history(run.run_id) == episodes
-    assert await run.relay.trim_history(run.run_id, keep_bytes=keep, evict_for_bytes=True) == [0]
+    assert (await run.relay.trim_history(run.run_id, keep_bytes=keep, evict_for_bytes=True)).evicted == [0]
     with pytest.raises(InvalidRequestError, match=r"episode 2 of .* alone has \d+ bytes, more than store.relay_max"):
         await run.relay.trim_history(run.run_id, keep_bytes=1, evict_for_bytes=True)
     newest = (await run.relay.list_history(run.run_id))[-1].bytes
-    assert await run.relay.trim_history(run.run_id, keep_bytes=newest, evict_for_bytes=True) == [1], "the newest stays"
+    assert await run.relay.trim_history(run.run_id, keep_bytes=newest, evict_for_bytes=True) == ([1], 1), "newest stays"
 
 
 async def test_a_relayed_episode_cannot_be_trained_before_its_set_is_chosen(run):
@@ -296,5 +296,5 @@ async def test_the_ends_of_relayed_episodes_leave_their_samples_and_nothing_else
         "ended", "episode:0", "episode:0:chunks", "episode:0:groups", "episode:0:sample-ids",
         "episode:1", "episode:1:chunks", "episode:1:groups", "episode:1:sample-ids", "episodes", "global-steps", "usage",
     ]  # fmt: skip
-    assert await run.relay.trim_history(run.run_id, keep_episodes=1) == [0]
+    assert (await run.relay.trim_history(run.run_id, keep_episodes=1)).evicted == [0]
     assert len([kind for kind in store.keys(run.run_id) if ":chunk:" in kind]) == 1

@@ -4,6 +4,7 @@ What a command does is imported when it is called, so that `baton --help` and `b
 """
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +25,7 @@ from baton.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from baton.local.plan import Plan
 
@@ -45,15 +46,28 @@ app.add_typer(relay_app, name="relay")
 
 @app.command()
 def run(
-    run_file: RunFile, app: App = None, overrides: Overrides = None, run_id: NewRunId = None, output_dir: NewOutputDir = None
+    run_file: Annotated[
+        Path,
+        typer.Argument(metavar="RUNFILE", help="The run's YAML file; to resume, a run's directory too.", show_default=False),
+    ],
+    app: App = None,
+    overrides: Overrides = None,
+    run_id: NewRunId = None,
+    output_dir: NewOutputDir = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint: the latest, or that of --run-id.")
+    ] = False,
 ) -> None:
     """Start the services of RUNFILE, train, and end the services again.
 
     Ctrl-C stops the run in order; a second one ends everything at once.
     """
     from baton.cli.run import run_in_foreground
+    from baton.local.resume import plan_run
 
-    raise typer.Exit(run_in_foreground(_plan(run_file, overrides, app, run_id, output_dir)))
+    plan, remarks = plan_run(run_file, overrides or (), app=app, run_id=run_id, output_dir=output_dir, resume=resume)
+    _remark(remarks)
+    raise typer.Exit(run_in_foreground(plan))
 
 
 @app.command()
@@ -173,13 +187,18 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _plan(
-    run_file: "Path", overrides: list[str] | None, app: str | None, run_id: str | None, output_dir: "Path | None"
+    run_file: Path, overrides: list[str] | None, app: str | None, run_id: str | None, output_dir: Path | None
 ) -> "Plan":
     """The deployment to start, after its remarks are printed."""
-    from baton.cli.console import console
     from baton.local.plan import make_plan
 
     plan, remarks = make_plan(run_file, overrides or (), app=app, run_id=run_id, output_dir=output_dir)
+    _remark(remarks)
+    return plan
+
+
+def _remark(remarks: "Sequence[str]") -> None:
+    from baton.cli.console import console
+
     for remark in remarks:
         console.say(f"note: {remark}")
-    return plan

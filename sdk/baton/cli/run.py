@@ -25,7 +25,7 @@ def run_in_foreground(plan: Plan) -> int:
 
 async def _run(plan: Plan, view: RunView) -> int:
     deployment = Deployment(plan, view.note)
-    view.note(f"starting {plan.run_id}; logs are in {plan.directory.path / 'logs'}")
+    view.note(f"{'resuming' if plan.resumption else 'starting'} {plan.run_id}; logs are in {plan.directory.path / 'logs'}")
     return await supervise(deployment, _relay(deployment, view), view.note)
 
 
@@ -44,7 +44,10 @@ async def _follow(deployment: Deployment, view: RunView) -> pb.RunStatus:
     run_id = deployment.plan.run_id
     assert deployment.coordinator is not None
     async with CoordinatorClient(deployment.coordinator) as client:
-        status = await client.start_run(run_id)
+        wish = deployment.plan.resumption
+        status = await client.start_run(
+            run_id, resume=wish is not None, resume_step=None if wish is None else wish.global_step
+        )
         view.note(f"dashboard: {status.dashboard_url or deployment.record.dashboard_url}")
         async for event in client.watch_run(run_id):
             view.event(event)

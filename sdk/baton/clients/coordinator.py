@@ -17,9 +17,11 @@ class CoordinatorClient(ServiceClient):
     STUB = CoordinatorServiceStub
     RETRIED = ("StartRun", "StopRun", "GetRun")
 
-    async def start_run(self, run_id: str) -> pb.RunStatus:
-        """Begins the run of the coordinator's run file."""
-        return (await self._call("StartRun", pb.StartRunRequest(run_id=run_id))).status
+    async def start_run(self, run_id: str, *, resume: bool = False, resume_step: int | None = None) -> pb.RunStatus:
+        """Begins the run of the coordinator's run file, or goes on from its newest checkpoint, or from that of an optimizer
+        step."""
+        request = pb.StartRunRequest(run_id=run_id, resume=resume, resume_step=resume_step)
+        return (await self._call("StartRun", request)).status
 
     async def stop_run(self, run_id: str, *, save_checkpoint: bool = False) -> pb.RunStatus:
         """Ends the run after the step in flight."""

@@ -37,8 +37,8 @@ class LedgerClient(ServiceClient):
     SERVICE = "baton.api.buffer.v1.LedgerService"
     STUB = LedgerServiceStub
     RETRIED = (
-        "IssueGroups", "ReportGroups", "ConfirmTrained", "RewindTrained", "ListEpisodes", "FindSample", "Audit", "PutState",
-        "GetState",
+        "IssueGroups", "ReportGroups", "ConfirmTrained", "RewindTrained", "RollBack", "ListEpisodes", "FindSample", "Audit",
+        "PutState", "GetState",
     )  # fmt: skip
 
     async def issue_groups(
@@ -70,6 +70,12 @@ class LedgerClient(ServiceClient):
         """The trainer is back at a checkpoint of this optimizer step. Returns the steps that are to be trained again."""
         request = pb.RewindTrainedRequest(run_id=run_id, global_step=global_step)
         return (await self._call("RewindTrained", request)).steps
+
+    async def roll_back(self, run_id: str, episode_id: int, global_step: int) -> int:
+        """The run is back at a checkpoint of this optimizer step, before this episode: forgets all that came after it.
+        Returns how many optimizer steps that were."""
+        request = pb.RollBackRequest(run_id=run_id, episode_id=episode_id, global_step=global_step)
+        return (await self._call("RollBack", request)).steps
 
     async def list_episodes(self, run_id: str = "") -> list[pb.EpisodeState]:
         """The run's episodes in the store, oldest first; without a run the newest of each."""

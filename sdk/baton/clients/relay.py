@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,13 @@ class HistoryEpisode:
     """Names of the columns that its samples have, as in `Samples`."""
 
 
+class TrimmedHistory(NamedTuple):
+    """Ids of the episodes that were evicted, and how many of the newest are within the limits."""
+
+    evicted: list[int]
+    shown: int
+
+
 class RelayClient(ServiceClient):
     """Reads the history, and makes training sets. Errors: see `baton.errors`."""
 
@@ -44,16 +51,19 @@ class RelayClient(ServiceClient):
         return [HistoryEpisode(*row) for row in rows]
 
     async def trim_history(
-        self, run_id: str, *, keep_episodes: int | None = None, keep_bytes: int | None = None, evict_for_bytes: bool = False
-    ) -> list[int]:
-        """Evicts the oldest episodes beyond a number or a size; returns their ids.
+        self, run_id: str, *, keep_episodes: int | None = None, keep_bytes: int | None = None, evict_for_bytes: bool = False,
+        spare_from: int | None = None,
+    ) -> TrimmedHistory:  # fmt: skip
+        """Evicts the oldest episodes beyond a number or a size, but none from `spare_from` on.
 
         Raises BackpressureError if the size asks for an eviction and `evict_for_bytes` does not allow it.
         """
         request = pb.TrimHistoryRequest(
-            run_id=run_id, keep_episodes=keep_episodes or 0, keep_bytes=keep_bytes or 0, evict_for_bytes=evict_for_bytes
-        )
-        return list((await self._call("TrimHistory", request)).evicted_episode_ids)
+            run_id=run_id, keep_episodes=keep_episodes or 0, keep_bytes=keep_bytes or 0, evict_for_bytes=evict_for_bytes,
+            spare_from=spare_from,
+        )  # fmt: skip
+        answer = await self._call("TrimHistory", request)
+        return TrimmedHistory(list(answer.evicted_episode_ids), answer.shown_episodes)
 
     async def read_columns(
         self, run_id: str, episode_id: int, columns: Sequence[str]

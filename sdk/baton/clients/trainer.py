@@ -50,9 +50,11 @@ class TrainerClient(ServiceClient):
         )
         return await self._call("PublishWeights", request, timeout_s + 5)
 
-    async def save_checkpoint(self, directory: str, *, timeout_s: float = 1800.0) -> pb.SaveCheckpointResponse:
-        """Writes a checkpoint into a new folder of `directory`."""
-        return await self._call("SaveCheckpoint", pb.SaveCheckpointRequest(directory=directory), timeout_s)
+    async def save_checkpoint(
+        self, directory: str, *, run: str = "", timeout_s: float = 1800.0
+    ) -> pb.SaveCheckpointResponse:  # fmt: skip
+        """Writes a checkpoint into a new folder of `directory`; `run` is JSON that its marker shall hold."""
+        return await self._call("SaveCheckpoint", pb.SaveCheckpointRequest(directory=directory, run=run), timeout_s)
 
     async def load_checkpoint(self, path: str, *, timeout_s: float = 1800.0) -> int:
         """Restores a checkpoint. Returns its global step."""

@@ -242,13 +242,6 @@ def _data(run: RunConfig) -> Iterator[str]:
             f"must not differ from prompts.path ({prompts.path})",
             "remove one of the two",
         )
-    if runtime.load_data_checkpoint_iteration is not None and runtime.data_checkpoint_path is None:
-        yield problem(
-            "runtime.load_data_checkpoint_iteration",
-            runtime.load_data_checkpoint_iteration,
-            "needs runtime.data_checkpoint_path",
-            "add data_checkpoint_path",
-        )
 
 
 def _fixed_totals(run: RunConfig) -> Iterator[str]:

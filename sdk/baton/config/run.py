@@ -113,6 +113,10 @@ class RunConfig(Section):
         """How many prompts so many of `runtime.sample_per_episode` are made of."""
         return samples // (self.group_size // self.models.policy.n)
 
+    def samples_of(self, prompts: int) -> int:
+        """How many of `runtime.sample_per_episode` so many prompts make."""
+        return prompts * (self.group_size // self.models.policy.n)
+
     @property
     def group_size(self) -> int:
         """Responses to one prompt in one episode."""

@@ -88,16 +88,17 @@ class RuntimeConfig(Section):
     """JSON Lines file with the prompts, relative to the working directory; used if `prompts` is left out."""
 
     enable_resume_training: bool = True
-    """Continue from the newest data checkpoint when `data_checkpoint_path` holds one."""
+    """Go on with the run that `data_checkpoint_path` names, if it names one. false: start a run anew all the same."""
 
     data_checkpoint_path: str | None = None
-    """Directory of the data checkpoints, which hold the loop's position. null: neither written nor read."""
+    """Directory of the data checkpoints, which say how far a run was at each of its checkpoints, and where that is. The
+    same `baton run` given again goes on with that run. null: neither written nor read; `baton run --resume` needs none."""
 
     max_data_ckpt_nums: PositiveInt | None = None
-    """Data checkpoints to keep, the newest first. null: all."""
+    """Data checkpoints to keep, the newest. null: all."""
 
     load_data_checkpoint_iteration: Count | None = None
-    """Optimizer step whose data checkpoint is resumed. null: the latest."""
+    """Optimizer step of the checkpoint that a run is resumed from; what came after it is given up. null: the newest."""
 
     consumed_samples: Count = 0
     """Samples whose prompts to skip at the start."""
@@ -111,6 +112,14 @@ class RuntimeConfig(Section):
 
     seed: Count = 42
     """Seed of every random choice in the run."""
+
+    reproducible: bool | None = None
+    """Whether the same run file makes the same run, so that a resumed run goes on as if it had not been interrupted. Each
+    response has random numbers of its own, by `seed`, episode and prompt; the default flow yields an episode's groups in the
+    order of their prompts; a replica gets its prompts in one request, whatever `generation_batch_size` says (256 at most);
+    models that score are asked about one group at a time. null: where all replicas are on a CPU. On a GPU vLLM draws such
+    responses one after the other, and the last bits of its numbers depend on what it computes at the same time all the
+    same."""
 
     colocation: list[str] = Field(default_factory=list)
     """Comma-separated lists of models that share GPUs, as `policy,ppo_policy`: each list's processes are laid over the same

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from baton.config.run import RunConfig
 
 UNBUILT_OPTIONS = {
-    "runtime": (
-        "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
-    ),
     "models.*": (
         "load", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
     ),

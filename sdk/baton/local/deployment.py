@@ -48,7 +48,7 @@ class Deployment:
         """`note` gets one line for each service that is ready."""
         self.plan = plan
         self.coordinator: str | None = None
-        self.record = DeploymentRecord(plan.run_id, os.getpid(), start_time(os.getpid()))
+        self.record = DeploymentRecord(plan.run_id, os.getpid(), start_time(os.getpid()), app=plan.app)
         self._children: list[Child] = []
         self._restarted: dict[str, Restarted] = {}
         self._gpus = devices.place(plan.config, devices.machine_gpus())
@@ -178,7 +178,7 @@ class Deployment:
         """A replica that is given up stays away, unless it is the last one."""
         try:
             if facts := await service.poll():
-                self._record(name, ServiceRecord(facts["pid"], facts["address"], str(service.child.log)))
+                self._record(name, ServiceRecord.of(facts["pid"], facts["address"], service.child.log))
         except ServiceFaultError as error:
             if len(self._restarted) == 1:
                 raise
@@ -206,7 +206,7 @@ class Deployment:
         facts = await child.wait_ready(probe, self.plan.config.deadlines.startup_s)
         if "rest_address" in facts:
             self.record.dashboard_url = f"http://{facts['rest_address']}"
-        self._record(child.name, ServiceRecord(facts["pid"], facts["address"], str(child.log)))
+        self._record(child.name, ServiceRecord.of(facts["pid"], facts["address"], child.log))
         return facts["address"]
 
     async def _external(self, name: str, address: str) -> str:

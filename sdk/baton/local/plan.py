@@ -15,6 +15,13 @@ from baton.local.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """The wish to go on from the checkpoint of an optimizer step; None: the newest."""
+
+    global_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One deployment to start. `app` is the user's program as module:attribute, None for a run without one."""
 
@@ -22,6 +29,8 @@ class Plan:
     run_id: str
     directory: RunDirectory
     app: str | None
+    resumption: Resumption | None = None
+    """None: the run is a new one."""
 
 
 def make_plan(
@@ -33,18 +42,29 @@ def make_plan(
     Returns the plan and remarks for the user, as options without effect. Raises ConfigError, which names the fix; then
     nothing was written.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        config = _load(run_file, overrides, app)
-    remarks = [str(warning.message) for warning in caught]
-    remarks += config.remarks()
+    config, remarks = load_config(run_file, overrides, app)
     preflight.check(config, app=app)
     remarks += devices.remarks(config, devices.place(config, devices.machine_gpus()))
     run_id = run_id or f"{re.sub('[^A-Za-z0-9._-]', '-', config.runtime.exp_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory.create(output_dir or Path(config.runtime.output_dir), run_id)
-    directory.run_file.touch(mode=0o600)  # what came from the environment may be secret
-    directory.run_file.write_text(_complete(config))
+    save_run_file(directory, config)
     return Plan(config, run_id, directory, app), remarks
+
+
+def load_config(run_file: Path, overrides: Sequence[str], app: str | None) -> tuple[RunConfig, list[str]]:
+    """The run, and what is to be said of it before it starts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = _load(run_file, overrides, app)
+    return config, [*(str(warning.message) for warning in caught), *config.remarks()]
+
+
+def save_run_file(directory: RunDirectory, config: RunConfig) -> None:
+    """Writes what the services of the run are started with."""
+    partial = directory.run_file.with_suffix(".partial")
+    partial.touch(mode=0o600)  # what came from the environment may be secret
+    partial.write_text(_complete(config))
+    partial.replace(directory.run_file)
 
 
 def _load(run_file: Path, overrides: Sequence[str], app: str | None) -> RunConfig:
@@ -58,8 +78,10 @@ def _load(run_file: Path, overrides: Sequence[str], app: str | None) -> RunConfi
 
 
 def _complete(config: RunConfig) -> str:
-    """The run file that needs no other file: the models' own files are merged already, and lie elsewhere."""
+    """The run file that needs no other file: the models' own files are merged already, and lie elsewhere. Which checkpoint
+    was resumed is of one start alone."""
     tree = yaml.safe_load(config.to_yaml())
+    tree.get("runtime", {}).pop("load_data_checkpoint_iteration", None)
     for role in tree["models"].values():
         if role:
             role.pop("model_config_file", None)

@@ -25,11 +25,18 @@ _LATEST = "latest"
 
 @dataclass
 class ServiceRecord:
-    """One service: `pid` and `log` are None for one that runs elsewhere, `address` is None until it is ready."""
+    """One service: `pid` and `log` are None for one that runs elsewhere, `address` is None until it is ready. `start` is
+    that of its process in clock ticks since boot."""
 
     pid: int | None = None
     address: str | None = None
     log: str | None = None
+    start: int | None = None
+
+    @classmethod
+    def of(cls, pid: int, address: str, log: Path) -> Self:
+        """That of a process of this machine."""
+        return cls(pid, address, str(log), start_time(pid))
 
 
 @dataclass
@@ -45,6 +52,8 @@ class DeploymentRecord:
     services: dict[str, ServiceRecord] = field(default_factory=dict)
     dashboard_url: str | None = None
     error: str | None = None
+    app: str | None = None
+    """The user's program, as module:attribute."""
 
     @property
     def is_running(self) -> bool:
@@ -86,6 +95,12 @@ class RunDirectory:
             what = f"no deployment {run_id}" if run_id else "no deployment"
             raise NotFoundError(f"{what} in {output_dir}; `baton up` starts one, --output-dir says where to look")
         return directory
+
+    def prepare_again(self) -> None:
+        """For services that are started anew: what those before said about themselves goes, and `latest` is this run."""
+        shutil.rmtree(self.path / "ready", ignore_errors=True)
+        self.remove_half_written()
+        _point(self.path.parent / _LATEST, self.path.name)
 
     def log(self, name: str) -> Path:
         """Log of service `name`."""

@@ -12,6 +12,7 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.clients.buffer import BufferClient
 from baton.errors import DigestMismatchError, NotFoundError
+from baton.run_checkpoints import MARKER
 from baton.samples import RewardStatus, Samples
 from baton.testing import weights
 
@@ -92,6 +93,7 @@ class FakeTrainer(TrainerServiceServicer):
         path = Path(request.directory) / f"step-{self.global_step}"
         path.mkdir(parents=True, exist_ok=True)
         (path / "weights.txt").write_bytes(self._payload())
+        (path / MARKER).write_text(json.dumps({"run": json.loads(request.run or "null")}))
         self.checkpoints.append(str(path))
         return pb.SaveCheckpointResponse(path=str(path), bytes=len(self._payload()))
 
@@ -102,6 +104,7 @@ class FakeTrainer(TrainerServiceServicer):
         if not file.is_file():
             raise NotFoundError(f"{request.path} is no checkpoint")
         self.global_step = json.loads(file.read_bytes())["global_step"]
+        self._answers.clear()
         return pb.LoadCheckpointResponse(global_step=self.global_step)
 
     async def ExportModel(self, request: pb.ExportModelRequest, context: grpc.aio.ServicerContext) -> pb.ExportModelResponse:

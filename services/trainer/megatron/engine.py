@@ -74,7 +74,9 @@ class Engine(HostedModel):
             group["fused"] = True  # one pass over memory instead of one for every operation
         core.grad_scale_func = self.optimizer.scale_loss
         self._accumulated = False
-        self._max_skipped, self._skipped = config.max_skipped_steps, 0
+        self._max_skipped = config.max_skipped_steps
+        self.skipped_steps = 0
+        """In a row, up to now."""
         self.schedule = schedule_of(self.optimizer, config, total_steps)
 
     def _add_adapters(self, directory: Path) -> None:
@@ -156,9 +158,9 @@ class Engine(HostedModel):
         finalize_model_grads([self.model])
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
-        if not math.isfinite(norm) and self._skipped >= self._max_skipped:
+        if not math.isfinite(norm) and self.skipped_steps >= self._max_skipped:
             self.clear()
-            before = f", as in the {self._skipped} steps before" if self._skipped else ""
+            before = f", as in the {self.skipped_steps} steps before" if self.skipped_steps else ""
             raise InvalidRequestError(
                 f"the gradient norm of this step is {norm}{before}, and models.{self._role}.max_skipped_steps is "
                 f"{self._max_skipped}; the weights are unchanged. Look for rewards or rollout log-probabilities that are "
@@ -185,7 +187,7 @@ class Engine(HostedModel):
             log.warning(
                 "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self._role, norm
             )
-        self._skipped = 0 if finite else self._skipped + 1
+        self.skipped_steps = 0 if finite else self.skipped_steps + 1
         self.clear()
         groups = self.optimizer.param_groups  # none on a stage that trains nothing
         return Update(norm, groups[0]["lr"] if groups else learning_rate or self.schedule.get_lr({}), not finite)

@@ -1,5 +1,6 @@
 """Process groups of one torchrun group, on gloo (CPU) or NCCL (CUDA), and who this rank is in them."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,3 +65,13 @@ class Layout:
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
         )
+
+
+def seed_step(seed: int, global_step: int) -> None:
+    """Has the random numbers of the optimizer step that follows `global_step` depend on the two alone, and on this rank's
+    place in a model: a run that is resumed draws them as if it had not been interrupted."""
+    from megatron.core import tensor_parallel
+
+    mixed = hashlib.blake2b(f"{seed}/{global_step}".encode(), digest_size=4).digest()
+    tensor_parallel.model_parallel_cuda_manual_seed(int.from_bytes(mixed, "little"))
+    torch.manual_seed(int.from_bytes(mixed, "little"))

@@ -14,7 +14,8 @@ from services.coordinator.state import Life
 
 RANKED = {"models": {"policy": {"generator": "megatron", "batch_generation": {"ranking": True}}}}
 RELAYED = {"runtime": {"num_episode": 1, "max_relay_episode": 1, "relay_sample_fn": "last"}}
-STREAMED = {"runtime": {"num_episode": 1}}
+STREAMED = {"runtime": {"num_episode": 1, "reproducible": False}}
+REPRODUCIBLE = {"runtime": {"num_episode": 1}}
 IN_PROMPT_ORDER, AS_THEY_COME = ["e0-p0", "e0-p1"], ["e0-p1", "e0-p0"]
 
 
@@ -62,8 +63,13 @@ async def a_while():
     await asyncio.sleep(0.5)
 
 
-@pytest.mark.parametrize("sections", [STREAMED | RANKED, RELAYED, RELAYED | RANKED], ids=["ranked", "relayed", "both"])
-async def test_ranked_and_relayed_episodes_are_trained_in_the_order_of_their_prompts(buffer, run_id, tmp_path, sections):
+@pytest.mark.parametrize(
+    "sections", [STREAMED | RANKED, RELAYED, RELAYED | RANKED, REPRODUCIBLE],
+    ids=["ranked", "relayed", "both", "reproducible"],
+)  # fmt: skip
+async def test_ranked_relayed_and_reproducible_episodes_are_trained_in_the_order_of_their_prompts(
+    buffer, run_id, tmp_path, sections
+):
     engine = Engine(prompts=questions, rewards=[length])
     order = await trained(buffer, tmp_path, run_id, a_while, engine=engine, run=config(**sections))
     assert order == IN_PROMPT_ORDER
@@ -80,10 +86,15 @@ async def test_a_flow_of_the_users_own_keeps_its_order(buffer, run_id, tmp_path,
     assert await trained(buffer, tmp_path, run_id, others, engine=engine, run=config(**sections)) == AS_THEY_COME
 
 
-@pytest.mark.parametrize(("ranked", "requests"), [(RANKED, [2]), ({}, [1, 1])])
-async def test_a_ranked_episode_comes_to_a_replica_by_static_batches(buffer, run_id, tmp_path, ranked, requests):
+@pytest.mark.parametrize(
+    ("ranked", "reproducible", "requests"), [(RANKED, False, [2]), ({}, False, [1, 1]), ({}, True, [2])]
+)
+async def test_a_ranked_or_reproducible_episode_comes_to_a_replica_in_one_request(
+    buffer, run_id, tmp_path, ranked, reproducible, requests
+):
     """Otherwise it is as many requests as generation_batch_size makes of it."""
-    fake, run = FakeRollout(), config(runtime={"num_episode": 1, "generation_batch_size": 1}, **ranked)
+    runtime = {"num_episode": 1, "generation_batch_size": 1, "reproducible": reproducible}
+    fake, run = FakeRollout(), config(runtime=runtime, **ranked)
     engine = Engine(prompts=questions, flow=digits_count)
     async with place(buffer.address, tmp_path, engine=engine, rollouts=(fake,), run=run) as there:
         there.coordinator.start_run(run_id)

@@ -15,11 +15,13 @@ from models import make_tokenizer
 pytestmark = pytest.mark.slow  # importing vLLM takes more than five seconds
 
 
-def group(config: dict[str, Any], prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
+def group(
+    config: dict[str, Any], prompt_tokens: int = 10, context: int = 64, group_id: str = "g", **overrides: Any
+) -> Any:  # fmt: skip
     from services.rollout.sampling import group_sampling
 
     overridden = SamplingParams(**overrides).to_proto()
-    return group_sampling(PolicyConfig(**config), overridden, "g", prompt_tokens, context, stop_texts())
+    return group_sampling(PolicyConfig(**config), overridden, group_id, prompt_tokens, context, stop_texts())
 
 
 def sampled(config: dict[str, Any] | None = None, prompt_tokens: int = 10, context: int = 64, **overrides: Any) -> Any:
@@ -50,7 +52,7 @@ def test_without_overrides_the_run_file_is_followed() -> None:
 
 
 OVERRIDES = {
-    "n": 5, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "ignore_eos": False, "seed": 11, "presence_penalty": 1.0,
+    "n": 5, "temperature": 0.2, "top_p": 0.5, "top_k": 3, "ignore_eos": False, "presence_penalty": 1.0,
     "frequency_penalty": 1.5, "repetition_penalty": 0.5, "stop": ["z"], "prompt_logprobs": 2,
 }  # fmt: skip
 
@@ -63,9 +65,15 @@ def test_each_override_replaces_its_option_and_no_other(name: str) -> None:
         assert getattr(changed, other) == getattr(plain, other)
 
 
-@pytest.mark.parametrize(("name", "zero"), [("temperature", 0.0), ("seed", 0), ("top_k", 0), ("ignore_eos", False)])
+@pytest.mark.parametrize(("name", "zero"), [("temperature", 0.0), ("top_k", 0), ("ignore_eos", False)])
 def test_an_override_of_zero_is_not_taken_for_an_unset_one(name: str, zero: Any) -> None:
     assert getattr(sampled(RUN_FILE | {"n": 1}, **{name: zero}), name) == zero
+
+
+def test_a_seed_of_a_request_becomes_one_of_each_group_and_the_same_again() -> None:
+    found = {(seed, name): group({}, group_id=name, seed=seed).params.seed for seed in (0, 1) for name in ("g", "h")}
+    assert len({*found.values()}) == 4 and all(0 <= seed < 2**62 for seed in found.values())
+    assert group({}, group_id="h", seed=1).params.seed == found[1, "h"]
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,6 @@ BROKEN = {
         {"runtime": {"data_path": "a"}, "prompts": {"source": "jsonl", "path": "b"}},
         'runtime.data_path: got "a"; must not differ from prompts.path (b)',
     ),
-    "a resumed step needs a directory": (
-        {"runtime": {"load_data_checkpoint_iteration": 3}},
-        "runtime.load_data_checkpoint_iteration: got 3; needs runtime.data_checkpoint_path",
-    ),
     "grpo needs groups": (
         {"algorithm": {"name": "grpo"}},
         "runtime.num_inference_per_prompt: got 1; times models.policy.n must be at least 2",
@@ -278,7 +274,6 @@ def test_a_complete_run_is_startable(run_of):
 
 
 UNBUILT = {
-    "resuming": ({"runtime": {**GROUPED, "data_checkpoint_path": "d"}}, "runtime.data_checkpoint_path"),
     "ranking elsewhere": (
         {"runtime": GROUPED, **trainer(batch_generation={"ranking": True})},
         "models.ppo_policy.batch_generation",

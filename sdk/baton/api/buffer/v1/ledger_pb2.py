@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.api.common.v1 import samples_pb2 as baton_dot_api_dot_common_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/api/buffer/v1/ledger.proto\x12\x13\x62\x61ton.api.buffer.v1\x1a!baton/api/common/v1/samples.proto\"p\n\x12IssueGroupsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x11\n\tgroup_ids\x18\x03 \x03(\t\x12\x10\n\x08producer\x18\x04 \x01(\t\x12\x11\n\ttimeout_s\x18\x05 \x01(\x01\"c\n\x13IssueGroupsResponse\x12\x0f\n\x07granted\x18\x01 \x03(\t\x12\x0e\n\x06stored\x18\x02 \x03(\t\x12\x0c\n\x04held\x18\x03 \x03(\t\x12\x0c\n\x04\x64\x65\x61\x64\x18\x04 \x03(\t\x12\x0f\n\x07reasons\x18\x05 \x03(\t\"o\n\x13ReportGroupsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x11\n\tgroup_ids\x18\x03 \x03(\t\x12\x10\n\x08producer\x18\x04 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t\"\x16\n\x14ReportGroupsResponse\"<\n\x15\x43onfirmTrainedRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bglobal_step\x18\x02 \x01(\x03\"\'\n\x16\x43onfirmTrainedResponse\x12\r\n\x05steps\x18\x01 \x01(\r\";\n\x14RewindTrainedRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bglobal_step\x18\x02 \x01(\x03\"&\n\x15RewindTrainedResponse\x12\r\n\x05steps\x18\x01 \x01(\r\"%\n\x13ListEpisodesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xd0\x02\n\x0c\x45pisodeState\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x15\n\rissued_groups\x18\x03 \x01(\r\x12\x18\n\x10generated_groups\x18\x04 \x01(\r\x12\x15\n\rfailed_groups\x18\x05 \x01(\r\x12\x16\n\x0estored_samples\x18\x06 \x01(\r\x12\x14\n\x0cstored_bytes\x18\x07 \x01(\x04\x12\x18\n\x10training_samples\x18\x08 \x01(\r\x12\x16\n\x0eleased_samples\x18\t \x01(\r\x12\x17\n\x0ftrained_samples\x18\n \x01(\r\x12\x15\n\racked_samples\x18\x0b \x01(\r\x12\x14\n\x0c\x63urrent_pass\x18\x0c \x01(\r\x12\x0e\n\x06\x63losed\x18\r \x01(\x08\x12\x0f\n\x07relayed\x18\x0e \x01(\x08\x12\r\n\x05\x65nded\x18\x0f \x01(\x08\"K\n\x14ListEpisodesResponse\x12\x33\n\x08\x65pisodes\x18\x01 \x03(\x0b\x32!.baton.api.buffer.v1.EpisodeState\"6\n\x11\x46indSampleRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tsample_id\x18\x02 \x01(\t\"\x8a\x01\n\x12\x46indSampleResponse\x12\x12\n\nepisode_id\x18\x01 \x01(\x03\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x31\n\x07samples\x18\x03 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\r\n\x05steps\x18\x04 \x03(\t\x12\x0c\n\x04made\x18\x05 \x01(\x08\"\x1e\n\x0c\x41uditRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xbd\x01\n\rAuditResponse\x12\x0e\n\x06\x66\x61ults\x18\x01 \x03(\t\x12\x33\n\x08\x65pisodes\x18\x02 \x03(\x0b\x32!.baton.api.buffer.v1.EpisodeState\x12\x16\n\x0e\x65nded_episodes\x18\x03 \x01(\r\x12\x15\n\rended_samples\x18\x04 \x01(\x04\x12\x17\n\x0foptimizer_steps\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x65\x61\x64\x18\x06 \x03(\t\x12\x11\n\tuntrained\x18\x07 \x03(\t\"Y\n\x0fPutStateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x19\n\x11\x65xpected_revision\x18\x04 \x01(\x04\"$\n\x10PutStateResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"/\n\x0fGetStateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"3\n\x10GetStateResponse\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x04\x32\xef\x06\n\rLedgerService\x12`\n\x0bIssueGroups\x12\'.baton.api.buffer.v1.IssueGroupsRequest\x1a(.baton.api.buffer.v1.IssueGroupsResponse\x12\x63\n\x0cReportGroups\x12(.baton.api.buffer.v1.ReportGroupsRequest\x1a).baton.api.buffer.v1.ReportGroupsResponse\x12i\n\x0e\x43onfirmTrained\x12*.baton.api.buffer.v1.ConfirmTrainedRequest\x1a+.baton.api.buffer.v1.ConfirmTrainedResponse\x12\x66\n\rRewindTrained\x12).baton.api.buffer.v1.RewindTrainedRequest\x1a*.baton.api.buffer.v1.RewindTrainedResponse\x12\x63\n\x0cListEpisodes\x12(.baton.api.buffer.v1.ListEpisodesRequest\x1a).baton.api.buffer.v1.ListEpisodesResponse\x12]\n\nFindSample\x12&.baton.api.buffer.v1.FindSampleRequest\x1a\'.baton.api.buffer.v1.FindSampleResponse\x12N\n\x05\x41udit\x12!.baton.api.buffer.v1.AuditRequest\x1a\".baton.api.buffer.v1.AuditResponse\x12W\n\x08PutState\x12$.baton.api.buffer.v1.PutStateRequest\x1a%.baton.api.buffer.v1.PutStateResponse\x12W\n\x08GetState\x12$.baton.api.buffer.v1.GetStateRequest\x1a%.baton.api.buffer.v1.GetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/api/buffer/v1/ledger.proto\x12\x13\x62\x61ton.api.buffer.v1\x1a!baton/api/common/v1/samples.proto\"p\n\x12IssueGroupsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x11\n\tgroup_ids\x18\x03 \x03(\t\x12\x10\n\x08producer\x18\x04 \x01(\t\x12\x11\n\ttimeout_s\x18\x05 \x01(\x01\"c\n\x13IssueGroupsResponse\x12\x0f\n\x07granted\x18\x01 \x03(\t\x12\x0e\n\x06stored\x18\x02 \x03(\t\x12\x0c\n\x04held\x18\x03 \x03(\t\x12\x0c\n\x04\x64\x65\x61\x64\x18\x04 \x03(\t\x12\x0f\n\x07reasons\x18\x05 \x03(\t\"o\n\x13ReportGroupsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x11\n\tgroup_ids\x18\x03 \x03(\t\x12\x10\n\x08producer\x18\x04 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t\"\x16\n\x14ReportGroupsResponse\"<\n\x15\x43onfirmTrainedRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bglobal_step\x18\x02 \x01(\x03\"\'\n\x16\x43onfirmTrainedResponse\x12\r\n\x05steps\x18\x01 \x01(\r\";\n\x14RewindTrainedRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bglobal_step\x18\x02 \x01(\x03\"&\n\x15RewindTrainedResponse\x12\r\n\x05steps\x18\x01 \x01(\r\"J\n\x0fRollBackRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x13\n\x0bglobal_step\x18\x03 \x01(\x03\"!\n\x10RollBackResponse\x12\r\n\x05steps\x18\x01 \x01(\r\"%\n\x13ListEpisodesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xd0\x02\n\x0c\x45pisodeState\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x15\n\rissued_groups\x18\x03 \x01(\r\x12\x18\n\x10generated_groups\x18\x04 \x01(\r\x12\x15\n\rfailed_groups\x18\x05 \x01(\r\x12\x16\n\x0estored_samples\x18\x06 \x01(\r\x12\x14\n\x0cstored_bytes\x18\x07 \x01(\x04\x12\x18\n\x10training_samples\x18\x08 \x01(\r\x12\x16\n\x0eleased_samples\x18\t \x01(\r\x12\x17\n\x0ftrained_samples\x18\n \x01(\r\x12\x15\n\racked_samples\x18\x0b \x01(\r\x12\x14\n\x0c\x63urrent_pass\x18\x0c \x01(\r\x12\x0e\n\x06\x63losed\x18\r \x01(\x08\x12\x0f\n\x07relayed\x18\x0e \x01(\x08\x12\r\n\x05\x65nded\x18\x0f \x01(\x08\"K\n\x14ListEpisodesResponse\x12\x33\n\x08\x65pisodes\x18\x01 \x03(\x0b\x32!.baton.api.buffer.v1.EpisodeState\"6\n\x11\x46indSampleRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tsample_id\x18\x02 \x01(\t\"\x8a\x01\n\x12\x46indSampleResponse\x12\x12\n\nepisode_id\x18\x01 \x01(\x03\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x31\n\x07samples\x18\x03 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\r\n\x05steps\x18\x04 \x03(\t\x12\x0c\n\x04made\x18\x05 \x01(\x08\"\x1e\n\x0c\x41uditRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xbd\x01\n\rAuditResponse\x12\x0e\n\x06\x66\x61ults\x18\x01 \x03(\t\x12\x33\n\x08\x65pisodes\x18\x02 \x03(\x0b\x32!.baton.api.buffer.v1.EpisodeState\x12\x16\n\x0e\x65nded_episodes\x18\x03 \x01(\r\x12\x15\n\rended_samples\x18\x04 \x01(\x04\x12\x17\n\x0foptimizer_steps\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x65\x61\x64\x18\x06 \x03(\t\x12\x11\n\tuntrained\x18\x07 \x03(\t\"Y\n\x0fPutStateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x19\n\x11\x65xpected_revision\x18\x04 \x01(\x04\"$\n\x10PutStateResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"/\n\x0fGetStateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"3\n\x10GetStateResponse\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x04\x32\xc8\x07\n\rLedgerService\x12`\n\x0bIssueGroups\x12\'.baton.api.buffer.v1.IssueGroupsRequest\x1a(.baton.api.buffer.v1.IssueGroupsResponse\x12\x63\n\x0cReportGroups\x12(.baton.api.buffer.v1.ReportGroupsRequest\x1a).baton.api.buffer.v1.ReportGroupsResponse\x12i\n\x0e\x43onfirmTrained\x12*.baton.api.buffer.v1.ConfirmTrainedRequest\x1a+.baton.api.buffer.v1.ConfirmTrainedResponse\x12\x66\n\rRewindTrained\x12).baton.api.buffer.v1.RewindTrainedRequest\x1a*.baton.api.buffer.v1.RewindTrainedResponse\x12W\n\x08RollBack\x12$.baton.api.buffer.v1.RollBackRequest\x1a%.baton.api.buffer.v1.RollBackResponse\x12\x63\n\x0cListEpisodes\x12(.baton.api.buffer.v1.ListEpisodesRequest\x1a).baton.api.buffer.v1.ListEpisodesResponse\x12]\n\nFindSample\x12&.baton.api.buffer.v1.FindSampleRequest\x1a\'.baton.api.buffer.v1.FindSampleResponse\x12N\n\x05\x41udit\x12!.baton.api.buffer.v1.AuditRequest\x1a\".baton.api.buffer.v1.AuditResponse\x12W\n\x08PutState\x12$.baton.api.buffer.v1.PutStateRequest\x1a%.baton.api.buffer.v1.PutStateResponse\x12W\n\x08GetState\x12$.baton.api.buffer.v1.GetStateRequest\x1a%.baton.api.buffer.v1.GetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,28 +48,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REWINDTRAINEDREQUEST']._serialized_end=606
   _globals['_REWINDTRAINEDRESPONSE']._serialized_start=608
   _globals['_REWINDTRAINEDRESPONSE']._serialized_end=646
-  _globals['_LISTEPISODESREQUEST']._serialized_start=648
-  _globals['_LISTEPISODESREQUEST']._serialized_end=685
-  _globals['_EPISODESTATE']._serialized_start=688
-  _globals['_EPISODESTATE']._serialized_end=1024
-  _globals['_LISTEPISODESRESPONSE']._serialized_start=1026
-  _globals['_LISTEPISODESRESPONSE']._serialized_end=1101
-  _globals['_FINDSAMPLEREQUEST']._serialized_start=1103
-  _globals['_FINDSAMPLEREQUEST']._serialized_end=1157
-  _globals['_FINDSAMPLERESPONSE']._serialized_start=1160
-  _globals['_FINDSAMPLERESPONSE']._serialized_end=1298
-  _globals['_AUDITREQUEST']._serialized_start=1300
-  _globals['_AUDITREQUEST']._serialized_end=1330
-  _globals['_AUDITRESPONSE']._serialized_start=1333
-  _globals['_AUDITRESPONSE']._serialized_end=1522
-  _globals['_PUTSTATEREQUEST']._serialized_start=1524
-  _globals['_PUTSTATEREQUEST']._serialized_end=1613
-  _globals['_PUTSTATERESPONSE']._serialized_start=1615
-  _globals['_PUTSTATERESPONSE']._serialized_end=1651
-  _globals['_GETSTATEREQUEST']._serialized_start=1653
-  _globals['_GETSTATEREQUEST']._serialized_end=1700
-  _globals['_GETSTATERESPONSE']._serialized_start=1702
-  _globals['_GETSTATERESPONSE']._serialized_end=1753
-  _globals['_LEDGERSERVICE']._serialized_start=1756
-  _globals['_LEDGERSERVICE']._serialized_end=2635
+  _globals['_ROLLBACKREQUEST']._serialized_start=648
+  _globals['_ROLLBACKREQUEST']._serialized_end=722
+  _globals['_ROLLBACKRESPONSE']._serialized_start=724
+  _globals['_ROLLBACKRESPONSE']._serialized_end=757
+  _globals['_LISTEPISODESREQUEST']._serialized_start=759
+  _globals['_LISTEPISODESREQUEST']._serialized_end=796
+  _globals['_EPISODESTATE']._serialized_start=799
+  _globals['_EPISODESTATE']._serialized_end=1135
+  _globals['_LISTEPISODESRESPONSE']._serialized_start=1137
+  _globals['_LISTEPISODESRESPONSE']._serialized_end=1212
+  _globals['_FINDSAMPLEREQUEST']._serialized_start=1214
+  _globals['_FINDSAMPLEREQUEST']._serialized_end=1268
+  _globals['_FINDSAMPLERESPONSE']._serialized_start=1271
+  _globals['_FINDSAMPLERESPONSE']._serialized_end=1409
+  _globals['_AUDITREQUEST']._serialized_start=1411
+  _globals['_AUDITREQUEST']._serialized_end=1441
+  _globals['_AUDITRESPONSE']._serialized_start=1444
+  _globals['_AUDITRESPONSE']._serialized_end=1633
+  _globals['_PUTSTATEREQUEST']._serialized_start=1635
+  _globals['_PUTSTATEREQUEST']._serialized_end=1724
+  _globals['_PUTSTATERESPONSE']._serialized_start=1726
+  _globals['_PUTSTATERESPONSE']._serialized_end=1762
+  _globals['_GETSTATEREQUEST']._serialized_start=1764
+  _globals['_GETSTATEREQUEST']._serialized_end=1811
+  _globals['_GETSTATERESPONSE']._serialized_start=1813
+  _globals['_GETSTATERESPONSE']._serialized_end=1864
+  _globals['_LEDGERSERVICE']._serialized_start=1867
+  _globals['_LEDGERSERVICE']._serialized_end=2835
 # @@protoc_insertion_point(module_scope)

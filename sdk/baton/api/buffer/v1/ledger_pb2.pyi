@@ -81,6 +81,22 @@ class RewindTrainedResponse(_message.Message):
     steps: int
     def __init__(self, steps: _Optional[int] = ...) -> None: ...
 
+class RollBackRequest(_message.Message):
+    __slots__ = ("run_id", "episode_id", "global_step")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_STEP_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    episode_id: int
+    global_step: int
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., global_step: _Optional[int] = ...) -> None: ...
+
+class RollBackResponse(_message.Message):
+    __slots__ = ("steps",)
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    def __init__(self, steps: _Optional[int] = ...) -> None: ...
+
 class ListEpisodesRequest(_message.Message):
     __slots__ = ("run_id",)
     RUN_ID_FIELD_NUMBER: _ClassVar[int]

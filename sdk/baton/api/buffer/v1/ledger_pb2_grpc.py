@@ -56,6 +56,11 @@ class LedgerServiceStub(object):
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RewindTrainedRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RewindTrainedResponse.FromString,
                 _registered_method=True)
+        self.RollBack = channel.unary_unary(
+                '/baton.api.buffer.v1.LedgerService/RollBack',
+                request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RollBackResponse.FromString,
+                _registered_method=True)
         self.ListEpisodes = channel.unary_unary(
                 '/baton.api.buffer.v1.LedgerService/ListEpisodes',
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.ListEpisodesRequest.SerializeToString,
@@ -111,6 +116,13 @@ class LedgerServiceServicer(object):
 
     def RewindTrained(self, request, context):
         """RewindTrained says that the trainer went back to a checkpoint: steps after it are to be trained again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """RollBack forgets episodes from one on, ended or not, as if they had never been opened. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +185,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.RewindTrained,
                     request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RewindTrainedRequest.FromString,
                     response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RewindTrainedResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RollBackRequest.FromString,
+                    response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RollBackResponse.SerializeToString,
             ),
             'ListEpisodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEpisodes,
@@ -310,6 +327,33 @@ class LedgerService(object):
             '/baton.api.buffer.v1.LedgerService/RewindTrained',
             baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RewindTrainedRequest.SerializeToString,
             baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RewindTrainedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.api.buffer.v1.LedgerService/RollBack',
+            baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RollBackRequest.SerializeToString,
+            baton_dot_api_dot_buffer_dot_v1_dot_ledger__pb2.RollBackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,22 +26,26 @@ class ListHistoryResponse(_message.Message):
     def __init__(self, episode_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., bytes: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrimHistoryRequest(_message.Message):
-    __slots__ = ("run_id", "keep_episodes", "keep_bytes", "evict_for_bytes")
+    __slots__ = ("run_id", "keep_episodes", "keep_bytes", "evict_for_bytes", "spare_from")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     KEEP_EPISODES_FIELD_NUMBER: _ClassVar[int]
     KEEP_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVICT_FOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPARE_FROM_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     keep_episodes: int
     keep_bytes: int
     evict_for_bytes: bool
-    def __init__(self, run_id: _Optional[str] = ..., keep_episodes: _Optional[int] = ..., keep_bytes: _Optional[int] = ..., evict_for_bytes: bool = ...) -> None: ...
+    spare_from: int
+    def __init__(self, run_id: _Optional[str] = ..., keep_episodes: _Optional[int] = ..., keep_bytes: _Optional[int] = ..., evict_for_bytes: bool = ..., spare_from: _Optional[int] = ...) -> None: ...
 
 class TrimHistoryResponse(_message.Message):
-    __slots__ = ("evicted_episode_ids",)
+    __slots__ = ("evicted_episode_ids", "shown_episodes")
     EVICTED_EPISODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_EPISODES_FIELD_NUMBER: _ClassVar[int]
     evicted_episode_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, evicted_episode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    shown_episodes: int
+    def __init__(self, evicted_episode_ids: _Optional[_Iterable[int]] = ..., shown_episodes: _Optional[int] = ...) -> None: ...
 
 class ReadColumnsRequest(_message.Message):
     __slots__ = ("run_id", "episode_id", "columns")

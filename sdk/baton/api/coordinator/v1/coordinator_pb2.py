@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*baton/api/coordinator/v1/coordinator.proto\x12\x18\x62\x61ton.api.coordinator.v1\"\x96\x02\n\tRunStatus\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".baton.api.coordinator.v1.RunState\x12\x0f\n\x07\x65pisode\x18\x03 \x01(\x03\x12\x14\n\x0cnum_episodes\x18\x04 \x01(\x03\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x07 \x01(\t\x12\x13\n\x0bglobal_step\x18\x08 \x01(\x03\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x12\n\noutput_dir\x18\n \x01(\t\x12\x15\n\rdashboard_url\x18\x0b \x01(\t\x12\x11\n\telapsed_s\x18\x0c \x01(\x01\"\x9a\x01\n\rEpisodeReport\x12\x12\n\nepisode_id\x18\x01 \x01(\x03\x12\x45\n\x07metrics\x18\x02 \x03(\x0b\x32\x34.baton.api.coordinator.v1.EpisodeReport.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x0fStartRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"G\n\x10StartRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\"9\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\"F\n\x0fStopRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"E\n\x0eGetRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\"!\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x80\x01\n\x10WatchRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\x12\x37\n\x06report\x18\x02 \x01(\x0b\x32\'.baton.api.coordinator.v1.EpisodeReport*\xb2\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_STOPPING\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x15\n\x11RUN_STATE_STOPPED\x10\x06\x32\x99\x03\n\x12\x43oordinatorService\x12\x61\n\x08StartRun\x12).baton.api.coordinator.v1.StartRunRequest\x1a*.baton.api.coordinator.v1.StartRunResponse\x12^\n\x07StopRun\x12(.baton.api.coordinator.v1.StopRunRequest\x1a).baton.api.coordinator.v1.StopRunResponse\x12[\n\x06GetRun\x12\'.baton.api.coordinator.v1.GetRunRequest\x1a(.baton.api.coordinator.v1.GetRunResponse\x12\x63\n\x08WatchRun\x12).baton.api.coordinator.v1.WatchRunRequest\x1a*.baton.api.coordinator.v1.WatchRunResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*baton/api/coordinator/v1/coordinator.proto\x12\x18\x62\x61ton.api.coordinator.v1\"\x96\x02\n\tRunStatus\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".baton.api.coordinator.v1.RunState\x12\x0f\n\x07\x65pisode\x18\x03 \x01(\x03\x12\x14\n\x0cnum_episodes\x18\x04 \x01(\x03\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x03\x12\x16\n\x0eweights_digest\x18\x07 \x01(\t\x12\x13\n\x0bglobal_step\x18\x08 \x01(\x03\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x12\n\noutput_dir\x18\n \x01(\t\x12\x15\n\rdashboard_url\x18\x0b \x01(\t\x12\x11\n\telapsed_s\x18\x0c \x01(\x01\"\x9a\x01\n\rEpisodeReport\x12\x12\n\nepisode_id\x18\x01 \x01(\x03\x12\x45\n\x07metrics\x18\x02 \x03(\x0b\x32\x34.baton.api.coordinator.v1.EpisodeReport.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"[\n\x0fStartRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06resume\x18\x02 \x01(\x08\x12\x18\n\x0bresume_step\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_resume_step\"G\n\x10StartRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\"9\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\"F\n\x0fStopRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"E\n\x0eGetRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\"!\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x80\x01\n\x10WatchRunResponse\x12\x33\n\x06status\x18\x01 \x01(\x0b\x32#.baton.api.coordinator.v1.RunStatus\x12\x37\n\x06report\x18\x02 \x01(\x0b\x32\'.baton.api.coordinator.v1.EpisodeReport*\xb2\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_STOPPING\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x15\n\x11RUN_STATE_STOPPED\x10\x06\x32\x99\x03\n\x12\x43oordinatorService\x12\x61\n\x08StartRun\x12).baton.api.coordinator.v1.StartRunRequest\x1a*.baton.api.coordinator.v1.StartRunResponse\x12^\n\x07StopRun\x12(.baton.api.coordinator.v1.StopRunRequest\x1a).baton.api.coordinator.v1.StopRunResponse\x12[\n\x06GetRun\x12\'.baton.api.coordinator.v1.GetRunRequest\x1a(.baton.api.coordinator.v1.GetRunResponse\x12\x63\n\x08WatchRun\x12).baton.api.coordinator.v1.WatchRunRequest\x1a*.baton.api.coordinator.v1.WatchRunResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EPISODEREPORT_METRICSENTRY']._loaded_options = None
   _globals['_EPISODEREPORT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1020
-  _globals['_RUNSTATE']._serialized_end=1198
+  _globals['_RUNSTATE']._serialized_start=1078
+  _globals['_RUNSTATE']._serialized_end=1256
   _globals['_RUNSTATUS']._serialized_start=73
   _globals['_RUNSTATUS']._serialized_end=351
   _globals['_EPISODEREPORT']._serialized_start=354
@@ -42,21 +42,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EPISODEREPORT_METRICSENTRY']._serialized_start=462
   _globals['_EPISODEREPORT_METRICSENTRY']._serialized_end=508
   _globals['_STARTRUNREQUEST']._serialized_start=510
-  _globals['_STARTRUNREQUEST']._serialized_end=543
-  _globals['_STARTRUNRESPONSE']._serialized_start=545
-  _globals['_STARTRUNRESPONSE']._serialized_end=616
-  _globals['_STOPRUNREQUEST']._serialized_start=618
-  _globals['_STOPRUNREQUEST']._serialized_end=675
-  _globals['_STOPRUNRESPONSE']._serialized_start=677
-  _globals['_STOPRUNRESPONSE']._serialized_end=747
-  _globals['_GETRUNREQUEST']._serialized_start=749
-  _globals['_GETRUNREQUEST']._serialized_end=780
-  _globals['_GETRUNRESPONSE']._serialized_start=782
-  _globals['_GETRUNRESPONSE']._serialized_end=851
-  _globals['_WATCHRUNREQUEST']._serialized_start=853
-  _globals['_WATCHRUNREQUEST']._serialized_end=886
-  _globals['_WATCHRUNRESPONSE']._serialized_start=889
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1017
-  _globals['_COORDINATORSERVICE']._serialized_start=1201
-  _globals['_COORDINATORSERVICE']._serialized_end=1610
+  _globals['_STARTRUNREQUEST']._serialized_end=601
+  _globals['_STARTRUNRESPONSE']._serialized_start=603
+  _globals['_STARTRUNRESPONSE']._serialized_end=674
+  _globals['_STOPRUNREQUEST']._serialized_start=676
+  _globals['_STOPRUNREQUEST']._serialized_end=733
+  _globals['_STOPRUNRESPONSE']._serialized_start=735
+  _globals['_STOPRUNRESPONSE']._serialized_end=805
+  _globals['_GETRUNREQUEST']._serialized_start=807
+  _globals['_GETRUNREQUEST']._serialized_end=838
+  _globals['_GETRUNRESPONSE']._serialized_start=840
+  _globals['_GETRUNRESPONSE']._serialized_end=909
+  _globals['_WATCHRUNREQUEST']._serialized_start=911
+  _globals['_WATCHRUNREQUEST']._serialized_end=944
+  _globals['_WATCHRUNRESPONSE']._serialized_start=947
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1075
+  _globals['_COORDINATORSERVICE']._serialized_start=1259
+  _globals['_COORDINATORSERVICE']._serialized_end=1668
 # @@protoc_insertion_point(module_scope)

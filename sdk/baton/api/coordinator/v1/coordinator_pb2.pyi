@@ -68,10 +68,14 @@ class EpisodeReport(_message.Message):
     def __init__(self, episode_id: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class StartRunRequest(_message.Message):
-    __slots__ = ("run_id",)
+    __slots__ = ("run_id", "resume", "resume_step")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    RESUME_STEP_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+    resume: bool
+    resume_step: int
+    def __init__(self, run_id: _Optional[str] = ..., resume: bool = ..., resume_step: _Optional[int] = ...) -> None: ...
 
 class StartRunResponse(_message.Message):
     __slots__ = ("status",)

@@ -118,10 +118,12 @@ class PublishWeightsResponse(_message.Message):
     def __init__(self, weights_digest: _Optional[str] = ..., bytes: _Optional[int] = ..., phases: _Optional[_Union[_weights_pb2.PhaseSeconds, _Mapping]] = ...) -> None: ...
 
 class SaveCheckpointRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "run")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    run: str
+    def __init__(self, directory: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class SaveCheckpointResponse(_message.Message):
     __slots__ = ("path", "bytes")
