@@ -1,5 +1,10 @@
-"""What makes an episode's work last: checkpoints, the export, and samples that are freed once nothing needs them."""
+"""What makes an episode's work last: checkpoints, the export, and samples that are freed once nothing needs them.
 
+A checkpoint at the run file's interval is written behind the run, which waits for the trainer's copy only. Until it is whole
+nothing counts on it: neither the run's state nor the samples that it holds.
+"""
+
+import asyncio
 from pathlib import Path
 
 from baton.config import RunConfig
@@ -24,34 +29,68 @@ class Saving:
         self._timeout_s = config.deadlines.checkpoint_s
         self._interval = config.runtime.save_episode_interval
         self._free_on_checkpoint = config.store.ack_on == "checkpoint"
+        self._keep = config.runtime.keep_checkpoints
         self._saved_step = -1
         self._unconfirmed: list[int] = []
+        self._writing: asyncio.Task[None] | None = None
 
     async def episode_done(self, episode: int) -> None:
-        """Its samples are freed once they are trained for good: now, or with the next checkpoint."""
+        """Its samples are freed once they are trained for good: now, or with the next checkpoint. Raises what a checkpoint
+        failed with that was being written meanwhile."""
         self._unconfirmed.append(episode)
         if not self._free_on_checkpoint:
-            await self._free_episodes()
+            await self._free_episodes(len(self._unconfirmed))
+        if self._writing and self._writing.done():
+            await self.settle()
 
     async def checkpoint_if_due(self, finished_episodes: int) -> None:
-        """Writes one at the interval of the run file."""
+        """Begins to write one at the interval of the run file."""
         if self._interval and finished_episodes % self._interval == 0:
-            await self.checkpoint()
+            await self._begin()
 
     async def checkpoint(self) -> None:
-        """Has the trainer write one, unless the newest is of the present step."""
+        """Has the trainer write one, unless the newest is of the present step; it is whole when this returns."""
+        await self._begin()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Waits for the checkpoint that is being written, if one is. Raises what it failed with."""
+        if self._writing:
+            self._clock.begin("checkpoint", self._services.trainer_name)
+            writing, self._writing = self._writing, None
+            await writing
+
+    async def close(self) -> None:
+        """Waits for nothing any more."""
+        if self._writing:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _begin(self) -> None:
         if self._saved_step == self._state.global_step:
             return
         services = self._services
+        await self.settle()
         self._clock.begin("checkpoint", services.trainer_name)
         async with self._publishing.trainer:
             with services.at_trainer("deadlines.checkpoint_s"):
-                saved = await services.trainer.save_checkpoint(str(self._folder / "checkpoints"), timeout_s=self._timeout_s)
-        self._state.checkpoint, self._saved_step = saved.path, self._state.global_step
+                saved = await services.trainer.save_checkpoint(
+                    str(self._folder / "checkpoints"), background=True, keep=self._keep, timeout_s=self._timeout_s
+                )
+        self._saved_step = self._state.global_step
+        self._writing = asyncio.create_task(self._when_whole(saved.path, self._saved_step, len(self._unconfirmed)))
+
+    async def _when_whole(self, path: str, global_step: int, episodes: int) -> None:
+        """What may be done once the checkpoint is: it holds all up to an optimizer step, and so many of the episodes whose
+        samples are still there."""
+        services = self._services
+        with services.at_trainer("deadlines.checkpoint_s"):
+            await services.trainer.await_checkpoint(path, timeout_s=self._timeout_s)
+        self._state.checkpoint = path
         if self._free_on_checkpoint:
             with services.at_buffer():
-                await services.ledger.confirm_trained(self._state.run_id, self._state.global_step)
-            await self._free_episodes()
+                await services.ledger.confirm_trained(self._state.run_id, global_step)
+            await self._free_episodes(episodes)
 
     async def export(self) -> str:
         """Writes the model as a Hugging Face directory, which it returns."""
@@ -62,8 +101,9 @@ class Saving:
                 await self._services.trainer.export_model(folder, timeout_s=self._timeout_s)
         return folder
 
-    async def _free_episodes(self) -> None:
+    async def _free_episodes(self, count: int) -> None:
+        """The oldest so many of those that are done."""
         with self._services.at_buffer():
-            while self._unconfirmed:
+            for _ in range(count):
                 await self._services.buffer.delete_episode(self._state.run_id, self._unconfirmed[0])
                 del self._unconfirmed[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from baton.config import RunConfig
 from baton.config.groups import TrainerGroup
 from baton.config.trainable import TrainableConfig
-from baton.errors import InvalidRequestError
+from baton.errors import ConfigError, InvalidRequestError
 from services.common.model_store import resolve_model
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.family import ModelShape
@@ -92,7 +92,11 @@ class Models:
 
 
 def _load(run: RunConfig, group: TrainerGroup, role: str, layout: Layout, directory: Path, head: Head) -> HostedModel:
-    config, seed = group.roles[role], run.runtime.seed
+    config, seed, load = group.roles[role], run.runtime.seed, run.load_of(role)
+    if load is not None:
+        load = Path(load).expanduser()
+        if not load.is_dir():
+            raise ConfigError(f"models.{role}.load: {load} is no directory; correct it, or leave it out")
     if isinstance(config, TrainableConfig):
-        return Engine(config, layout, directory, run.optimizer_steps, role=role, head=head, seed=seed)
-    return HostedModel(config, layout, directory, head=head, seed=seed)
+        return Engine(config, layout, directory, run.optimizer_steps, role=role, head=head, seed=seed, load=load)
+    return HostedModel(config, layout, directory, head=head, seed=seed, role=role, load=load)

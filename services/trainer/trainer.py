@@ -22,6 +22,7 @@ from services.trainer import whole_directory
 from services.trainer.checks import check_digests, check_fits
 from services.trainer.leasing import Lease, Leasing
 from services.trainer.megatron import checkpoint
+from services.trainer.megatron.checkpoint_saver import CheckpointSaver
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
 from services.trainer.models import Models
@@ -68,6 +69,7 @@ class Trainer:
         self.models = models
         self.objective = objective_for(run.algorithm)
         self.global_step = 0
+        self.saver = CheckpointSaver(run.deadlines.checkpoint_s)
         self._leased: _Leased | None = None
         self._taken: _Taken | None = None
         self._leasing = Leasing(run, models)
@@ -85,7 +87,7 @@ class Trainer:
             "OpenWeightGroup": lambda raw: self.open_group(pb.OpenWeightGroupRequest.FromString(raw)).SerializeToString(),
             "AdoptWeightGroup": lambda raw: self._policy_sender().adopt(raw.decode()) or b"",
             "PublishWeights": lambda raw: self.publish(pb.PublishWeightsRequest.FromString(raw)),
-            "SaveCheckpoint": lambda raw: self.save(Path(raw.decode())).encode(),
+            "SaveCheckpoint": lambda raw: self.save(pb.SaveCheckpointRequest.FromString(raw)).encode(),
             "LoadCheckpoint": lambda raw: self.load(Path(raw.decode())),
             "ExportModel": lambda raw: self.export(Path(raw.decode())),
         }
@@ -175,19 +177,22 @@ class Trainer:
         transfer = self._policy_sender().publish(request.group_id, request.timeout_s, verify=request.verify)
         return json.dumps(transfer.report()).encode() if transfer else b""
 
-    def save(self, directory: Path) -> str:
-        """Writes a checkpoint of what is trained; returns its path."""
+    def save(self, request: pb.SaveCheckpointRequest) -> str:
+        """Begins to write a checkpoint of what is trained; returns its path after the copy. `saver` waits for the rest."""
         self.models.engine("ppo_policy")
         facts = {"global_step": self.global_step, "objective": self.objective.state()}
-        return str(checkpoint.save(self.models.trained, directory, facts))
+        directory, keep = Path(request.directory), request.keep or None
+        return str(checkpoint.start_save(self.saver, self.models.trained, directory, facts, keep))
 
     def load(self, path: Path) -> bytes:
         """Restores a checkpoint."""
         self.models.engine("ppo_policy")
-        facts = checkpoint.load(self.models.trained, path)
+        trained = self.models.trained
+        adaptive = all(self.models.group.roles[role].adaptive_parallel_strategy_on_checkpoint for role in trained)
+        facts = checkpoint.load(trained, path, adaptive=adaptive)
         self.global_step = int(facts["global_step"])
         self.objective.restore(facts["objective"])
-        for engine in self.models.trained.values():
+        for engine in trained.values():
             engine.clear()  # gradients of other weights
         self._taken = None
         return b""

@@ -19,8 +19,9 @@ UNBUILT_OPTIONS = {
         "data_checkpoint_path", "max_data_ckpt_nums", "load_data_checkpoint_iteration",
     ),
     "models.*": (
-        "load", "lora", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
+        "lora", "expert_model_parallel_size",
     ),
+    "models.policy": ("load",),
     "models.ppo_policy": ("batch_generation", "trust_remote_code"),
     "models.reference": ("batch_generation",),
     "models.value": ("batch_generation",),

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,14 +38,16 @@ class Engine(HostedModel):
 
     def __init__(
         self, config: TrainableConfig, layout: Layout, directory: Path, total_steps: int, *,
-        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0,
+        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0, load: Path | None = None,
     ) -> None:  # fmt: skip
-        """Loads a Hugging Face directory. `total_steps` is the length of a decaying learning-rate schedule; `role` is the
-        model's name in messages. `head` and `seed` are HostedModel's."""
+        """`total_steps` is the length of a decaying learning-rate schedule; the rest is HostedModel's."""
         super().__init__(
-            config, layout, directory, head=head, seed=seed, sequence_parallel=config.sequence_parallel, **_recompute(config)
-        )
-        self._role, self.pad_samples = role, config.pad_samples
+            config, layout, directory, head=head, seed=seed, role=role, load=load,
+            sequence_parallel=config.sequence_parallel, **_recompute(config),
+        )  # fmt: skip
+        self.lineage = uuid.uuid4().hex
+        """Names this training in its checkpoints; that of a checkpoint which is loaded goes on."""
+        self.pad_samples = config.pad_samples
         use_lists()
         core, dtype = self.policy.config, getattr(torch, config.dtype)
         ddp = DistributedDataParallelConfig(
@@ -108,9 +111,9 @@ class Engine(HostedModel):
             self.clear()
             before = f", as in the {self._skipped} steps before" if self._skipped else ""
             raise InvalidRequestError(
-                f"the gradient norm of this step is {norm}{before}, and models.{self._role}.max_skipped_steps is "
+                f"the gradient norm of this step is {norm}{before}, and models.{self.role}.max_skipped_steps is "
                 f"{self._max_skipped}; the weights are unchanged. Look for rewards or rollout log-probabilities that are "
-                f"infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.{self._role}.lr "
+                f"infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.{self.role}.lr "
                 "or clip_grad helps against that"
             )
         return norm
@@ -131,7 +134,7 @@ class Engine(HostedModel):
             self.optimizer.step_with_ready_grads()
         else:
             log.warning(
-                "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self._role, norm
+                "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self.role, norm
             )
         self._skipped = 0 if finite else self._skipped + 1
         self.clear()
