@@ -23,8 +23,9 @@ test-fast: setup  ## the tests that start no model process and kill nothing (und
 test-gpu: setup  ## the tests that need CUDA
 	@$(PY) -m pytest -q -m gpu
 
-faults: setup  ## kill every part of a running stream 50 times; prints what was lost: nothing
+faults: setup  ## kill every part of a running stream 50 times, and a trainer that saves 30 times; prints what was lost: nothing
 	@BATON_KILLS=$${BATON_KILLS:-50} $(PY) -m pytest -q tests/faults
+	@BATON_KILLS=$${BATON_KILLS:-30} $(PY) -m pytest -q tests/integration/test_checkpoint.py -k killed
 
 lint: setup  ## style, contract and import rules
 	@.venv/bin/ruff check .

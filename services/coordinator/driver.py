@@ -200,6 +200,7 @@ class Driver:
 
     async def close(self) -> None:
         """Ends the reward workers and the channels."""
+        await self.saving.close()
         await self._rewards.close()
         await self._services.close()
 

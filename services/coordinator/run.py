@@ -96,14 +96,16 @@ class Run:
             raise _root(errors) from None
 
     async def _stopped(self) -> Life:
-        if self._save_on_stop:
-            self.driver.clock.stop_asked = False
-            try:
-                await self.driver.saving.checkpoint()
-            except (BatonError, asyncio.CancelledError) as error:
-                asyncio.current_task().uncancel()
-                self.driver.state.error = f"stopped, but the checkpoint that was asked for failed: {error or 'cut off'}"
-                return Life.FAILED
+        """Writes the checkpoint that was asked for, if one was, and waits for one that is being written."""
+        saving = self.driver.saving
+        self.driver.clock.stop_asked = False
+        try:
+            await (saving.checkpoint() if self._save_on_stop else saving.settle())
+        except (BatonError, asyncio.CancelledError) as error:
+            asyncio.current_task().uncancel()
+            asked = " that was asked for" if self._save_on_stop else ""
+            self.driver.state.error = f"stopped, but the checkpoint{asked} failed: {error or 'cut off'}"
+            return Life.FAILED
         return Life.STOPPED
 
     async def _end(self, life: Life) -> None:

@@ -1,5 +1,10 @@
-"""What makes an episode's work last: checkpoints, the export, and samples that are freed once nothing needs them."""
+"""What makes an episode's work last: checkpoints, the export, and samples that are freed once nothing needs them.
 
+A checkpoint at the run file's interval is written behind the run, which waits for the trainer's copy only. Until it is whole
+nothing counts on it: neither the run's state nor the samples that it holds.
+"""
+
+import asyncio
 from pathlib import Path
 
 from baton.config import RunConfig
@@ -33,8 +38,10 @@ class Saving:
         self._timeout_s = config.deadlines.checkpoint_s
         self._interval = config.runtime.save_episode_interval
         self._free_on_checkpoint = config.store.ack_on == "checkpoint"
+        self._keep = config.runtime.keep_checkpoints
         self._saved = (-1, -1)
         self._unconfirmed: list[int] = []
+        self._writing: asyncio.Task[None] | None = None
 
     def resumed(self, position: Position) -> None:
         """The trainer is at this position, of which there is a checkpoint."""
@@ -42,36 +49,67 @@ class Saving:
         self._relay.spare_from = position.history_from
 
     async def episode_done(self, episode: int) -> None:
-        """Its samples are freed once they are trained for good: now, or with the next checkpoint."""
+        """Its samples are freed once they are trained for good: now, or with the next checkpoint. Raises what a checkpoint
+        failed with that was being written meanwhile."""
         self._unconfirmed.append(episode)
         if not self._free_on_checkpoint:
-            await self._free_episodes()
+            await self._free_episodes(len(self._unconfirmed))
+        if self._writing and self._writing.done():
+            await self.settle()
 
     async def checkpoint_if_due(self, finished_episodes: int, report: EpisodeReport) -> None:
-        """Writes one at the interval of the run file; `report` tells of the last episode what is known so far."""
+        """Begins to write one at the interval of the run file; `report` tells of the last episode what is known so far."""
         if self._interval and finished_episodes % self._interval == 0:
-            await self.checkpoint(report)
+            await self._begin(report)
 
-    async def checkpoint(self, report: EpisodeReport | None = None) -> None:
-        """Has the trainer write one, unless the newest is of the present step and episode."""
+    async def checkpoint(self) -> None:
+        """Has the trainer write one, unless the newest is of the present step and episode; it is whole when this returns."""
+        await self._begin(None)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Waits for the checkpoint that is being written, if one is. Raises what it failed with."""
+        if self._writing:
+            self._clock.begin("checkpoint", self._services.trainer_name)
+            writing, self._writing = self._writing, None
+            await writing
+
+    async def close(self) -> None:
+        """Waits for nothing any more."""
+        if self._writing:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _begin(self, report: EpisodeReport | None) -> None:
         services, state = self._services, self._state
         if self._saved == (state.global_step, state.episode):
             return
+        await self.settle()
         self._clock.begin("checkpoint", services.trainer_name)
         async with self._publishing.trainer:
             position = self._position(report)
             with services.at_trainer("deadlines.checkpoint_s"):
                 saved = await services.trainer.save_checkpoint(
-                    str(self._folder / FOLDER), run=position.to_json(), timeout_s=self._timeout_s
-                )
-        state.checkpoint, self._saved = saved.path, (position.global_step, position.episode)
-        self._data_checkpoints.write(position, saved.path)
+                    str(self._folder / FOLDER), run=position.to_json(), background=True, keep=self._keep,
+                    timeout_s=self._timeout_s,
+                )  # fmt: skip
+        self._saved = position.global_step, position.episode
+        self._writing = asyncio.create_task(self._when_whole(saved.path, position, len(self._unconfirmed)))
+
+    async def _when_whole(self, path: str, position: Position, episodes: int) -> None:
+        """What may be done once the checkpoint is: it holds all up to the position, and so many of the episodes whose
+        samples are still there."""
+        services = self._services
+        with services.at_trainer("deadlines.checkpoint_s"):
+            await services.trainer.await_checkpoint(path, timeout_s=self._timeout_s)
+        self._state.checkpoint = path
+        self._data_checkpoints.write(position, path)
         if position.between_episodes:
             self._relay.spare_from = position.history_from
         if self._free_on_checkpoint:
             with services.at_buffer():
-                await services.ledger.confirm_trained(state.run_id, state.global_step)
-            await self._free_episodes()
+                await services.ledger.confirm_trained(self._state.run_id, position.global_step)
+            await self._free_episodes(episodes)
 
     def _position(self, report: EpisodeReport | None) -> Position:
         state = self._state
@@ -92,8 +130,9 @@ class Saving:
                 await self._services.trainer.export_model(folder, timeout_s=self._timeout_s)
         return folder
 
-    async def _free_episodes(self) -> None:
+    async def _free_episodes(self, count: int) -> None:
+        """The oldest so many of those that are done."""
         with self._services.at_buffer():
-            while self._unconfirmed:
+            for _ in range(count):
                 await self._services.buffer.delete_episode(self._state.run_id, self._unconfirmed[0])
                 del self._unconfirmed[0]

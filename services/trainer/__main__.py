@@ -52,6 +52,7 @@ def start(options: Namespace) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when the group ends
             ranks.follow()
     finally:
+        trainer.saver.close()
         dist.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from baton.config import RunConfig
 from baton.config.groups import TrainerGroup
 from baton.config.trainable import TrainableConfig
-from baton.errors import InvalidRequestError
+from baton.errors import ConfigError, InvalidRequestError
 from services.common.model_store import resolve_model
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.family import ModelShape
@@ -50,7 +50,7 @@ class Models:
                 check_head(directory, role, required=role == "reward")
             directories[role], planned[role] = directory, PlannedModel(config, ModelShape.read(directory), head)
         for role in planned:
-            base = _base_of(role, group, directories)
+            base = None if run.load_of(role) else _base_of(role, group, directories)
             planned[role] = replace(planned[role], base=base)
         require_memory(run, layout, planned)
         for role, directory in directories.items():
@@ -88,15 +88,15 @@ class Models:
         return self.by_role[role]
 
     def _load(self, run: RunConfig, role: str, directory: Path, planned: PlannedModel) -> HostedModel:
-        config, head, seed = planned.config, planned.head, run.runtime.seed
+        config, head, seed, load = planned.config, planned.head, run.runtime.seed, _start_of(role, run)
         share = self.by_role[planned.base] if planned.base else None
         if isinstance(config, TrainableConfig):
             return Engine(
-                config, self.layout, directory, run.optimizer_steps, role=role, head=head, seed=seed, share=share
+                config, self.layout, directory, run.optimizer_steps, role=role, head=head, seed=seed, load=load, share=share
             )
         if share is not None and share.head == head:
             return WithoutAdapters(share, config)
-        return HostedModel(config, self.layout, directory, head=head, seed=seed, share=share)
+        return HostedModel(config, self.layout, directory, head=head, seed=seed, role=role, load=load, share=share)
 
     def _makes(self, role: str, head: Head) -> bool:
         return role in self.by_role and self.by_role[role].head == head
@@ -117,3 +117,13 @@ def _base_of(role: str, group: TrainerGroup, directories: Mapping[str, Path]) ->
     frozen = all(lora.enable_lora and lora.checkpoint == "adapter" for lora in trained)
     same = directories[role] == directories["ppo_policy"] and own.dtype == policy.dtype
     return "ppo_policy" if frozen and same else None
+
+
+def _start_of(role: str, run: RunConfig) -> Path | None:
+    """What `models.<role>.load` names."""
+    if (name := run.load_of(role)) is None:
+        return None
+    load = Path(name).expanduser()
+    if not load.is_dir():
+        raise ConfigError(f"models.{role}.load: {load} is no directory; correct it, or leave it out")
+    return load

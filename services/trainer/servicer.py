@@ -67,7 +67,16 @@ class TrainerServicer(TrainerServiceServicer):
             _check_json(request.run)
         parts = await self._ranks.execute("SaveCheckpoint", request.SerializeToString())
         path = parts[0].decode()
-        return pb.SaveCheckpointResponse(path=path, bytes=size_of(Path(path)))
+        written = 0 if request.background else await self._written(path)
+        return pb.SaveCheckpointResponse(path=path, bytes=written)
+
+    async def AwaitCheckpoint(self, request: pb.AwaitCheckpointRequest, context: Context) -> pb.AwaitCheckpointResponse:
+        return pb.AwaitCheckpointResponse(bytes=await self._written(request.path))
+
+    async def _written(self, path: str) -> int:
+        """Its size, once it is whole. No command: the ranks may train meanwhile."""
+        await asyncio.to_thread(self._trainer.saver.wait, Path(path))
+        return await asyncio.to_thread(size_of, Path(path))
 
     async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:
         await self._ranks.execute("LoadCheckpoint", request.path.encode())

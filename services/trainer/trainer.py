@@ -22,6 +22,7 @@ from services.trainer import whole_directory
 from services.trainer.checks import check_digests, check_fits
 from services.trainer.leasing import Lease, Leasing
 from services.trainer.megatron import checkpoint
+from services.trainer.megatron.checkpoint_saver import CheckpointSaver
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
 from services.trainer.megatron.lora.peft_files import finish_adapter, write_part
@@ -70,6 +71,7 @@ class Trainer:
         self.models = models
         self.objective = objective_for(run.algorithm)
         self.global_step = 0
+        self.saver = CheckpointSaver(run.deadlines.checkpoint_s)
         self._leased: _Leased | None = None
         self._taken: _Taken | None = None
         self._leasing = Leasing(run, models)
@@ -179,7 +181,8 @@ class Trainer:
         return json.dumps(transfer.report()).encode() if transfer else b""
 
     def save(self, request: pb.SaveCheckpointRequest) -> str:
-        """Writes a checkpoint of what is trained, and what the request says of the run; returns its path."""
+        """Begins to write a checkpoint of what is trained, and what the request says of the run; returns its path after the
+        copy. `saver` waits for the rest."""
         self.models.engine("ppo_policy")
         facts = {
             "global_step": self.global_step, "objective": self.objective.state(),
@@ -187,15 +190,18 @@ class Trainer:
         }  # fmt: skip
         if request.run:
             facts["run"] = json.loads(request.run)
-        return str(checkpoint.save(self.models.trained, Path(request.directory), facts))
+        directory, keep = Path(request.directory), request.keep or None
+        return str(checkpoint.start_save(self.saver, self.models.trained, directory, facts, keep))
 
     def load(self, path: Path) -> bytes:
         """Restores a checkpoint."""
         self.models.engine("ppo_policy")
-        facts = checkpoint.load(self.models.trained, path)
+        trained = self.models.trained
+        adaptive = all(self.models.group.roles[role].adaptive_parallel_strategy_on_checkpoint for role in trained)
+        facts = checkpoint.load(trained, path, adaptive=adaptive)
         self.global_step = int(facts["global_step"])
         self.objective.restore(facts["objective"])
-        for role, engine in self.models.trained.items():
+        for role, engine in trained.items():
             engine.clear()  # gradients of other weights
             engine.skipped_steps = int(facts.get("skipped_steps", {}).get(role, 0))
         self._taken = self._leased = None

@@ -40,6 +40,13 @@ def finish(target: Path) -> None:
         partial.replace(target)
 
 
+def remove(target: Path) -> None:
+    """Removes a directory that was finished; what is left of it, if this process is killed, has not its name."""
+    partial = target.with_name(target.name + SUFFIX)
+    target.replace(partial)
+    shutil.rmtree(partial)
+
+
 def _exchange(one: Path, other: Path) -> None:
     """Each gets the other's name, in one step (Linux)."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE

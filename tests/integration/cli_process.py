@@ -44,10 +44,10 @@ class Place:
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options},
         )  # fmt: skip
 
-    def baton(self, *arguments: str, told: str = "") -> subprocess.CompletedProcess:
+    def baton(self, *arguments: str, told: str = "", timeout_s: float = 30) -> subprocess.CompletedProcess:
         """Runs `baton ARGUMENTS` to its end."""
         process = self.start(*arguments, told=told)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=timeout_s)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def processes(self) -> dict[int, str]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training import train, trainer, write_run_file
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
+from baton.checkpoint_files import faults
 from baton.clients import TrainerClient
 from baton.errors import BatonError, NotFoundError
 from models import make_model
@@ -25,7 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 BEFORE, AFTER = (0, 1), (2, 3)
 """Episodes that are trained before the checkpoint is written, and after it is read."""
-KILLS = 3
+KILLS = int(os.environ.get("BATON_KILLS", "3"))
+"""`make faults` has more of them."""
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -150,6 +152,7 @@ async def save_until_killed(process: TrainerProcess, resume_from: Path, director
                 return saves
 
 
+@pytest.mark.timeout(240 + 30 * KILLS)
 def test_a_trainer_killed_while_it_saves_leaves_a_whole_checkpoint_or_none(original: Original, tmp_path: Path) -> None:
     """The kills fall anywhere into a save, also into the replacing of an older one; each start resumes from what is left."""
     directory, newest = tmp_path / "checkpoints", original.checkpoint
@@ -160,6 +163,7 @@ def test_a_trainer_killed_while_it_saves_leaves_a_whole_checkpoint_or_none(origi
         left = whole_checkpoints(directory)
         assert [path.name for path in left] in ([], ["step-00000002"])
         assert left or (not saves and newest is original.checkpoint), "a whole checkpoint stays until the next one is whole"
+        assert [fault for path in left for fault in faults(path)] == []
         newest = left[0] if left else newest
 
     async def resume(address: str) -> dict[str, torch.Tensor]:

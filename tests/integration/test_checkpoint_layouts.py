@@ -1,10 +1,12 @@
-"""A checkpoint of any layout goes on under any other, also one from before the first update."""
+"""A checkpoint of any layout goes on under any other, also one from before the first update, and no rank reads what it does
+not keep."""
 
-from functools import partial
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import layouts_side
 import pytest
-from layouts_side import READS, WRITERS, Losses
+from layouts_side import LAYOUTS, NAMES, READS, Found
 
 from models import make_model
 from processes import free_port
@@ -12,29 +14,62 @@ from ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+READ_AT_MOST = 1.2
+"""Bytes that a rank reads, of those that it keeps."""
+SIZES = {"tp1": "1 x 1 x 1", "dp2": "1 x 1 x 2", "tp2": "2 x 1 x 1", "pp2": "1 x 2 x 1", "tp2-pp2": "2 x 2 x 1"}
+
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory: pytest.TempPathFactory) -> Losses:
-    """One rank writes; two ranks write and read all; one rank reads all."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """One, two and four ranks write, and read all, at the same time."""
     directory = tmp_path_factory.mktemp("layouts")
-    model, found = make_model(directory / "model"), {}
-    for size, what in ((1, {"writes": True}), (2, {"writes": True, "reads": True}), (1, {"reads": True})):
-        work = partial(layouts_side.work, **{"writes": False, "reads": False} | what)
-        ranks = run_ranks(work, size, free_port(), model, directory, timeout_s=180)
-        assert all(rank == ranks[0] for rank in ranks)
-        found |= ranks[0]
-    return found
+    model = make_model(directory / "model")
+    with ThreadPoolExecutor(len(LAYOUTS)) as pool:
+        groups = pool.map(
+            lambda size: run_ranks(layouts_side.work, size, free_port(), model, directory, timeout_s=240), LAYOUTS
+        )
+        whole = Found()
+        for ranks in groups:
+            assert all(rank.losses == ranks[0].losses for rank in ranks)
+            whole.losses |= ranks[0].losses
+            whole.refusals |= ranks[0].refusals
+            whole.reads += [read for rank in ranks for read in rank.reads]
+        return whole
 
 
-@pytest.mark.parametrize(("writer", "distributed", "at"), READS)
-@pytest.mark.parametrize("reader", WRITERS)
+@pytest.mark.parametrize(("writer", "at"), READS)
+@pytest.mark.parametrize("reader", NAMES)
 def test_training_goes_on_from_any_layouts_checkpoint_as_if_nothing_had_happened(
-    losses: Losses, reader: str, writer: str, distributed: bool, at: int
+    found: Found, reader: str, writer: str, at: int
 ) -> None:
-    expected = losses["tp1", "itself", True, at]
-    assert losses[reader, writer, distributed, at] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    expected = found.losses["tp1", "itself", at]
+    assert found.losses[reader, writer, at] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_the_losses_tell_the_steps_apart(losses: Losses) -> None:
-    start, later = (losses["tp1", "itself", True, at] for at in (0, 2))
+def test_the_losses_tell_the_steps_apart(found: Found) -> None:
+    start, later = (found.losses["tp1", "itself", at] for at in (0, 2))
     assert len({round(loss, 3) for loss in start + later}) == 4
+
+
+def test_no_rank_reads_more_than_it_keeps(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print("\nreader      writer      rank      read      kept     x   peak memory beyond it")
+        for read in sorted(found.reads, key=lambda read: (read.reader, read.writer, read.rank)):
+            sizes = f"{read.read:9,} {read.kept:9,} {read.read / read.kept:5.2f} {read.extra:11,}"
+            print(f"{read.reader:11} {read.writer:11} {read.rank:4} {sizes}")
+    assert len(found.reads) == len(READS) * (2 * 1 + 4 * 2 + 1 * 4)
+    assert max(read.read / read.kept for read in found.reads) <= READ_AT_MOST
+    assert min(read.read / read.kept for read in found.reads) >= 1.0, "a rank that reads less has not restored everything"
+
+
+def test_where_a_reader_may_not_adapt_another_layout_is_refused_with_both_named(found: Found) -> None:
+    def sizes(name: str) -> str:
+        tensor, pipeline, data = SIZES[name.removesuffix("-plain")].split(" x ")
+        return f"tensor {tensor} x pipeline {pipeline} x data {data}"
+
+    for (reader, writer), message in found.refusals.items():
+        if sizes(reader) == sizes(writer):
+            assert message == ""
+        else:
+            both = f"written under the parallel layout {sizes(writer)}, and this group has {sizes(reader)}"
+            assert re.search(re.escape(both), message)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from baton.cli.ckpt_commands import ckpt_app
 from baton.cli.options import (
     DEFAULT_OUTPUT_DIR,
     App,
@@ -42,6 +43,7 @@ relay_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(relay_app, name="relay")
+app.add_typer(ckpt_app, name="ckpt")
 
 
 @app.command()

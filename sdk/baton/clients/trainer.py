@@ -14,7 +14,7 @@ class TrainerClient(ServiceClient):
 
     SERVICE = "baton.api.trainer.v1.TrainerService"
     STUB = TrainerServiceStub
-    RETRIED = ("GetStatus", "TrainStep", "LoadCheckpoint", "ExportModel")
+    RETRIED = ("GetStatus", "TrainStep", "AwaitCheckpoint", "LoadCheckpoint", "ExportModel")
 
     async def train_step(
         self, run_id: str, episode_id: int, *, pass_index: int, step_index: int, buffer_address: str,
@@ -51,10 +51,18 @@ class TrainerClient(ServiceClient):
         return await self._call("PublishWeights", request, timeout_s + 5)
 
     async def save_checkpoint(
-        self, directory: str, *, run: str = "", timeout_s: float = 1800.0
+        self, directory: str, *, run: str = "", background: bool = False, keep: int | None = None, timeout_s: float = 1800.0
     ) -> pb.SaveCheckpointResponse:  # fmt: skip
-        """Writes a checkpoint into a new folder of `directory`; `run` is JSON that its marker shall hold."""
-        return await self._call("SaveCheckpoint", pb.SaveCheckpointRequest(directory=directory, run=run), timeout_s)
+        """Writes a checkpoint into a new folder of `directory`, and removes the oldest of the run until `keep` are left.
+        `run`: JSON that its marker shall hold. With `background` it is whole only when `await_checkpoint` returns; the
+        trainer can go on in the meantime."""
+        request = pb.SaveCheckpointRequest(directory=directory, run=run, background=background, keep=keep or 0)
+        return await self._call("SaveCheckpoint", request, timeout_s)
+
+    async def await_checkpoint(self, path: str, *, timeout_s: float = 1800.0) -> int:
+        """Returns the size in bytes of a checkpoint that was saved in the background, once it is whole. Raises what its save
+        failed with, NotFoundError if this trainer began none."""
+        return (await self._call("AwaitCheckpoint", pb.AwaitCheckpointRequest(path=path), timeout_s)).bytes
 
     async def load_checkpoint(self, path: str, *, timeout_s: float = 1800.0) -> int:
         """Restores a checkpoint. Returns its global step."""

@@ -32,7 +32,9 @@ class RoleConfig(Section):
     own."""
 
     load: str | None = None
-    """Directory of a checkpoint that Baton wrote, to start from. null: start from the weights of `model`."""
+    """Directory of a checkpoint that Baton wrote, or of Hugging Face files, whose weights to start from, in a model that the
+    trainer hosts; it must be of the same kind as `model`, which also says what the tokenizer is. Left out for a `reference`
+    that is the policy's model, that of `ppo_policy`; for `value`, that of `ppo_value`. null: the weights of `model`."""
 
     trainable: bool = False
     """Whether this role is trained."""
@@ -71,7 +73,8 @@ class RoleConfig(Section):
     start."""
 
     adaptive_parallel_strategy_on_checkpoint: bool = True
-    """Load a checkpoint that was written under other parallel sizes. false: a difference is an error."""
+    """Load a checkpoint that was written under other parallel sizes, of which each process reads what it keeps. false: a
+    difference is an error."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model's files. Static batches run a tokenizer's alone, as their model

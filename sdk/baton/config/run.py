@@ -153,6 +153,14 @@ class RunConfig(Section):
                 return model
         return self.models.policy.tokenizer or BUILTIN_MODEL
 
+    def load_of(self, role: str) -> str | None:
+        """Directory of the checkpoint that the model of `role` starts from; None: its `model`. A reference that is the
+        policy's model, and value, which is ppo_value's, start from where the trained model does unless they name another."""
+        roles = self.models.roles()
+        trained = {"reference": "ppo_policy", "value": "ppo_value"}.get(role)
+        follows = trained in roles and not {"load", "model"} & roles[role].model_fields_set
+        return roles[trained].load if follows else roles[role].load
+
     def dtype_name(self, role: str) -> str:
         """Number format of `role`. A reference that is the policy's model, and value, which is ppo_value's, have that of the
         trained model unless they name another: two formats of the same weights do not say the same."""

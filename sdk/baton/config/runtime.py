@@ -75,7 +75,11 @@ class RuntimeConfig(Section):
     """Keyword arguments of the relay function, such as `k` of `uniform`."""
 
     save_episode_interval: Count | None = None
-    """Episodes between two checkpoints. 0 or null: only the one at the end is written."""
+    """Episodes between two checkpoints. 0 or null: only the one at the end is written. The run goes on as soon as what is
+    saved has been copied to the host's memory; it is written from there."""
+
+    keep_checkpoints: PositiveInt | None = None
+    """Checkpoints of the run to keep, the newest; an older one goes once a newer one is whole. null: all."""
 
     eval_episode_interval: Count = 0
     """Episodes between two evaluations, on the prompts of `prompts.holdout`; there is one before the first episode,

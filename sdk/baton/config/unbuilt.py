@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 UNBUILT_OPTIONS = {
     "models.*": (
-        "load", "expert_model_parallel_size", "adaptive_parallel_strategy_on_checkpoint",
+        "expert_model_parallel_size",
     ),
+    "models.policy": ("load",),
     "models.ppo_policy": ("batch_generation", "trust_remote_code"),
     "models.reference": ("batch_generation",),
     "models.value": ("batch_generation",),

@@ -11,7 +11,7 @@ import grpc
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.clients.buffer import BufferClient
-from baton.errors import DigestMismatchError, NotFoundError
+from baton.errors import BatonError, DigestMismatchError, NotFoundError
 from baton.run_checkpoints import MARKER
 from baton.samples import RewardStatus, Samples
 from baton.testing import weights
@@ -39,6 +39,10 @@ class FakeTrainer(TrainerServiceServicer):
         self.trained: list[Samples] = []
         """The global batch of every step, in order."""
         self.checkpoints: list[str] = []
+        self.writing_s = 0.0
+        """How long a checkpoint is written in the background."""
+        self.write_error: BatonError | None = None
+        """What a checkpoint that is written in the background fails with."""
         self._lessee = f"fake-trainer-{uuid.uuid4().hex}"
         self._answers: dict[tuple[str, int, int, int], pb.TrainStepResponse] = {}
         self._sender: weights.Sender | None = None
@@ -96,6 +100,16 @@ class FakeTrainer(TrainerServiceServicer):
         (path / MARKER).write_text(json.dumps({"run": json.loads(request.run or "null")}))
         self.checkpoints.append(str(path))
         return pb.SaveCheckpointResponse(path=str(path), bytes=len(self._payload()))
+
+    async def AwaitCheckpoint(
+        self, request: pb.AwaitCheckpointRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AwaitCheckpointResponse:
+        if request.path not in self.checkpoints:
+            raise NotFoundError(f"no save of {request.path} was begun")
+        await asyncio.sleep(self.writing_s)
+        if self.write_error:
+            raise self.write_error
+        return pb.AwaitCheckpointResponse(bytes=len((Path(request.path) / "weights.txt").read_bytes()))
 
     async def LoadCheckpoint(
         self, request: pb.LoadCheckpointRequest, context: grpc.aio.ServicerContext

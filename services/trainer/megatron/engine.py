@@ -2,6 +2,7 @@
 
 import logging
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from baton.config.trainable import TrainableConfig
-from baton.errors import InvalidRequestError
+from baton.errors import ConfigError, InvalidRequestError
 from services.trainer.megatron.heads import Head
 from services.trainer.megatron.hosted import HostedModel, LossFunction
 from services.trainer.megatron.lora.base import base_fingerprint
@@ -25,7 +26,6 @@ from services.trainer.megatron.lora.saved import (
     begin_anew,
     lora_facts,
     merged_state,
-    restore_adapters,
     restore_merged,
 )
 from services.trainer.megatron.multi_tensor import use_lists
@@ -48,16 +48,18 @@ class Engine(HostedModel):
 
     def __init__(
         self, config: TrainableConfig, layout: Layout, directory: Path, total_steps: int, *,
-        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0, share: HostedModel | None = None,
+        role: str = "ppo_policy", head: Head = "logprobs", seed: int = 0, load: Path | None = None,
+        share: HostedModel | None = None,
     ) -> None:  # fmt: skip
-        """Loads a Hugging Face directory. `total_steps` is the length of a decaying learning-rate schedule; `role` is the
-        model's name in messages. `head`, `seed` and `share` are HostedModel's. With `config.lora` only
-        adapters are trained; raises ConfigError for options of it that do not fit the model."""
+        """`total_steps` is the length of a decaying learning-rate schedule; the rest is HostedModel's. With `config.lora`
+        only adapters are trained; raises ConfigError for options of it that do not fit the model."""
         super().__init__(
-            config, layout, directory, head=head, seed=seed, share=share, sequence_parallel=config.sequence_parallel,
-            **_recompute(config),
+            config, layout, directory, head=head, seed=seed, role=role, load=load, share=share,
+            sequence_parallel=config.sequence_parallel, **_recompute(config),
         )  # fmt: skip
-        self._role, self.pad_samples = role, config.pad_samples
+        self.lineage = uuid.uuid4().hex
+        """Names this training in its checkpoints; that of a checkpoint which is loaded goes on."""
+        self.pad_samples = config.pad_samples
         self.lora, self._seed = config.lora, seed
         self.base = ""
         """Fingerprint of the base model's weights, of a model with adapters."""
@@ -80,8 +82,13 @@ class Engine(HostedModel):
         self.schedule = schedule_of(self.optimizer, config, total_steps)
 
     def _add_adapters(self, directory: Path) -> None:
-        self.base = base_fingerprint(directory)
-        option = f"models.{self._role}.lora"
+        if self.load is not None:
+            raise ConfigError(
+                f"models.{self.role}.load: {self.load} is not taken by a model that trains adapters (lora); write it as a "
+                f"Hugging Face directory (baton ckpt export-hf) and name that by models.{self.role}.model"
+            )
+        self.base, self.adapted = base_fingerprint(directory), True
+        option = f"models.{self.role}.lora"
         convert_layer_to_lora(self.policy, config=self.lora, seed=self._seed)
         require_adapters(self.policy, self.lora, option)
         if self.lora.load:
@@ -96,20 +103,17 @@ class Engine(HostedModel):
         """What a checkpoint holds of the model, as Megatron's sharded state: all weights; with LoRA the adapters alone, or
         all weights with the adapters added, as `lora.checkpoint` says."""
         if not self.lora.enable_lora:
-            return self.policy.sharded_state_dict()
+            return super().saved_weights()
         return adapter_state(self.policy) if self.saves_optimizer else merged_state(self.policy)
 
     def adapter_facts(self) -> dict[str, Any]:
         """What a checkpoint says of the adapters, to compare with another run's; {} without them."""
         return lora_facts(self.lora, self.base)
 
-    def restore_weights(self, weights: Mapping[str, Any]) -> None:
-        """Takes what was loaded into `saved_weights`."""
-        if not self.lora.enable_lora:
-            self.policy.load_state_dict(weights)
-        elif self.saves_optimizer:
-            restore_adapters(self.policy, weights)
-        else:
+    def restored(self, weights: Mapping[str, Any]) -> None:
+        """What was read into `saved_weights` holds from now on. Merged weights are the model's own then, and the adapters
+        begin anew; all others were read to where they belong."""
+        if not self.saves_optimizer:
             restore_merged(self.policy, weights, self._seed)
             begin_anew(self.optimizer)
 
@@ -162,9 +166,9 @@ class Engine(HostedModel):
             self.clear()
             before = f", as in the {self.skipped_steps} steps before" if self.skipped_steps else ""
             raise InvalidRequestError(
-                f"the gradient norm of this step is {norm}{before}, and models.{self._role}.max_skipped_steps is "
+                f"the gradient norm of this step is {norm}{before}, and models.{self.role}.max_skipped_steps is "
                 f"{self._max_skipped}; the weights are unchanged. Look for rewards or rollout log-probabilities that are "
-                f"infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.{self._role}.lr "
+                f"infinite or huge, and at the metrics of the last steps for a growing norm; a lower models.{self.role}.lr "
                 "or clip_grad helps against that"
             )
         return norm
@@ -185,7 +189,7 @@ class Engine(HostedModel):
             self.optimizer.step_with_ready_grads()
         else:
             log.warning(
-                "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self._role, norm
+                "the gradient norm of %s is %s: the step is skipped, and the weights are unchanged", self.role, norm
             )
         self.skipped_steps = 0 if finite else self.skipped_steps + 1
         self.clear()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,10 +27,11 @@ SHARD_BYTES = 4 * 1024**3
 """Size at which an export begins its next file."""
 
 
-class _Checkpoint:
+class HfTensors:
     """Random access to the tensors of a directory of safetensors files."""
 
-    def __init__(self, directory: Path, fresh: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, directory: Path, fresh: Mapping[str, torch.Tensor] = MappingProxyType({})) -> None:
+        """`fresh`: whole tensors to take where the directory lacks them."""
         self._directory, self._fresh = directory, fresh
         self._files: dict[str, Path] = {}
         for path in sorted(directory.glob("*.safetensors")):
@@ -38,13 +40,22 @@ class _Checkpoint:
         if not self._files:
             raise ConfigError(f"{directory} holds no .safetensors files; convert the model to safetensors first")
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._files or name in self._fresh
+
     def get(self, name: str) -> torch.Tensor:
+        """A whole tensor. Raises ConfigError if there is none of the name."""
         if name in self._fresh and name not in self._files:
             return self._fresh[name]
         if name not in self._files:
             raise ConfigError(f"{self._directory} lacks the tensor {name}; the model is incomplete or of another kind")
         with safe_open(self._files[name], "pt") as file:
             return file.get_tensor(name)
+
+
+def source_config(directory: Path) -> dict[str, Any]:
+    """A model's config.json."""
+    return json.loads((directory / "config.json").read_text())
 
 
 @torch.no_grad()
@@ -54,7 +65,7 @@ def load_hf(
 ) -> None:  # fmt: skip
     """Fills this rank's parameters from a Hugging Face directory, but for those in `skip`; reads only the tensors of its
     pipeline stage. `fresh`: whole tensors to take where the directory lacks them."""
-    source, names = _Checkpoint(directory, fresh), NameMap(model.shape)
+    source, names = HfTensors(directory, fresh), NameMap(model.shape)
     for name, parameter in base_parameters(model):
         if name in skip:
             continue
@@ -120,33 +131,46 @@ def _gathered(shard: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     return shards or []
 
 
+class HfFiles:
+    """Safetensors files of a stage, each written once it is large enough."""
+
+    def __init__(self, partial: Path, stage: int = 0) -> None:
+        self._partial, self._stage = partial, stage
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes, self._part, self.bytes = 0, 0, 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        self._pending[name] = tensor.cpu().contiguous()
+        self._pending_bytes += tensor.nbytes
+        self.bytes += tensor.nbytes
+        if self._pending_bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is left."""
+        if self._pending:
+            file = self._partial / f"model-stage{self._stage:02d}-{self._part:05d}.safetensors"
+            save_file(self._pending, file, metadata={"format": "pt"})
+        self._pending, self._pending_bytes, self._part = {}, 0, self._part + 1
+
+
 def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
     """Writes this pipeline stage's safetensors into `partial`. Returns the bytes that this rank wrote.
 
     A collective over the ranks of data-parallel rank 0; rank 0 calls `finish_export` after every rank has returned.
     """
-    written, pending, pending_bytes, part = 0, {}, 0, 0
-
-    def flush() -> None:
-        nonlocal pending, pending_bytes, part
-        if pending:
-            file = partial / f"model-stage{layout.pipeline_rank:02d}-{part:05d}.safetensors"
-            save_file(pending, file, metadata={"format": "pt"})
-        pending, pending_bytes, part = {}, 0, part + 1
-
+    files = HfFiles(partial, layout.pipeline_rank)
     for name, tensor in gather_hf(model, layout):
-        pending[name] = tensor.cpu().contiguous()
-        pending_bytes += tensor.nbytes
-        written += tensor.nbytes
-        if pending_bytes >= SHARD_BYTES:
-            flush()
-    flush()
-    return written
+        files.add(name, tensor)
+    files.flush()
+    return files.bytes
 
 
-def finish_export(source: Path, partial: Path, dtype: torch.dtype, shape: ModelShape) -> None:
-    """Writes the index, and copies config and tokenizer beside the weights; the config says the weights' `dtype`, and what
-    kind of model they are now."""
+def finish_export(
+    source: Path | None, partial: Path, dtype: torch.dtype, shape: ModelShape, config: dict[str, Any] | None = None
+) -> None:
+    """Writes the index, and copies config and tokenizer beside the weights; the config, or the one that is given, says the
+    weights' `dtype`, and what kind of model they are now."""
     files, total = {}, 0
     for path in sorted(partial.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -154,10 +178,10 @@ def finish_export(source: Path, partial: Path, dtype: torch.dtype, shape: ModelS
         total += path.stat().st_size
     index = {"metadata": {"total_size": total}, "weight_map": files}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True))
-    for path in source.iterdir():
+    for path in source.iterdir() if source else ():
         if path.suffix in (".json", ".txt", ".jinja", ".model") and path.name != "model.safetensors.index.json":
             shutil.copyfile(path, partial / path.name)
-    config = json.loads((partial / "config.json").read_text())
+    config = dict(config or json.loads((partial / "config.json").read_text()))
     if "lm_head.weight" in files:
         config["tie_word_embeddings"] = False
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
 """One rank's part of one model, evaluated only; `engine.py` adds what training needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from baton.config.trainable import ForwardConfig, TrainableConfig
+from baton.errors import ConfigError, InvalidRequestError, NotFoundError
+from services.trainer.megatron.checkpoint import load_checkpoint
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.fusion import can_fuse
 from services.trainer.megatron.heads import SCORE, Head, ScalarModel, fresh_head
@@ -27,11 +29,14 @@ class HostedModel:
 
     def __init__(
         self, config: TrainableConfig | ForwardConfig, layout: Layout, directory: Path, *, head: Head = "logprobs",
-        seed: int = 0, share: "HostedModel | None" = None, **options: Any,
+        seed: int = 0, role: str = "ppo_policy", load: Path | None = None, share: "HostedModel | None" = None,
+        **options: Any,
     ) -> None:  # fmt: skip
-        """Loads a Hugging Face directory; a scalar head that it lacks is made from `seed`. `share`: a model of the same
-        directory and dtype whose frozen weights are also this one's. `options` are Megatron's."""
-        self.layout, self.head = layout, head
+        """Makes the model of a Hugging Face directory, with the weights that are there, or else in `load`: a checkpoint, or
+        another such directory. A scalar head that it lacks is made from `seed`. `role` is the model's name in messages and
+        checkpoints. `share`: a model of the same weights and dtype whose frozen ones are also this one's. `options` are
+        Megatron's."""
+        self.layout, self.head, self.role, self.load = layout, head, role, load
         self.source, self.share_prefix = directory, config.share_prefix
         self.shape = ModelShape.read(directory)
         self.shape.check_parallelism(layout.tensor_size, layout.pipeline_size)
@@ -44,8 +49,37 @@ class HostedModel:
         shared = _share(module, share.policy) if share else ()
         self.policy = module.to(layout.device, dtype)
         self.policy.inverse_frequencies = self.policy.inverse_frequencies.float()  # positions beyond 256 need more than bf16
-        load_hf(self.policy, directory, layout, fresh={SCORE: fresh_head(self.shape.hidden_size, seed)}, skip=shared)
+        self._start_weights(load or directory, seed, adaptive=config.adaptive_parallel_strategy_on_checkpoint, skip=shared)
         self.model: torch.nn.Module = self.policy
+
+    def _start_weights(self, origin: Path, seed: int, *, adaptive: bool, skip: Collection[str]) -> None:
+        """Raises ConfigError if `models.<role>.load` names neither a checkpoint nor a directory of the same model."""
+        if not (origin / "config.json").is_file() and origin != self.source:
+            try:
+                load_checkpoint(self, None, None, adaptive_parallel_strategy=adaptive)
+            except (NotFoundError, InvalidRequestError) as error:
+                raise ConfigError(f"models.{self.role}.load: {error}") from error
+            return
+        if (found := ModelShape.read(origin)) != self.shape:
+            raise ConfigError(
+                f"models.{self.role}.load: {origin} is another model ({found}) than {self.source} ({self.shape}); take one "
+                "that was trained from the same"
+            )
+        fresh = {SCORE: fresh_head(self.shape.hidden_size, seed)}
+        load_hf(self.policy, origin, self.layout, fresh=fresh, skip=skip)
+
+    adapted = False
+    """Whether it has adapters, which alone are trained."""
+    saves_optimizer = False
+    """Whether a checkpoint of it also holds an optimizer's state."""
+
+    def saved_weights(self) -> dict[str, Any]:
+        """What a checkpoint holds of the model, as Megatron's sharded state."""
+        return self.policy.sharded_state_dict()
+
+    def adapter_facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the adapters, to compare with another run's; {} without them."""
+        return {}
 
     def parameter_count(self) -> int:
         """Parameters on this rank."""

@@ -122,7 +122,10 @@ class NameMap:
     """Finds the rule of each Megatron parameter of one model."""
 
     def __init__(self, shape: ModelShape) -> None:
-        self._tied = shape.tied_embeddings
+        self._tied, self._layers = shape.tied_embeddings, shape.num_layers
+        self._absent = set() if shape.qkv_bias else {"self_attention.linear_qkv.bias"}
+        if not shape.qk_norm:
+            self._absent |= {f"self_attention.{letter}_layernorm.weight" for letter in "qk"}
         h, f, v = shape.hidden_size, shape.ffn_size, shape.vocab_size
         head = _replicated("score.weight", 1, h) if shape.scalar_head else _vocabulary("lm_head.weight", v, h)
         self._outer = {
@@ -141,6 +144,16 @@ class NameMap:
             "mlp.linear_fc1.weight": _by_rows(("mlp.gate_proj.weight", (f, h)), ("mlp.up_proj.weight", (f, h))),
             "mlp.linear_fc2.weight": _by_columns("mlp.down_proj.weight", h, f),
         }
+
+    def parameters(self) -> Iterator[str]:
+        """The names of the whole model's parameters on a single rank, in the order of its layers."""
+        for name in self._outer:
+            if not self.is_copy(name):
+                yield name
+        for layer in range(self._layers):
+            for name in self._inner:
+                if name not in self._absent:
+                    yield f"decoder.layers.{layer}.{name}"
 
     def is_copy(self, name: str) -> bool:
         """Whether a parameter is the last stage's copy of the tied embedding, and no tensor of its own."""

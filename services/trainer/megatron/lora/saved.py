@@ -49,17 +49,10 @@ def merged_state(model: PolicyModel) -> ShardedStateDict:
     return state
 
 
-def restore_adapters(model: PolicyModel, state: Mapping[str, Any]) -> None:
-    """Takes what was loaded into `adapter_state`."""
-    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
-    if unexpected:
-        raise InvalidRequestError(f"the checkpoint's {', '.join(unexpected)} are nothing of this model's adapters")
-
-
 def restore_merged(model: PolicyModel, state: Mapping[str, Any], seed: int) -> None:
-    """Takes what was loaded into `merged_state` as the model's own weights; the adapters begin anew."""
-    model.load_state_dict(state, strict=False)
-    for _, layer in lora_layers(model):
+    """Takes what was read into `merged_state` as the model's own weights; the adapters begin anew."""
+    for name, layer in lora_layers(model):
+        layer.weight.data.copy_(state[f"{name}.weight"].data)
         for factors in layer.lora.factors.values():
             factors.reset(seed)
 

@@ -32,6 +32,7 @@ class WithoutAdapters(HostedModel):
 
     def __init__(self, trained: HostedModel, config: ForwardConfig) -> None:
         self.layout, self.head, self.source, self.shape = trained.layout, trained.head, trained.source, trained.shape
+        self.role, self.load = trained.role, trained.load
         self.policy, self.model, self.share_prefix = trained.policy, trained.model, config.share_prefix
 
     def parameter_count(self) -> int:

@@ -69,6 +69,22 @@ def test_a_role_with_the_weights_of_a_trained_one_has_its_number_format_unless_i
     assert {role: run.dtype_name(role) for role in formats} == formats
 
 
+@pytest.mark.parametrize(
+    ("models", "loads"),
+    [
+        ({"reference": {}}, {"reference": "c"}),
+        ({"reference": {"model": "r"}}, {"reference": None}),
+        ({"reference": {"load": None}}, {"reference": None}),
+        ({"reference": {"load": "d"}}, {"reference": "d"}),
+        ({"value": {}, "ppo_value": {"load": "v"}, "reference": {}}, {"value": "v", "ppo_value": "v", "reference": "c"}),
+        ({"reward": {"model": "r"}}, {"reward": None, "ppo_policy": "c"}),
+    ],
+)
+def test_a_role_with_the_model_of_a_trained_one_starts_from_its_checkpoint_unless_it_names_its_own(run_of, models, loads):
+    run = run_of(models={"ppo_policy": {"load": "c"}, **models})
+    assert {role: run.load_of(role) for role in loads} == loads
+
+
 def test_one_model_in_two_number_formats_is_remarked(run_of):
     single = {"policy": {"dtype": "float32"}, "ppo_policy": {"dtype": "float32"}, "reference": {}}
     assert run_of(models=single).remarks() == []

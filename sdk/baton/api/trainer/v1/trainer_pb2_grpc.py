@@ -55,6 +55,11 @@ class TrainerServiceStub(object):
                 request_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.FromString,
                 _registered_method=True)
+        self.AwaitCheckpoint = channel.unary_unary(
+                '/baton.api.trainer.v1.TrainerService/AwaitCheckpoint',
+                request_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.AwaitCheckpointRequest.SerializeToString,
+                response_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.AwaitCheckpointResponse.FromString,
+                _registered_method=True)
         self.LoadCheckpoint = channel.unary_unary(
                 '/baton.api.trainer.v1.TrainerService/LoadCheckpoint',
                 request_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.LoadCheckpointRequest.SerializeToString,
@@ -102,7 +107,14 @@ class TrainerServiceServicer(object):
 
     def SaveCheckpoint(self, request, context):
         """SaveCheckpoint writes weights and optimizer state of every trained role, step counters and what the algorithm keeps. A
-        killed save leaves no loadable half.
+        killed save leaves no loadable half. A save waits for the one before it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitCheckpoint(self, request, context):
+        """AwaitCheckpoint returns once a checkpoint that is saved in the background is whole, or fails as its save did. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,6 +164,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.SaveCheckpoint,
                     request_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.FromString,
                     response_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.SerializeToString,
+            ),
+            'AwaitCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitCheckpoint,
+                    request_deserializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.AwaitCheckpointRequest.FromString,
+                    response_serializer=baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.AwaitCheckpointResponse.SerializeToString,
             ),
             'LoadCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadCheckpoint,
@@ -278,6 +295,33 @@ class TrainerService(object):
             '/baton.api.trainer.v1.TrainerService/SaveCheckpoint',
             baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointRequest.SerializeToString,
             baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.SaveCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.api.trainer.v1.TrainerService/AwaitCheckpoint',
+            baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.AwaitCheckpointRequest.SerializeToString,
+            baton_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.AwaitCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,94 @@
+"""Checkpoints are written behind the run, and nothing counts on one before it is whole."""
+
+import asyncio
+
+from harness import ENGINE, config, place
+
+from baton.clients import LedgerClient
+from baton.errors import InvalidRequestError
+from baton.testing import FakeTrainer
+from services.coordinator.state import Life
+
+EVERY = {"save_episode_interval": 1}
+
+
+class Recording(FakeTrainer):
+    """Notes in which order steps, saves and their ends come."""
+
+    def __init__(self, writing_s: float, **options) -> None:
+        super().__init__(**options)
+        self.writing_s, self.order = writing_s, []
+
+    async def _step(self, request):
+        response = await super()._step(request)
+        self.order.append(f"step {response.global_step}")
+        return response
+
+    async def SaveCheckpoint(self, request, context):
+        self.order.append(f"save {self.global_step}")
+        assert request.background
+        self.keep = request.keep
+        return await super().SaveCheckpoint(request, context)
+
+    async def AwaitCheckpoint(self, request, context):
+        answer = await super().AwaitCheckpoint(request, context)
+        self.order.append(f"whole {request.path.rpartition('-')[2]}")
+        return answer
+
+
+async def test_the_run_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits_for_it(buffer, run_id, tmp_path):
+    trainer = Recording(writing_s=0.5)
+    run = config(runtime=EVERY | {"keep_checkpoints": 2})
+    async with place(buffer.address, tmp_path, trainer=trainer, run=run) as there:
+        state = await there.run(run_id)
+    assert (state.life, trainer.keep) == (Life.SUCCEEDED, 2)
+    order = trainer.order
+    assert order.index("step 3") < order.index("whole 2") < order.index("save 4")
+    assert order[-2:] == ["save 6", "whole 6"]
+    assert state.checkpoint.endswith("step-6")
+
+
+async def test_samples_are_freed_and_the_state_names_a_checkpoint_only_once_it_is_whole(buffer, run_id, tmp_path):
+    held, named = [], []
+
+    class Watching(Recording):
+        async def AwaitCheckpoint(self, request, context):
+            answer = await super().AwaitCheckpoint(request, context)
+            async with LedgerClient(buffer.address) as ledger:
+                held.append([episode.episode_id for episode in await ledger.list_episodes(run_id)])
+            named.append(there.coordinator.get_run().state.checkpoint)
+            return answer
+
+    run = config(runtime=EVERY, store={"ack_on": "checkpoint"})
+    async with place(buffer.address, tmp_path, trainer=Watching(writing_s=0.3), run=run) as there:
+        state = await there.run(run_id)
+    assert state.life is Life.SUCCEEDED
+    assert [episodes[0] for episodes in held] == [0, 1, 2], "an episode is there until its checkpoint is whole"
+    assert [path.rpartition("-")[2] for path in named] == ["", "2", "4"]
+    async with LedgerClient(buffer.address) as ledger:
+        assert await ledger.list_episodes(run_id) == []
+
+
+async def test_a_checkpoint_that_fails_in_the_background_fails_the_run_within_an_episode(buffer, run_id, tmp_path):
+    trainer = Recording(writing_s=0.0)
+    trainer.write_error = InvalidRequestError("cannot write step-2: no space is left")
+    async with place(buffer.address, tmp_path, trainer=trainer, run=config(runtime=EVERY | {"num_episode": 9})) as there:
+        state = await there.run(run_id)
+    assert state.life is Life.FAILED
+    assert "cannot write step-2: no space is left" in state.error
+    assert state.checkpoint == ""
+    assert trainer.global_step <= 4
+
+
+async def test_a_stopped_run_waits_for_the_checkpoint_that_is_being_written(buffer, run_id, tmp_path):
+    trainer = Recording(writing_s=0.6, delay_s=0.2)
+    run = config(runtime=EVERY | {"num_episode": 9})
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=ENGINE, run=run) as there:
+        there.coordinator.start_run(run_id)
+        async with asyncio.timeout(10):
+            while "step 3" not in trainer.order:
+                await asyncio.sleep(0.01)
+        there.coordinator.stop_run(run_id, save_checkpoint=False)
+        state = (await there.finish(5))[-1].state
+    assert (state.life, state.error) == (Life.STOPPED, "")
+    assert state.checkpoint.endswith("step-2")
