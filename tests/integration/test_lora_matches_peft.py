@@ -50,14 +50,14 @@ def near(ours: np.ndarray, theirs: np.ndarray, limit: float, what: str = "") -> 
     assert error < limit, f"{what} {error}"
 
 
-@pytest.mark.parametrize(("name", "kind"), itertools.product(CASES, KINDS))
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(CASES, KINDS)])
 def test_an_adapter_out_of_pefts_file_gives_pefts_log_probabilities(directory: Path, name: str, kind: str) -> None:
     ours, theirs = of(directory, name, kind), of(directory, name, "peft")
     assert len(ours["logprobs"]) == 87
     near(ours["logprobs"], theirs["logprobs"], 1e-5)
 
 
-@pytest.mark.parametrize(("name", "kind"), itertools.product(CASES, KINDS))
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(CASES, KINDS)])
 def test_every_factor_has_pefts_gradient(directory: Path, name: str, kind: str) -> None:
     ours, theirs = of(directory, name, kind), of(directory, name, "peft")
     factors = [key for key in theirs if key.startswith("gradient of ")]
@@ -69,7 +69,7 @@ def test_every_factor_has_pefts_gradient(directory: Path, name: str, kind: str) 
         assert float(ours["grad_norm"]) == pytest.approx(float(theirs["grad_norm"]), rel=1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), itertools.product(COMPARED, KINDS))
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(COMPARED, KINDS)])
 def test_three_steps_of_adam_give_pefts_factors(directory: Path, name: str, kind: str) -> None:
     ours, theirs, fresh = of(directory, name, kind), of(directory, name, "peft"), load_file(
         directory / name / "peft" / "adapter_model.safetensors"
@@ -81,14 +81,14 @@ def test_three_steps_of_adam_give_pefts_factors(directory: Path, name: str, kind
     near(ours["trained"], theirs["trained"], 1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), itertools.product(CASES, KINDS))
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(CASES, KINDS)])
 def test_peft_loads_an_export_and_gives_the_trainers_log_probabilities(directory: Path, name: str, kind: str) -> None:
     read, ours = of(directory, name, f"{kind}-read"), of(directory, name, kind)
     near(read["adapter"], ours["trained"], 1e-5)
     assert np.abs(ours["trained"] - ours["logprobs"]).max() > 0.01
 
 
-@pytest.mark.parametrize(("name", "kind"), itertools.product(CASES, KINDS))
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(CASES, KINDS)])
 def test_a_merged_export_is_the_model_with_its_adapter_on(directory: Path, name: str, kind: str) -> None:
     read, ours = of(directory, name, f"{kind}-read"), of(directory, name, kind)
     near(read["merged"], ours["trained"], 1e-5)

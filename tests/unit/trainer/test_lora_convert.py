@@ -62,8 +62,8 @@ def test_the_same_seed_makes_the_same_adapters_and_another_one_others():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"lora_dim": 0}, "lora_dim 0: Input should be greater than 0"),
-        ({"lora_dim": -4}, "lora_dim -4: Input should be greater than 0"),
+        ({"lora_dim": 0}, "lora_dim 0: Input should be greater than or equal to 1"),
+        ({"lora_dim": -4}, "lora_dim -4: Input should be greater than or equal to 1"),
         ({"lora_layer": "Conv"}, "must be a comma-separated choice of ColumnParallelLinear"),
         ({"rank": 4}, "convert_layer_to_lora has no option rank"),
         ({"part_module_name": "attention"}, "no layer of ColumnParallelLinear, RowParallelLinear, LinearLayer"),
