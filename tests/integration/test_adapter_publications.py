@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +13,23 @@ import torch
 import yaml
 from publications import BOUND_S, Crew, Stage, kill, on_stage
 from rollout_side import collect
+from sender_side import SentModel
 from training import logprobs_of
 from transformers import AutoModelForCausalLM
 from updates import difference
 
+from baton.api.common.v1 import weights_pb2
+from baton.clients import RolloutClient, TrainerClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.local.process_tree import descendants
+from baton.weights import WeightPublisher
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 TOLERANCE = 1e-3
+BASE, ADAPTER = weights_pb2.WEIGHT_CONTENT_BASE, weights_pb2.WEIGHT_CONTENT_ADAPTER
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +138,30 @@ async def test_a_replica_whose_engine_hangs_is_left_out_in_time_and_gets_the_ada
                 os.kill(pid, signal.SIGCONT)
         print(f"back with the version after {await stage.is_caught_up(1, after):.1f} s")
         assert await unlike_the_trainer(stage, 1) < TOLERANCE
+
+
+class Told(RolloutClient):
+    """Keeps what the replica was sent."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.contents: list[int] = []
+
+    async def update_weights(self, version: int, group: weights_pb2.WeightGroup, **options: Any) -> Any:
+        self.contents.append(group.content)
+        return await super().update_weights(version, group, **options)
+
+
+async def test_the_base_goes_to_those_alone_that_do_not_hold_it(crew: Crew, base: torch.nn.Module) -> None:
+    """One was given whole weights meanwhile."""
+    version, whole = crew.version + 1, sum(parameter.nbytes for parameter in base.parameters())
+    first, second = (Told(replica.address) for replica in crew.replicas)
+    async with TrainerClient(crew.trainer.address) as trainer, first, second:
+        await second.commit_weights(version, await SentModel(base).update(second, version))
+        second.contents.clear()
+        publication = await WeightPublisher(trainer, [first, second]).publish(version + 1)
+        crew.version = version + 1
+        assert (first.contents, second.contents) == ([ADAPTER], [BASE, ADAPTER])
+        assert publication.base_bytes == whole
+        for replica in (first, second):
+            assert await difference(replica, base, version + 1) > 0.01
