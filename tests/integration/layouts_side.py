@@ -13,7 +13,7 @@ from splits_side import leased
 
 from baton.config.policy_gradient import GrpoConfig
 from baton.config.trainable import TrainableConfig
-from baton.errors import InvalidRequestError
+from baton.errors import ConfigError, InvalidRequestError
 from services.trainer.megatron.parallel import Layout
 
 LAYOUTS: dict[int, dict[str, tuple[int, int, bool]]] = {
@@ -26,6 +26,7 @@ NAMES = [name for layouts in LAYOUTS.values() for name in layouts]
 READS = [*((writer, 2) for writer in NAMES), ("tp1", 0), ("dp2", 0), ("tp1-plain", 0)]
 """(checkpoint's layout, its step): what is read under every layout. In this order one engine reads them, and trains after
 each; what is left of a later step must not show."""
+HANDED_ON = ("dp2", "tp2", "pp2")
 WAIT_S = 150.0
 
 
@@ -50,6 +51,8 @@ class Found:
     reads: list[Read] = field(default_factory=list)
     refusals: dict[tuple[str, str], str] = field(default_factory=dict)
     """(layout, checkpoint's layout) -> why it is refused where a reader may not adapt; "" if it is not."""
+    started: dict[str, Any] = field(default_factory=dict)
+    """What a model starts from -> whether its weights are those, or the error."""
 
 
 class _Reports(logging.Handler):
@@ -80,6 +83,9 @@ def work(rank: int, size: int, port: int, model: Path, directory: Path) -> Found
         time.sleep(0.1)
     for name in LAYOUTS[size]:
         continued(name, size, rank, model, directory, found)
+    if size == 2:
+        handed_on(model, directory)
+        found.started = started_elsewhere(model, directory)
     dist.destroy_process_group()
     return found
 
@@ -119,6 +125,51 @@ def continued(name: str, size: int, rank: int, model: Path, directory: Path, fou
             found.refusals[name, writer] = str(error)
 
 
+def handed_on(model: Path, directory: Path) -> None:
+    """In bfloat16, with a distributed optimizer: one layout trains and writes, each other one reads what the one before it
+    wrote, and writes that."""
+    from services.trainer.megatron import checkpoint
+
+    before = None
+    for name in HANDED_ON:
+        layout, engine = start(name, 2, model, dtype="bfloat16")
+        if before is None:
+            for step in range(2):
+                loss_of(engine, layout, step)
+        else:
+            checkpoint.load({"ppo_policy": engine}, before)
+        before = checkpoint.save({"ppo_policy": engine}, directory / f"bfloat16-{name}", {"global_step": 2})
+
+
+def started_elsewhere(model: Path, directory: Path) -> dict[str, Any]:
+    """Models that start from what `load` names, at TP 2, from a checkpoint of DP 2, of other weights than the model's."""
+    from services.trainer.megatron.checkpoint import load_checkpoint
+    from services.trainer.megatron.hosted import HostedModel
+
+    layout = Layout.arrange(tensor=2, pipeline=1, timeout_s=60, seed=0)
+    config = TrainableConfig(dtype="float32")
+    (directory / "empty").mkdir(exist_ok=True)
+    engine = start("tp2", 2, model)[1]
+    path = directory / "dp2" / f"step-{2:08d}"
+    assert load_checkpoint(engine, None, None, load=path, adaptive_parallel_strategy=True) == 2
+    found: dict[str, Any] = {"same": _distance(engine, HostedModel(config, layout, model))}
+    for name, load in {"checkpoint": path, "hugging_face": directory / "other", "empty": directory / "empty"}.items():
+        try:
+            started = HostedModel(config, layout, model, role="reference", load=load)
+            other = HostedModel(config, layout, load) if name == "hugging_face" else engine
+            found[name] = _distance(started, other)
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
+
+
+def _distance(one: Any, other: Any) -> float:
+    pairs = zip(one.policy.parameters(), other.policy.parameters(), strict=True)
+    distance = torch.tensor(max(float((a - b).detach().abs().max()) for a, b in pairs))
+    dist.all_reduce(distance, dist.ReduceOp.MAX)
+    return float(distance)
+
+
 def reset_peak() -> int:
     """Begins to measure this process's peak memory anew; returns what it takes now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -130,12 +181,12 @@ def memory(field_name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field_name))
 
 
-def start(name: str, size: int, model: Path) -> tuple[Layout, Any]:
+def start(name: str, size: int, model: Path, dtype: str = "float32") -> tuple[Layout, Any]:
     from services.trainer.megatron.engine import Engine
 
     tensor, pipeline, distributed = LAYOUTS[size][name]
     layout = Layout.arrange(tensor=tensor, pipeline=pipeline, timeout_s=60, seed=0)
-    config = TrainableConfig(dtype="float32", lr=1e-3, adam_eps=1e-5, use_distributed_optimizer=distributed)
+    config = TrainableConfig(dtype=dtype, lr=1e-3, adam_eps=1e-5, use_distributed_optimizer=distributed)
     return layout, Engine(config, layout, model, total_steps=10)
 
 

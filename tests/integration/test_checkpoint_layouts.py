@@ -3,14 +3,18 @@ not keep."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import layouts_side
 import pytest
-from layouts_side import LAYOUTS, NAMES, READS, Found
+import torch
+from layouts_side import HANDED_ON, LAYOUTS, NAMES, READS, Found
 
 from models import make_model
 from processes import free_port
 from ranks import run_ranks
+from services.trainer.megatron.checkpoint_pieces import Piece
+from services.trainer.megatron.checkpoint_reader import CheckpointReader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -20,10 +24,15 @@ SIZES = {"tp1": "1 x 1 x 1", "dp2": "1 x 1 x 2", "tp2": "2 x 1 x 1", "pp2": "1 x
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def found(directory: Path) -> Found:
     """One, two and four ranks write, and read all, at the same time."""
-    directory = tmp_path_factory.mktemp("layouts")
     model = make_model(directory / "model")
+    make_model(directory / "other", seed=1)
     with ThreadPoolExecutor(len(LAYOUTS)) as pool:
         groups = pool.map(
             lambda size: run_ranks(layouts_side.work, size, free_port(), model, directory, timeout_s=240), LAYOUTS
@@ -33,6 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             assert all(rank.losses == ranks[0].losses for rank in ranks)
             whole.losses |= ranks[0].losses
             whole.refusals |= ranks[0].refusals
+            whole.started |= ranks[0].started
             whole.reads += [read for rank in ranks for read in rank.reads]
         return whole
 
@@ -73,3 +83,36 @@ def test_where_a_reader_may_not_adapt_another_layout_is_refused_with_both_named(
         else:
             both = f"written under the parallel layout {sizes(writer)}, and this group has {sizes(reader)}"
             assert re.search(re.escape(both), message)
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All whole tensors of a checkpoint."""
+    reader = CheckpointReader(path)
+    pieces = [
+        Piece(name, shape, (0,) * len(shape), torch.empty(shape, dtype=dtype), writes=True)
+        for name, (shape, dtype) in reader.tensors.items()
+    ]
+    reader.read(pieces)
+    return {piece.key: piece.tensor for piece in pieces}
+
+
+def test_what_is_handed_on_from_layout_to_layout_keeps_every_bit_of_weights_and_optimizer(
+    found: Found, directory: Path
+) -> None:
+    first, *others = (tensors(directory / f"bfloat16-{name}" / "step-00000002") for name in HANDED_ON)
+    weights = [name for name in first if not name.startswith("optimizer.")]
+    kinds = [f"optimizer.state.{kind}." for kind in ("exp_avg", "exp_avg_sq", "fp32_param")]
+    assert set(first) == {kind + name for kind in ("", *kinds) for name in weights}
+    assert {first[name].dtype for name in weights} == {torch.bfloat16}
+    assert {first[kind + name].dtype for kind in kinds for name in weights} == {torch.float32}
+    for other in others:
+        assert set(other) == set(first)
+        assert [name for name, tensor in first.items() if not torch.equal(other[name], tensor)] == []
+
+
+def test_a_model_starts_from_the_checkpoint_or_the_hugging_face_directory_that_is_named_and_from_nothing_else(
+    found: Found, directory: Path
+) -> None:
+    assert found.started["same"] > 1e-3, "the checkpoint must have other weights than the model"
+    assert (found.started["checkpoint"], found.started["hugging_face"]) == (0.0, 0.0)
+    assert f"models.reference.load: {directory / 'empty'} is not a whole checkpoint" in found.started["empty"]

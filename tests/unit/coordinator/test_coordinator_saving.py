@@ -71,13 +71,14 @@ async def test_samples_are_freed_and_the_state_names_a_checkpoint_only_once_it_i
 
 async def test_a_checkpoint_that_fails_in_the_background_fails_the_run_within_an_episode(buffer, run_id, tmp_path):
     trainer = Recording(writing_s=0.0)
-    trainer.write_error = InvalidRequestError("cannot write step-2: no space is left")
-    async with place(buffer.address, tmp_path, trainer=trainer, run=config(runtime=EVERY | {"num_episode": 9})) as there:
+    trainer.write_error = InvalidRequestError("cannot write it: no space is left")
+    run = config(runtime={"num_episode": 9, "save_episode_interval": 3})
+    async with place(buffer.address, tmp_path, trainer=trainer, run=run) as there:
         state = await there.run(run_id)
     assert state.life is Life.FAILED
-    assert "cannot write step-2: no space is left" in state.error
+    assert "cannot write it: no space is left" in state.error
     assert state.checkpoint == ""
-    assert trainer.global_step <= 4
+    assert trainer.global_step == 8, "two steps an episode: the checkpoint after three failed during the fourth"
 
 
 async def test_a_stopped_run_waits_for_the_checkpoint_that_is_being_written(buffer, run_id, tmp_path):
