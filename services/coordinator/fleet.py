@@ -164,7 +164,7 @@ class Fleet:
             told = "; ".join(f"rollout at {one.address} is {one.health}: {one.reason}" for one in self.replicas)
             raise ServiceUnavailableError(
                 f"no rollout replica serves, and none came back within {self._return_s:g} s ({told}); see its log, and "
-                "start the run again under another id, or raise deadlines.restart_s if it is only slow to start"
+                "resume the run, or raise deadlines.restart_s if it is only slow to start"
             ) from error
 
 

@@ -36,8 +36,7 @@ async def _watch_one(name: str, address: str) -> None:
             misses += 1
             if misses == MISSES:
                 raise ServiceUnavailableError(
-                    f"{name} at {address} is gone: {why(error)}; see its log, start it again, and start the run again "
-                    "under another id"
+                    f"{name} at {address} is gone: {why(error)}; see its log, start it again, and resume the run"
                 ) from error
         await asyncio.sleep(INTERVAL_S)
 

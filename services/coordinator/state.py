@@ -106,7 +106,7 @@ class StateStore:
             other = RunState.from_json(value)
             raise ConflictError(
                 f"run {self._run_id!r} exists already ({other.life}, episode {other.episode} of {other.num_episodes}, files "
-                f"in {other.output_dir}); start under another run id"
+                f"in {other.output_dir}); resume it, or start under another run id"
             )
         await self.save(state)
 

@@ -73,6 +73,6 @@ class Steps:
         if global_step != expected:
             raise ServiceFaultError(
                 f"{self._services.trainer_name} took optimizer step {global_step}, but step {expected} was due; it was "
-                "restarted, or somebody else trains with it; start the run anew with a trainer of its own"
+                "restarted, or somebody else trains with it; resume the run with a trainer of its own"
             )
         self._state.global_step = global_step
