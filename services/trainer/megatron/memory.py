@@ -101,7 +101,8 @@ def memory_of(
     copies = layout.data_size if trained and config.use_distributed_optimizer else 1
     moments = 2 * _FLOAT32 + (0 if element == _FLOAT32 else _FLOAT32)  # and float32 weights beside 16-bit ones
     widths = Widths.of(shape, layout.tensor_size, sequence_parallel=trained and config.sequence_parallel)
-    layer = kept_by_layer(shape, widths, element, fused=fused, cuda=layout.device.type == "cuda")
+    cuda = layout.device.type == "cuda"
+    layer = kept_by_layer(shape, widths, element, fused=fused, cuda=cuda, frozen=adapted)
     kept = 0.0
     if trained:
         layer += _kept_by_adapters(config, widths, element) if adapted else 0
@@ -118,11 +119,15 @@ def memory_of(
     )
 
 
-def kept_by_layer(shape: ModelShape, widths: Widths, element: int, *, fused: bool, cuda: bool) -> float:
-    """Bytes per token that a layer keeps for its backward pass."""
+def kept_by_layer(
+    shape: ModelShape, widths: Widths, element: int, *, fused: bool, cuda: bool, frozen: bool = False
+) -> float:
+    """Bytes per token that a layer keeps for its backward pass; `frozen`: its own weights are not trained."""
     # a norm's input and output; unfused, what it makes of its input in float32, twice, and its output
-    norms = 2 * widths.outer * (2 * element if fused else 2 * _FLOAT32 + element)
-    return norms + _attention(shape, widths, element, fused=fused, cuda=cuda) + _feed_forward(widths, element, fused=fused)
+    inside = 1 if frozen else 2  # one of them is for the gradient of the norm's weight
+    norms = 2 * widths.outer * (2 * element if fused else inside * _FLOAT32 + element)
+    attention = _attention(shape, widths, element, fused=fused, cuda=cuda, inside=inside)
+    return norms + attention + _feed_forward(widths, element, fused=fused)
 
 
 def _kept_by_adapters(config: TrainableConfig, widths: Widths, element: int) -> float:
@@ -132,7 +137,7 @@ def _kept_by_adapters(config: TrainableConfig, widths: Widths, element: int) -> 
     return between + (inputs * (element + 1) if config.lora.lora_dropout else 0)
 
 
-def _attention(shape: ModelShape, widths: Widths, element: int, *, fused: bool, cuda: bool) -> float:
+def _attention(shape: ModelShape, widths: Widths, element: int, *, fused: bool, cuda: bool, inside: int) -> float:
     joint = widths.query + widths.key_value
     kept = (joint + widths.query) * element  # queries, keys and values as the kernel takes them, and its output
     if cuda:
@@ -145,7 +150,7 @@ def _attention(shape: ModelShape, widths: Widths, element: int, *, fused: bool, 
         return kept + joint * element
     keys = widths.key_value / 2
     beside = (joint - keys) * element if element == _FLOAT32 else 0.0  # keys are then seen where they were projected
-    return kept + (widths.query + keys) * 2 * _FLOAT32 + beside
+    return kept + (widths.query + keys) * inside * _FLOAT32 + beside
 
 
 def _feed_forward(widths: Widths, element: int, *, fused: bool) -> float:
