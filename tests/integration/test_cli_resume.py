@@ -24,11 +24,11 @@ def checkpoint(place: Place, step: int) -> None:
 
 
 def asked(place: Place) -> dict:
-    return json.loads((place.runs / "a" / "start_was_asked").read_text())
+    return json.loads((place.directory / "start_was_asked").read_text())
 
 
 def until_started(place: Place) -> None:
-    file = place.runs / "a" / "start_was_asked"
+    file = place.directory / "start_was_asked"
     wait_until(file.exists, 20, "the run was started")
 
 
@@ -65,11 +65,11 @@ REFUSED = [
 
 def test_what_cannot_be_resumed_starts_nothing(place):
     place.baton("run", "run.yaml", "--run-id", "a")
-    (place.runs / "a" / "start_was_asked").unlink()
+    (place.directory / "start_was_asked").unlink()
     for arguments, code, message in REFUSED:
         refused = place.baton("run", *arguments)
         assert (refused.returncode, message in refused.stderr) == (code, True), refused.stderr
-    assert not (place.runs / "a" / "start_was_asked").exists()
+    assert not (place.directory / "start_was_asked").exists()
 
 
 def test_a_run_that_is_at_work_is_not_resumed_beside_itself(place):

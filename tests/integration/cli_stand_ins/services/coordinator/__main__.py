@@ -22,7 +22,7 @@ class Coordinator(CoordinatorServiceServicer):
 
     def StartRun(self, request, context):
         step = request.resume_step if request.HasField("resume_step") else None
-        (self.output_dir / "start_was_asked").write_text(json.dumps({"resume": request.resume, "resume_step": step}))
+        Path("start_was_asked").write_text(json.dumps({"resume": request.resume, "resume_step": step}))
         self.status.run_id = request.run_id
         self.status.state = pb.RUN_STATE_RUNNING
         self.status.dashboard_url = "http://127.0.0.1:1234"
