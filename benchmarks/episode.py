@@ -1,9 +1,9 @@
 """`make bench-episode`: seconds of one GRPO step of 64 completions on this machine's CPU, split by phase, beside TRL's.
 
 Ours is `baton run` on the quickstart's run file with 24 new tokens: generate, reward, train and publish the weights, every
-time. TRL's is `trl_grpo.py`: its trainer does the same work in one process, and starts when ours has ended, since both take
-all cores.
-Takes about five minutes on two cores.
+time. So is the run with adapters, on its own run file. TRL's is `trl_grpo.py`: its trainer does the full one's work in one
+process. Each starts when the one before has ended, since all take all cores.
+Takes about seven minutes on two cores.
 """
 
 import asyncio
@@ -49,17 +49,17 @@ async def finish(name: str, command: list[str], log: Path, env: dict[str, str] |
         await child.stop()
 
 
-async def ours(directory: Path) -> dict[str, Any]:
-    """Medians over the episodes after the warm-up, of a run whose files are in `directory`/bench."""
+async def ours(directory: Path, run_file: str) -> dict[str, Any]:
+    """Medians over the episodes after the warm-up, of a run whose files are in `directory`/`run_file`."""
     options = {
         "runtime.num_episode": EPISODES, "runtime.save_episode_interval": "null", "models.policy.max_new_tokens": 24,
         "models.policy.dtype": DTYPE, "models.ppo_policy.dtype": DTYPE,
     }  # fmt: skip
     overrides = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "baton.cli", "run", str(ROOT / "deploy/runs/quickstart.yaml"), *overrides]
-    note(f"ours: {EPISODES} episodes")
-    await finish("baton-run", [*command, "--run-id", "bench", "--output-dir", str(directory)], directory / "baton-run.log")
-    rows = [json.loads(line) for line in (directory / "bench" / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
+    command = [sys.executable, "-m", "baton.cli", "run", str(ROOT / f"deploy/runs/{run_file}.yaml"), *overrides]
+    note(f"{run_file}: {EPISODES} episodes")
+    await finish(run_file, [*command, "--run-id", run_file, "--output-dir", str(directory)], directory / f"{run_file}.log")
+    rows = [json.loads(line) for line in (directory / run_file / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
     if len(rows) != EPISODES - WARM_UP or any(row["scored_samples"] != 64 for row in rows):
         raise ServiceFaultError("the run did not score 64 completions in every episode; nothing can be said of its speed")
     medians = {name: rounded(statistics.median(row[f"seconds/{name}"] for row in rows)) for name in PHASES}
@@ -72,10 +72,10 @@ async def ours(directory: Path) -> dict[str, Any]:
 
 
 async def trl(directory: Path, site: Path) -> dict[str, Any]:
-    """The same for TRL's trainer, on the run file that our run has left."""
+    """The same for TRL's trainer, on the run file that our full run has left."""
     note(f"TRL: {TRL_STEPS} steps")
     result = directory / "trl.json"
-    command = [str(ROOT / "benchmarks/trl_grpo.py"), str(directory / "bench" / "run.yaml"), str(TRL_STEPS), str(result)]
+    command = [str(ROOT / "benchmarks/trl_grpo.py"), str(directory / "quickstart" / "run.yaml"), str(TRL_STEPS), str(result)]
     await finish("trl", [sys.executable, *command], directory / "trl.log", {"PYTHONPATH": str(site)})
     measured = json.loads(result.read_text())
     return {
@@ -85,16 +85,17 @@ async def trl(directory: Path, site: Path) -> dict[str, Any]:
 
 
 async def compare() -> None:
-    """Ours, then TRL's, then the result."""
+    """Ours, full and with adapters, then TRL's, then the result."""
     site = install_trl()
     with tempfile.TemporaryDirectory(prefix="bench-episode-") as name:
-        us = await ours(Path(name))
-        note(f"ours: {us['episode_s']['median']} s an episode, {us['phases_s']}")
+        us, adapters = [await ours(Path(name), run_file) for run_file in ("quickstart", "lora")]
+        for kind in (us, adapters):
+            note(f"{kind['episode_s']['median']} s an episode, {kind['phases_s']}")
         them = await trl(Path(name), site)
     seconds = us["episode_s"]["median"]
     ratio = them["step_s"]["median"] / seconds
     versus = {"ratio": rounded(ratio), "goal": TRL_GOAL, "met": ratio >= TRL_GOAL}
-    parts = {"baton": us, "trl 1.16.0": them, "trl_seconds_over_ours": versus}
+    parts = {"baton": us, "baton lora": adapters, "trl 1.16.0": them, "trl_seconds_over_ours": versus}
     conclude("episode", seconds, "s", goal=GOAL_S, at_least=False, parts=parts)
 
 

@@ -79,6 +79,21 @@ def checkpoints(directory: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def one_stage(directory: Path) -> dict[str, Any]:
+    """Losses after a checkpoint of adapters that are on the last of two stages only, and after it is read."""
+    from services.trainer.megatron import checkpoint
+
+    losses, layout, later = {}, arranged(1, 2), range(WRITTEN, WRITTEN + 2)
+    written, read = (engine_of(layout, directory / "tied", {"part_module_name": "layers.3"}) for _ in range(2))
+    for step in range(WRITTEN):
+        loss_of(written, layout, step)
+    path = checkpoint.save({"ppo_policy": written}, directory / "one-stage", {"global_step": WRITTEN})
+    losses["itself"] = [loss_of(written, layout, step) for step in later]
+    checkpoint.load({"ppo_policy": read}, path)
+    losses["read"] = [loss_of(read, layout, step) for step in later]
+    return losses
+
+
 def merged_checkpoint(directory: Path) -> dict[str, Any]:
     """Log-probabilities before it was written, and of the run that goes on from it under another layout."""
     from services.trainer.megatron import checkpoint
@@ -222,8 +237,8 @@ def make_models(directory: Path) -> None:
 
 
 WORK = {
-    "checkpoints": checkpoints, "merged checkpoint": merged_checkpoint, "shared base": shared_base, "dropout": dropout,
-    "regions": regions, "estimates": estimates,
+    "checkpoints": checkpoints, "one stage": one_stage, "merged checkpoint": merged_checkpoint, "shared base": shared_base,
+    "dropout": dropout, "regions": regions, "estimates": estimates,
 }  # fmt: skip
 
 

@@ -32,6 +32,12 @@ def test_training_goes_on_from_a_checkpoint_of_adapters_under_another_layout(fou
     assert len({round(loss, 3) for loss in losses["itself"]}) == 2
 
 
+def test_adams_count_is_kept_though_the_first_stage_trains_nothing(found: dict[str, Any]) -> None:
+    losses = found["one stage"]
+    assert losses["read"] == pytest.approx(losses["itself"], rel=1e-6)
+    assert losses["itself"][0] != pytest.approx(losses["itself"][1], rel=1e-3)
+
+
 def test_a_checkpoint_of_adapters_holds_nothing_of_the_base(found: dict[str, Any]) -> None:
     sizes = found["checkpoints"]
     print(f"checkpoint: {sizes['bytes']} bytes with adapters, {sizes['bytes of all']} with all weights")

@@ -6,6 +6,7 @@ Before the first update Adam has neither count nor moments; a checkpoint holds t
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 
@@ -20,8 +21,10 @@ def begin_where_nothing_is(optimizer: ChainedOptimizer) -> None:
 
 
 def count_of(optimizer: ChainedOptimizer) -> int:
-    """Updates so far."""
-    return int(max((float(state["step"]) for state in _states(optimizer)), default=0.0))
+    """Updates so far. A collective: a pipeline stage that trains nothing has no count of its own."""
+    counts: list[float] = [0.0] * dist.get_world_size()
+    dist.all_gather_object(counts, max((float(state["step"]) for state in _states(optimizer)), default=0.0))
+    return int(max(counts))
 
 
 def set_count(optimizer: ChainedOptimizer, count: int) -> None:
