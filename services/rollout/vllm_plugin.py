@@ -12,10 +12,11 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     from services.common.server import end_with_parent
-    from services.rollout import vllm_logprobs, vllm_sampler
+    from services.rollout import vllm_draws, vllm_logprobs, vllm_sampler
 
     if multiprocessing.parent_process() is not None:  # an engine core or a worker, not the service itself
         end_with_parent(signal.SIGKILL)  # vLLM's handler of SIGTERM deadlocks if a second one interrupts it
+    vllm_draws.install()
     vllm_sampler.install()
     vllm_logprobs.install()
     if BACKEND not in WeightTransferEngineFactory._registry:

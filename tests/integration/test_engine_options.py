@@ -84,6 +84,25 @@ async def test_a_step_has_at_most_max_num_seqs(rollout: RolloutClient) -> None:
     assert await order_of_ends(rollout, ([5], 200), ([6], 400), ([7], 1)) == [0, 2, 1]
 
 
+async def test_a_seeded_response_does_not_depend_on_how_its_prompt_was_cut(rollout: RolloutClient) -> None:
+    """Alone the prompt takes four steps; beside a response under way, which has a token of each step, five."""
+    async def drawn() -> list[int]:
+        prompt = Prompt("cut", token_ids=list(range(5, 37)))
+        sampling = SamplingParams(n=1, temperature=1.0, top_p=1.0, top_k=-1, max_new_tokens=8, seed=11)
+        (generation,) = [one async for one in rollout.generate([prompt], sampling=sampling, timeout_s=60)]
+        return generation.samples.response_ids.values.tolist()
+
+    alone = await drawn()
+    assert len(set(alone)) > 1
+    assert await drawn() == alone
+    beside = asyncio.create_task(answers(rollout, [5], n=1, max_new_tokens=400))
+    while not (await rollout.get_status()).running_requests:
+        await asyncio.sleep(0)
+    assert await drawn() == alone
+    assert not beside.done()
+    await beside
+
+
 async def order_of_ends(rollout: RolloutClient, *requests: tuple[list[int], int]) -> list[int]:
     """Which of these requests, of a prompt and a length, all under way at once, ends first, second, ..."""
     ended: list[int] = []
