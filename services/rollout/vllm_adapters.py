@@ -14,6 +14,7 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.request import LoRARequest
 
 from baton.errors import InvalidRequestError
+from services.rollout import vllm_lora_ops
 
 SLOTS = 2
 """Adapters that an engine holds at once: the one that new requests get, and one more that arrives or is drained."""
@@ -35,6 +36,7 @@ def register(manager: Any, load: int, tensors: Mapping[str, torch.Tensor], multi
 
     Raises InvalidRequestError for half an adapter of a module, and if all slots are taken.
     """
+    vllm_lora_ops.install()
     held = manager.list_adapters()
     if len(held) >= SLOTS:
         raise InvalidRequestError(f"this engine holds adapters {sorted(held)} already, and has {SLOTS} places")
