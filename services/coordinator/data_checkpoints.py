@@ -35,21 +35,18 @@ class DataCheckpoints:
         _replace(self._folder / one.file_name, one.to_json())
         _replace(self._folder / LATEST, f"{position.global_step}\n")
         if self._kept:
-            for old in data_checkpoints(self._folder)[: -self._kept]:
+            own = [one for one in data_checkpoints(self._folder) if one.run == str(self._run_folder)]
+            for old in own[: -self._kept]:
                 (self._folder / old.file_name).unlink(missing_ok=True)
 
-    def roll_back(self, global_step: int) -> None:
-        """Removes those of later optimizer steps: the run takes these anew."""
+    def roll_back(self, position: Position, checkpoint: str) -> None:
+        """Makes this the newest, and removes those of later optimizer steps: the run takes these anew."""
         if self._folder is None:
             return
-        kept = []
+        self.write(position, checkpoint)  # it may have died before
         for one in data_checkpoints(self._folder):
-            if one.train_iteration > global_step and one.run == str(self._run_folder):
+            if one.train_iteration > position.global_step and one.run == str(self._run_folder):
                 (self._folder / one.file_name).unlink(missing_ok=True)
-            else:
-                kept.append(one)
-        if kept:
-            _replace(self._folder / LATEST, f"{global_step}\n")
 
 
 def _replace(file: Path, text: str) -> None:

@@ -164,7 +164,8 @@ class Driver:
             if group == MAIN_GROUP and self._position is None:
                 self.state.global_step = status.global_step
         wished = self._config.runtime.reproducible
-        self._reproducible = devices <= {"cpu"} if wished is None else wished
+        devices = devices or {self._config.models.ppo_policy.device}  # an offline run has no replicas
+        self._reproducible = devices == {"cpu"} if wished is None else wished
         if self._reproducible:
             self._rollouts.seed = self._config.runtime.seed
             self._scorers.ask_alone()

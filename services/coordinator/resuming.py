@@ -80,7 +80,7 @@ class Resuming:
         if step != position.global_step:
             raise ConflictError(f"{checkpoint.path} holds optimizer step {step}, but says {position.global_step} of its run")
         set_aside_after(self._report.folder, position.global_step)
-        self._data_checkpoints.roll_back(position.global_step)
+        self._data_checkpoints.roll_back(position, str(checkpoint.path))
         self._clock.begin("start", services.buffer_name)
         with services.at_buffer():
             undone = await services.ledger.roll_back(state.run_id, position.episode, position.global_step)

@@ -186,7 +186,7 @@ class Rollouts:
 
     def _batches(self, prompts: Sequence[PromptItem], asked: Mapping[str, int]) -> list[Sequence[PromptItem]]:
         """Cut so small that all replicas have work; prompts with different homes or seeds are not put together."""
-        most = self._batch_size if self.seed is None else MOST
+        most = self._batch_size if self.seed is None or self._ranking else MOST
         size = min(most, -(-len(prompts) // (len(self._fleet.healthy()) or 1))) or 1
         by_home: dict[tuple[str | None, int], list[PromptItem]] = {}
         for item in prompts:

@@ -82,18 +82,22 @@ class Saving:
 
     async def _begin(self, report: EpisodeReport | None) -> None:
         services, state = self._services, self._state
-        if self._saved == (state.global_step, state.episode):
-            return
+        step, episode = self._saved
+        if step == state.global_step and (episode == state.episode or not self.between_episodes):
+            return  # one in the midst of an episode must not take the name of one that a run can go on from
         await self.settle()
         self._clock.begin("checkpoint", services.trainer_name)
         async with self._publishing.trainer:
             position = self._position(report)
+            keep = self._keep if position.between_episodes else None
             with services.at_trainer("deadlines.checkpoint_s"):
                 saved = await services.trainer.save_checkpoint(
-                    str(self._folder / FOLDER), run=position.to_json(), background=True, keep=self._keep,
+                    str(self._folder / FOLDER), run=position.to_json(), background=True, keep=keep,
                     timeout_s=self._timeout_s,
                 )  # fmt: skip
         self._saved = position.global_step, position.episode
+        if position.between_episodes and self._relay.spare_from is None:
+            self._relay.spare_from = position.history_from  # it may be whole before the next episode's history is trimmed
         self._writing = asyncio.create_task(self._when_whole(saved.path, position, len(self._unconfirmed)))
 
     async def _when_whole(self, path: str, position: Position, episodes: int) -> None:

@@ -63,11 +63,12 @@ def reshard(options: argparse.Namespace) -> None:
     roles = marker["roles"]
     with tempfile.TemporaryDirectory() as configs:
         models = {role: _model(role, known, options.path, layout, Path(configs) / role) for role, known in roles.items()}
-        if all(known["updates"] is not None for known in roles.values()):
-            checkpoint.load(models, options.path)
+        for role, model in models.items():
+            if roles[role]["updates"] is not None:
+                checkpoint.load_checkpoint(model, model.optimizer, None, load=options.path)
         said = checkpoint.marker_of(models, facts_of(marker), marker["lineage"])
     for role, known in roles.items():
-        said["roles"][role] |= {name: known[name] for name in ("source", "schedule")}
+        said["roles"][role] |= {name: known[name] for name in ("source", "schedule", "lora")}
     saver = CheckpointSaver(RANK_TIMEOUT_S)
     saver.start(options.target, checkpoint.state_of(models), said, among_others=True)
     saver.wait(options.target)
@@ -81,8 +82,10 @@ def _model(role: str, known: dict, path: Path, layout: object, directory: Path) 
     there is of a Hugging Face model: its config.json."""
     from baton.config.trainable import TrainableConfig
     from services.trainer.megatron.engine import Engine
+    from services.trainer.megatron.hf_checkpoint import require_weights
     from services.trainer.megatron.hosted import HostedModel
 
+    require_weights(path, role, known)
     config = TrainableConfig(dtype=known["dtype"], device="cpu")
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(known["config"]))

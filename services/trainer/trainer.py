@@ -194,8 +194,9 @@ class Trainer:
         return str(checkpoint.start_save(self.saver, self.models.trained, directory, facts, keep))
 
     def load(self, path: Path) -> bytes:
-        """Restores a checkpoint."""
+        """Restores a checkpoint, after one that is being written is whole: it must not appear later, as if it were newer."""
         self.models.engine("ppo_policy")
+        self.saver.join()
         trained = self.models.trained
         adaptive = all(self.models.group.roles[role].adaptive_parallel_strategy_on_checkpoint for role in trained)
         facts = checkpoint.load(trained, path, adaptive=adaptive)
@@ -208,14 +209,15 @@ class Trainer:
         return b""
 
     def export(self, directory: Path) -> bytes:
-        """Writes one Hugging Face directory for each trained model, with the adapters added if it has any, and these in
-        PEFT's format into one beside it; returns this rank's bytes as decimal text."""
+        """Writes one Hugging Face directory for each trained model, with the adapters added if it has any; and these in
+        PEFT's format into one beside it, if they are of the model that the run file names. Returns this rank's bytes as
+        decimal text."""
         self.models.engine("ppo_policy")
         written = 0
         for role, engine in self.models.trained.items():
             target = directory if role == "ppo_policy" else directory.with_name(f"{directory.name}-value")
             written += _export(engine, target)
-            if engine.lora.enable_lora:
+            if engine.base:
                 written += _export_adapter(engine, target.with_name(f"{target.name}-adapter"))
         return str(written).encode()
 

@@ -19,7 +19,7 @@ FREE_OPTIONS = {
         "num_episode", "generation_batch_size", "train_micro_batch_size", "train_micro_batch_tokens", "memory_preflight",
         "save_episode_interval", "eval_episode_interval", "log_interval", "enable_resume_training", "data_checkpoint_path",
         "max_data_ckpt_nums", "load_data_checkpoint_iteration", "exp_name", "output_dir", "reproducible", "colocation",
-        "coalesced_buffer_mb",
+        "coalesced_buffer_mb", "keep_checkpoints",
     ),
     "rewards": ("max_error_rate", "workers"),
     "models.*": (
@@ -28,7 +28,7 @@ FREE_OPTIONS = {
         "max_num_batched_tokens", "max_num_seqs", "max_outstanding_responses", "block_size", "gpu_memory_utilization",
         "cpu_kv_cache_gib", "enforce_eager", "weight_staging_gib", "engine_args", "openai_args", "max_recorded_tokens",
         "batch_generation", "recompute_granularity", "recompute_num_layers", "sequence_parallel", "share_prefix",
-        "pad_samples",
+        "pad_samples", "adaptive_parallel_strategy_on_checkpoint",
     ),
 }  # fmt: skip
 """By section; of `models.*` for every role."""

@@ -172,6 +172,14 @@ def _models(run: RunConfig) -> Iterator[str]:
                 "must be false: only a trained model has adapters",
                 "set it in models.ppo_policy; the rollout follows by itself",
             )
+    lora = models.ppo_policy.lora
+    if lora.sends_adapter and lora.checkpoint == "merged":
+        yield problem(
+            "models.ppo_policy.lora.checkpoint",
+            lora.checkpoint,
+            "needs models.ppo_policy.lora.sync merged: a run that goes on from merged weights has another base to send",
+            "set both to merged, or both to adapter",
+        )
 
 
 def _optimizers(run: RunConfig) -> Iterator[str]:

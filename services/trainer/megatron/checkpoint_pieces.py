@@ -38,8 +38,8 @@ class Piece:
     """Whether every data-parallel rank keeps the same."""
     also: tuple[str, ...] = ()
     """Other tensors of the same values. Of those that a checkpoint has, one in float32 is read before others."""
-    padded: bool = False
-    """Whether the whole tensor may be larger than the one in the checkpoint, with zeros at its end."""
+    padded: int | None = None
+    """The axis along which the whole tensor may be larger than the one in the checkpoint, with zeros at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,15 @@ def _weights(part: ShardedTensor, prefix: str) -> Piece:
     also = (f"{prefix}{OPTIMIZER}{_MASTER}.{part.key}",) if part.data.dtype is torch.float32 else ()
     return Piece(
         prefix + part.key, part.global_shape, part.global_offset, _lifted(part.data.detach(), part),
-        _is_written(part), copied=True, also=also, padded=part.allow_shape_mismatch,
+        _is_written(part), copied=True, also=also, padded=_padded_axis(part),
     )  # fmt: skip
+
+
+def _padded_axis(part: ShardedTensor) -> int | None:
+    """The vocabulary's, if the ranks may have padded it."""
+    if not part.allow_shape_mismatch:
+        return None
+    return 1 if part.key.endswith(".lora_embedding_A") else 0
 
 
 def _is_written(part: ShardedTensor) -> bool:
@@ -128,7 +135,7 @@ def _optimizer_pieces(part: ShardedTensor, at: int, kept: _Kept, prefix: str) ->
             flat = tensor.detach().view(-1)[at + first - kept.start :][: torch.Size(size).numel()]
             yield Piece(
                 f"{prefix}{OPTIMIZER}{name}.{part.key}", part.global_shape, offset, _lifted(flat.view(size), part),
-                _is_written(part), copied=not kept.is_share, padded=part.allow_shape_mismatch,
+                _is_written(part), copied=not kept.is_share, padded=_padded_axis(part),
                 also=(prefix + part.key,) if name == _MASTER else (),
             )  # fmt: skip
 

@@ -119,8 +119,8 @@ class CheckpointReader:
         """Where the piece is, in which number format, and whether all of it is there."""
         name = self._source(piece)
         stored = self._tensors[name]
-        fixed = slice(1, None) if piece.padded else slice(None)
-        if len(stored.shape) != len(piece.shape) or stored.shape[fixed] != tuple(piece.shape)[fixed]:
+        fixed = [axis for axis in range(len(piece.shape)) if axis != piece.padded]
+        if len(stored.shape) != len(piece.shape) or any(stored.shape[axis] != piece.shape[axis] for axis in fixed):
             raise InvalidRequestError(
                 f"{self.path} is a checkpoint of another model: {name} is {stored.shape} there, {tuple(piece.shape)} here"
             )

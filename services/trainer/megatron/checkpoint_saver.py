@@ -24,6 +24,7 @@ import torch.distributed as dist
 from baton import errors
 from baton.checkpoint_files import PARTIAL, checkpoints_in, read_marker
 from baton.errors import BatonError, ConflictError, DeadlineError, InvalidRequestError, NotFoundError, ServiceFaultError
+from baton.run_checkpoints import SET_ASIDE
 from services.trainer import whole_directory
 from services.trainer.megatron.checkpoint_pieces import Piece
 from services.trainer.megatron.checkpoint_writer import RankFile, sync, write_books, write_rank_file
@@ -54,7 +55,7 @@ class CheckpointSaver:
         earlier save. Raises, on every rank, InvalidRequestError if the directory cannot be written, has no room or holds
         another run's checkpoints, and ConflictError if another process is saving there.
         """
-        self._join()
+        self.join()
         marker = json.loads(json.dumps(marker))  # as it is now
         own = [piece for piece in pieces if piece.writes]
         lineage = None if among_others else marker["lineage"]
@@ -72,7 +73,7 @@ class CheckpointSaver:
     def wait(self, target: Path) -> None:
         """Returns once `target` is whole. Raises what the save failed with, NotFoundError if none of it was begun here."""
         if target not in self._outcomes:
-            self._join()
+            self.join()
         if target not in self._outcomes:
             raise NotFoundError(f"no save of {target} was begun by this trainer; call SaveCheckpoint")
         if (error := self._outcomes[target]) is not None:
@@ -81,11 +82,12 @@ class CheckpointSaver:
     def close(self) -> None:
         """Waits for a save that is under way."""
         try:
-            self._join()
+            self.join()
         except DeadlineError as error:
             log.error("%s", error)
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Waits for a save that is under way, whatever becomes of it. Raises DeadlineError."""
         if self._thread is not None:
             self._thread.join(self._timeout_s)
             if self._thread.is_alive():
@@ -215,7 +217,8 @@ def _lineage_of(path: Path) -> str | None:
 
 def _retain(directory: Path, lineage: str, keep: int | None) -> None:
     """Removes the oldest checkpoints of the run until `keep` are left."""
-    own = [path for path in checkpoints_in(directory) if _lineage_of(path) == lineage]
+    whole = [path for path in checkpoints_in(directory) if path.suffix != SET_ASIDE]
+    own = [path for path in whole if _lineage_of(path) == lineage]
     for path in own[: len(own) - keep] if keep else []:
         try:
             whole_directory.remove(path)

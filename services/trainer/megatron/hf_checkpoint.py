@@ -5,9 +5,10 @@ A whole tensor of a checkpoint is the parameter of a model on one rank, those of
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def import_hf(source: Path, target: Path, role: str) -> int:
         dtype = next(chunk.dtype for chunk in file.chunks)
         known = {
             "prefix": "", "head": head, "shape": asdict(shape), "config": source_config(source), "source": str(source),
-            "dtype": dtype, "updates": None, "schedule": None,
+            "dtype": dtype, "updates": None, "schedule": None, "lora": {},
         }  # fmt: skip
         layout = {"tensor": 1, "pipeline": 1, "data": 1}
         marker = {"global_step": 0, "format": FORMAT, "lineage": uuid.uuid4().hex, "layout": layout, "roles": {role: known}}
@@ -68,6 +69,7 @@ def export_hf_directory(path: Path, target: Path, role: str | None = None, model
     if role not in roles:
         raise InvalidRequestError(f"{path} is a checkpoint of {', '.join(roles)}, and not of {role}; choose one of those")
     known = roles[role]
+    require_weights(path, role, known)
     shape, source = _whole_shape(ModelShape(**known["shape"]), known["head"]), model or Path(known["source"])
     dtype = reader.tensors[known["prefix"] + _VOCABULARY[0]][1]
     partial = _begin(target)
@@ -83,6 +85,15 @@ def export_hf_directory(path: Path, target: Path, role: str | None = None, model
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return files.bytes
+
+
+def require_weights(path: Path, role: str, known: Mapping[str, Any]) -> None:
+    """Raises InvalidRequestError for a role of which a checkpoint holds adapters alone."""
+    if known["lora"].get("checkpoint") == "adapter":
+        raise InvalidRequestError(
+            f"{path} holds the adapters of {role} alone, and not the weights below them, {known['source']}: take the run's "
+            "export, which has both, or resume the run under the other layout"
+        )
 
 
 def _begin(target: Path) -> Path:
@@ -108,7 +119,7 @@ def _parameters(shape: ModelShape) -> Iterator[tuple[Piece, list[Place]]]:
             key, layer, outer = f"decoder.layers.{_KEYS.get(rest, rest)}", (int(number),), (shape.num_layers,)
         empty = torch.empty((*(1 for _ in outer), *size), device="meta")
         offset = (*layer, *(0 for _ in size))
-        yield Piece(key, (*outer, *size), offset, empty, writes=True, padded=name in _VOCABULARY), places
+        yield Piece(key, (*outer, *size), offset, empty, writes=True, padded=0 if name in _VOCABULARY else None), places
 
 
 def _imported(shape: ModelShape, tensors: HfTensors) -> Iterator[Piece]:

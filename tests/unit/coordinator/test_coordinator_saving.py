@@ -93,3 +93,20 @@ async def test_a_stopped_run_waits_for_the_checkpoint_that_is_being_written(buff
         state = (await there.finish(5))[-1].state
     assert (state.life, state.error) == (Life.STOPPED, "")
     assert state.checkpoint.endswith("step-2")
+
+
+async def test_a_checkpoint_in_the_midst_of_an_episode_takes_the_place_of_none_that_a_run_can_go_on_from(
+    buffer, run_id, tmp_path
+):  # fmt: skip
+    trainer = Recording(writing_s=0.0, delay_s=0.2)
+    run = config(runtime=EVERY | {"num_episode": 9, "keep_checkpoints": 1})
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=ENGINE, run=run) as there:
+        there.coordinator.start_run(run_id)
+        async with asyncio.timeout(10):
+            while "step 3" not in trainer.order:
+                await asyncio.sleep(0.01)
+        kept = trainer.keep
+        there.coordinator.stop_run(run_id, save_checkpoint=True)
+        state = (await there.finish(5))[-1].state
+    assert (state.life, state.error) == (Life.STOPPED, "")
+    assert (kept, trainer.keep) == (1, 0), "0: all are left"

@@ -90,10 +90,13 @@ def test_pieces_of_another_format_and_in_memory_with_gaps_are_filled_too(tmp_pat
 
 def test_of_a_tensor_that_may_be_padded_what_the_checkpoint_lacks_is_zero(tmp_path: Path) -> None:
     reader = CheckpointReader(write(tmp_path / "x"))
-    padded = Piece("matrix", (14, 10), (10, 0), torch.full((4, 10), 7.0), writes=True, padded=True)
-    reader.read([padded])
+    padded = Piece("matrix", (14, 10), (10, 0), torch.full((4, 10), 7.0), writes=True, padded=0)
+    wider = Piece("matrix", (12, 13), (0, 8), torch.full((12, 5), 7.0), writes=True, padded=1)
+    reader.read([padded, wider])
     assert torch.equal(padded.tensor[:2], WHOLE["matrix"][10:])
     assert not padded.tensor[2:].any()
+    assert torch.equal(wider.tensor[:, :2], WHOLE["matrix"][:, 8:])
+    assert not wider.tensor[:, 2:].any()
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,14 @@ def test_an_export_of_what_is_not_there_is_refused_by_name(tmp_path: Path) -> No
     with pytest.raises(InvalidRequestError, match="is a checkpoint of ppo_policy, and not of reward"):
         export_hf_directory(tmp_path / "checkpoint", tmp_path / "out", "reward")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_adapters_is_no_model_to_export(tmp_path: Path) -> None:
+    import_hf(make_model(tmp_path / "source"), tmp_path / "checkpoint", "ppo_policy")
+    marker = tmp_path / "checkpoint" / "baton.json"
+    said = json.loads(marker.read_text())
+    said["roles"]["ppo_policy"]["lora"] = {"checkpoint": "adapter"}
+    marker.write_text(json.dumps(said))
+    with pytest.raises(InvalidRequestError, match=r"holds the adapters of ppo_policy alone.*take the run's export"):
+        export_hf_directory(tmp_path / "checkpoint", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

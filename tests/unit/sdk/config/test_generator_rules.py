@@ -60,3 +60,10 @@ def test_an_adapter_that_the_generator_cannot_have_does_not_start_and_merged_wei
 )
 def test_the_generator_has_nothing_against_merged_weights_or_a_rank_that_fits(run_of, options):
     assert not list(generator_problems(run_of(runtime=GROUPED, **options)))
+
+
+def test_merged_checkpoints_need_merged_updates(run_of):
+    told = r"models\.ppo_policy\.lora\.checkpoint.*needs models\.ppo_policy\.lora\.sync merged"
+    with pytest.raises(ConfigError, match=told):
+        run_of(runtime=GROUPED, **adapted(checkpoint="merged")).require_startable()
+    run_of(runtime=GROUPED, **adapted(checkpoint="merged", sync="merged")).require_startable()
