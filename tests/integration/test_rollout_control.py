@@ -21,8 +21,10 @@ from processes import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONTEXT = 2048
+CONTEXT = 8192
 LONG = 1500
+LONGER = 6000
+"""For what must not be done before an update begins, however busy the machine is."""
 """Tokens of a response that takes seconds."""
 
 
@@ -224,10 +226,10 @@ async def test_kept_responses_go_on_with_no_weights_that_were_not_committed_and_
     publisher = WeightPublisher(weights, [rollout])
     await publisher.publish(first)
     exact = rollout.generate(
-        [Prompt("exact", token_ids=[5])], sampling=SamplingParams(max_new_tokens=LONG), exact_version=first
+        [Prompt("exact", token_ids=[5])], sampling=SamplingParams(max_new_tokens=LONGER), exact_version=first
     )
     ended = asyncio.create_task(collect(exact))
-    kept = await under_way(rollout, "kept")
+    kept = await under_way(rollout, "kept", limit=LONGER)
     group = await weights.open_weight_group(1)
     await asyncio.gather(
         weights.publish_weights(group.group_id, first + 1, timeout_s=30),

@@ -231,6 +231,6 @@ async def test_a_replica_with_a_full_queue_says_so(rollout):
         while (await rollout.get_status()).running_requests == 0:
             await asyncio.sleep(0.01)
         with pytest.raises(BackpressureError, match=r"has 1500 responses to finish, and 600 more exceed"):
-            async for _ in rollout.generate([Prompt("a", token_ids=[5])], sampling=SamplingParams(n=600), timeout_s=2):
+            async for _ in rollout.generate([Prompt("a", token_ids=[5])], sampling=SamplingParams(n=600), timeout_s=20):
                 pass
         long.cancel()
