@@ -1,6 +1,6 @@
 """Takes a run back to a checkpoint that was written between two episodes: what came after it is forgotten as a whole.
 
-Its prompts are rolled out again, from the weights of the checkpoint; see docs/adr/0013-resume-rolls-back-to-a-checkpoint.md.
+Its prompts are rolled out again, from the weights of the checkpoint; see docs/adr/0012-resume-rolls-back-to-a-checkpoint.md.
 """
 
 from baton.errors import ConflictError

@@ -5,7 +5,7 @@
                            this run fails)                        whole)
 
 The prompts of what is rolled back are rolled out again. No sample is trained twice in the lineage of the weights: steps that
-the checkpoint does not hold are no part of it. See docs/adr/0013-resume-rolls-back-to-a-checkpoint.md.
+the checkpoint does not hold are no part of it. See docs/adr/0012-resume-rolls-back-to-a-checkpoint.md.
 """
 
 import logging
