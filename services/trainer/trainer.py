@@ -5,7 +5,7 @@ The commands run on all ranks at once; `combine_*` makes rank 0's answer out of 
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from services.trainer.megatron.checkpoint_saver import CheckpointSaver
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.hf import export_hf, finish_export
 from services.trainer.megatron.lora.peft_files import finish_adapter, write_part
-from services.trainer.megatron.parallel import seed_step
+from services.trainer.megatron.model import PolicyModel
+from services.trainer.megatron.parallel import Layout, seed_step
 from services.trainer.models import Models
 from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
@@ -217,33 +218,34 @@ class Trainer:
         for role, engine in self.models.trained.items():
             target = directory if role == "ppo_policy" else directory.with_name(f"{directory.name}-value")
             written += _export(engine, target)
-            if engine.base:
+            if engine.adapted and not engine.rebased:
                 written += _export_adapter(engine, target.with_name(f"{target.name}-adapter"))
         return str(written).encode()
 
 
 def _export(engine: Engine, directory: Path) -> int:
     """Writes the model; returns this rank's bytes. A collective."""
-    layout = engine.layout
-    partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
-    dist.barrier()
-    written = export_hf(engine.policy, layout, partial) if layout.data_rank == 0 else 0
-    dist.barrier()
-    if layout.world_rank == 0:
-        finish_export(engine.source, partial, next(engine.policy.parameters()).dtype, engine.policy.shape)
-        whole_directory.finish(directory)
-    return written
+    shape, dtype = engine.policy.shape, next(engine.policy.parameters()).dtype
+    return _write_whole(engine, directory, export_hf, lambda partial: finish_export(engine.source, partial, dtype, shape))
 
 
 def _export_adapter(engine: Engine, directory: Path) -> int:
     """As `_export`."""
+    about = engine.lora, engine.policy.shape, str(engine.source), engine.base
+    return _write_whole(engine, directory, write_part, lambda partial: finish_adapter(partial, *about))
+
+
+def _write_whole(
+    engine: Engine, directory: Path, write: Callable[[PolicyModel, Layout, Path], int], finish: Callable[[Path], None]
+) -> int:  # fmt: skip
+    """Every rank of the first data-parallel replica writes its part, and rank 0 finishes what they wrote."""
     layout = engine.layout
     partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
     dist.barrier()
-    written = write_part(engine.policy, layout, partial) if layout.data_rank == 0 else 0
+    written = write(engine.policy, layout, partial) if layout.data_rank == 0 else 0
     dist.barrier()
     if layout.world_rank == 0:
-        finish_adapter(partial, engine.lora, engine.policy.shape, str(engine.source), engine.base)
+        finish(partial)
         whole_directory.finish(directory)
     return written
 

@@ -110,10 +110,14 @@ def merged_checkpoint(directory: Path) -> dict[str, Any]:
     layout = arranged(1, 2)
     engine = engine_of(layout, model, merged)
     checkpoint.load({"ppo_policy": engine}, path)
+    again = checkpoint.save({"ppo_policy": engine}, directory / "merged-again", {"global_step": 1})
+    later = engine_of(layout, model, merged)
+    twice = message_of(lambda: checkpoint.load({"ppo_policy": later}, again))
     tied = message_of(lambda: engine_of(layout, model, {"checkpoint": "merged"}))
     return {
         "before": before, "written": written, "read": last_stage(engine.score(rows())), "base unchanged": unchanged,
         "factors": everywhere(engine.policy, layout, gradients=False), "a tied embedding": tied,
+        "resumed twice": twice, "read twice": last_stage(later.score(rows())),
     }  # fmt: skip
 
 

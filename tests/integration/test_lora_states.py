@@ -58,6 +58,8 @@ def test_adapters_of_another_rank_base_or_kind_are_refused_by_name(found: dict[s
 def test_a_merged_checkpoint_is_the_model_with_its_adapters_and_changes_no_weight(found: dict[str, Any]) -> None:
     merged = found["merged checkpoint"]
     np.testing.assert_allclose(merged["read"], merged["written"], atol=1e-5)
+    assert merged["resumed twice"] == "nothing was raised"
+    np.testing.assert_allclose(merged["read twice"], merged["written"], atol=1e-5)
     assert np.abs(merged["written"] - merged["before"]).max() > 1e-3
     assert merged["base unchanged"]
     assert not any(values.any() for name, values in merged["factors"].items() if name.endswith("lora_B.weight"))

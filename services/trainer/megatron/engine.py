@@ -62,7 +62,9 @@ class Engine(HostedModel):
         self.pad_samples = config.pad_samples
         self.lora, self._seed = config.lora, seed
         self.base = ""
-        """Fingerprint of the base model's weights, of a model with adapters; "" once a checkpoint has replaced these."""
+        """Fingerprint of the base model's weights, of a model with adapters."""
+        self.rebased = False
+        """Whether a merged checkpoint has replaced those weights since; then the adapters are of no model with a name."""
         if config.lora.enable_lora:
             self._add_adapters(directory)
         use_lists()
@@ -115,7 +117,7 @@ class Engine(HostedModel):
         begin anew; all others were read to where they belong."""
         if not self.saves_optimizer:
             restore_merged(self.policy, weights, self._seed)
-            self.base = ""
+            self.rebased = True
             begin_anew(self.optimizer)
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> list[Any]:
