@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,10 @@ async def put_rate(client: BufferClient, run_id: str, size: Size) -> float:
     return EPISODES * size.samples / spent
 
 
-async def lease_rate(client: BufferClient, run_id: str, size: Size, times: int) -> float:
-    """Samples/s of STREAMS ranks that lease all steps of the last episode, so many times."""
+async def lease_rate(address: str, run_id: str, size: Size, times: int) -> float:
+    """Samples/s of STREAMS ranks, each with a client of its own, that lease all steps of the last episode, so many times."""
 
-    async def rank(number: int) -> int:
+    async def rank(number: int, client: BufferClient) -> int:
         count = 0
         for step in range(size.samples // size.global_batch):
             batches = client.lease(
@@ -115,13 +115,16 @@ async def lease_rate(client: BufferClient, run_id: str, size: Size, times: int) 
                 count += len(batch.samples)
         return count
 
-    began = time.perf_counter()
-    count = 0
-    for _ in range(times):
-        count += sum(await asyncio.gather(*map(rank, range(STREAMS))))
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(BufferClient(address)) for _ in range(STREAMS)]
+        began = time.perf_counter()
+        count = 0
+        for _ in range(times):
+            count += sum(await asyncio.gather(*map(rank, range(STREAMS), clients)))
+        spent = time.perf_counter() - began
     if count != times * size.samples:
         raise ServiceFaultError(f"{count} samples were leased instead of {times * size.samples}")
-    return count / (time.perf_counter() - began)
+    return count / spent
 
 
 async def rates(place: "Place", size: Size) -> dict[str, Any]:
@@ -135,12 +138,11 @@ async def rates(place: "Place", size: Size) -> dict[str, Any]:
         async with BufferClient(place.address) as client:
             await place.settled()
             ours["put"] = await put_rate(client, run_id, size)
-            await place.settled()
-            ours["lease"] = await lease_rate(client, run_id, size, LEASES)
+        await place.settled()
+        ours["lease"] = await lease_rate(place.address, run_id, size, LEASES)
         await place.restart_buffer()
-        async with BufferClient(place.address) as client:
-            await place.settled()
-            ours["lease_cold"] = await lease_rate(client, run_id, size, 1)
+        await place.settled()
+        ours["lease_cold"] = await lease_rate(place.address, run_id, size, 1)
         note(f"{size.name} round {index}: " + ", ".join(f"{name} {rate:.0f}/s" for name, rate in (raw | ours).items()))
         place.flush()
         if index >= 0:

@@ -105,7 +105,7 @@ async def lease(name: str, size: Size, **services: Any) -> dict[str, float]:
         await put_rate(client, "run", size)
         await place.settled()
         times = MESSAGES * MIB // (size.samples * size.sample_bytes)
-        return await cheapest(name, lambda: lease_rate(client, "run", size, times), place.buffer_pids)
+        return await cheapest(name, lambda: lease_rate(place.address, "run", size, times), place.buffer_pids)
 
 
 async def measure() -> dict[str, Any]:

@@ -73,9 +73,9 @@ SMOLLM2 = (
     Workload("smollm2 64x2x8", prompts=64, responses=2, new_tokens=8, vocabulary=49152, rounds=11),
 )
 TINY = (
-    Workload("tiny 1x8x128", prompts=1, responses=8, new_tokens=128, vocabulary=512, rounds=21, calls=4),
-    Workload("tiny 16x8x64", prompts=16, responses=8, new_tokens=64, vocabulary=512, rounds=21, calls=3),
-    Workload("tiny 64x8x32", prompts=64, responses=8, new_tokens=32, vocabulary=512, rounds=21, calls=2),
+    Workload("tiny 1x8x128", prompts=1, responses=8, new_tokens=128, vocabulary=512, rounds=61),
+    Workload("tiny 16x8x64", prompts=16, responses=8, new_tokens=64, vocabulary=512, rounds=41),
+    Workload("tiny 64x8x32", prompts=64, responses=8, new_tokens=32, vocabulary=512, rounds=31),
 )
 
 

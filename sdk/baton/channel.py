@@ -26,6 +26,8 @@ _KEEPALIVE = [
     ("grpc.initial_reconnect_backoff_ms", 100),  # a service that restarts is back within a second
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+_OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
+"""Clients of one process share none: two that stream samples at once would share its windows and its order."""
 
 
 class ServiceClient:
@@ -46,7 +48,7 @@ class ServiceClient:
         self.timeout_s = timeout_s
         methods = [{"service": self.SERVICE, "method": name} for name in self.RETRIED]
         config = {"methodConfig": [{"name": methods, "retryPolicy": _RETRY}]} if methods else {}
-        options = [*_KEEPALIVE, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 1)]
+        options = [*_KEEPALIVE, _OWN_CONNECTION, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 1)]
         self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub = type(self).STUB(self._channel)
 
