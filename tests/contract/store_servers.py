@@ -18,7 +18,6 @@ from baton.local.store import find_server, free_port
 from processes import Process, ServiceProcess
 from services.buffer.store import Store
 
-
 PATIENT = """
 import runpy, services.buffer.store
 services.buffer.store.RETRY_S = 20.0

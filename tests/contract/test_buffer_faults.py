@@ -86,14 +86,14 @@ async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing
         own_store.kill()
         began = time.monotonic()
         calls = [
-            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b", timeout_s=25),
+            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b", timeout_s=12),
             anext(aiter(client.lease(run_id, 0, pass_index=0, step_index=1, wait_s=20))),
             client.close_episode(run_id, 0),
         ]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, StoreUnavailableError)
             assert own_store.url in str(error) and "store.url" in str(error)
-        assert 4 < time.monotonic() - began < 25
+        assert 4 < time.monotonic() - began < 28
 
         await asyncio.to_thread(own_store.start)
         assert await client.put(run_id, 0, make_samples(range(8, 16)), request_id="b") == 16
@@ -119,8 +119,8 @@ async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, ow
         try:
             began = time.monotonic()
             with pytest.raises(StoreUnavailableError, match=own_store.url):
-                await client.put(run_id, 0, make_samples(range(8)), request_id="a", timeout_s=25)
-            assert time.monotonic() - began < 25
+                await client.put(run_id, 0, make_samples(range(8)), request_id="a", timeout_s=20)
+            assert time.monotonic() - began < 28
         finally:
             own_store.popen.send_signal(signal.SIGCONT)
         assert await client.put(run_id, 0, make_samples(range(8)), request_id="a") == 8

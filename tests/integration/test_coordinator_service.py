@@ -60,7 +60,7 @@ class Coordinator(ServiceProcess):
         super().__init__("coordinator", folder / "run.yaml", folder, *own, "--app", f"user_app:{app}")
         self.folder = folder
 
-    def start(self, timeout_s: float = 30.0) -> "Coordinator":
+    def start(self, timeout_s: float = 120.0) -> "Coordinator":
         before = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = f"{self.folder}:{before}"
         try:
