@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -22,7 +23,7 @@ class Process:
         self.command, self.log, self.ready = command, log, ready
         self.popen: subprocess.Popen | None = None
 
-    def start(self, timeout_s: float = 30.0) -> "Process":
+    def start(self, timeout_s: float = 120.0) -> "Process":
         """Returns once the process is ready; fails the test with its output if it is not in time."""
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
@@ -40,7 +41,7 @@ class Process:
         """kill -9, if it was started."""
         if self.popen:
             self.popen.kill()
-            self.popen.wait(10)
+            self.popen.wait(60)
 
 
 class StoreProcess(Process):
@@ -55,12 +56,10 @@ class StoreProcess(Process):
         super().__init__(command, directory / "store.log", self._answers)
 
     def _answers(self) -> bool:
-        with socket.socket() as client:
-            client.settimeout(1)
-            if client.connect_ex(("127.0.0.1", self.port)):
-                return False
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
             client.sendall(b"PING\r\n")
             return client.recv(16) == b"+PONG\r\n"  # not yet while it loads its file
+        return False
 
     def keys(self, run_id: str) -> list[str]:
         """All keys of a run."""
@@ -101,7 +100,7 @@ class TrainerProcess(ServiceProcess):
     def stop(self) -> None:
         """Ends the group the way a user does."""
         self.popen.terminate()
-        self.popen.wait(30)
+        self.popen.wait(60)
 
 
 class StaticProcess(TrainerProcess):

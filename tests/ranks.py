@@ -40,7 +40,7 @@ class Rank:
         finally:
             self.kill()
 
-    def result(self, timeout_s: float = 60.0) -> Any:
+    def result(self, timeout_s: float = 120.0) -> Any:
         """What the function returned; fails the test with its traceback if it raised."""
         done, answer = self.outcome(timeout_s)
         assert done, answer[2] or answer[0]
@@ -52,7 +52,7 @@ class Rank:
         self._process.join(10)
 
 
-def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, timeout_s: float = 60.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
     """`function(rank, size, *arguments)` on every rank; their results by rank."""
     ranks = [Rank(function, rank, size, *arguments) for rank in range(size)]
     deadline = time.monotonic() + timeout_s

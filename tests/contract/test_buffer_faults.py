@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from buffer_samples import make_samples, numbers_of
+from store_servers import buffer_on
 
 from baton.clients.buffer import BufferClient
 from baton.errors import BackpressureError, StoreUnavailableError
@@ -46,7 +47,7 @@ def both_run(own_store: StoreProcess, own_buffer: ServiceProcess) -> None:
 
 
 async def lease_numbers(client: BufferClient, run_id: str, episode: int, step: int, **ranks: int) -> list[int]:
-    found = client.lease(run_id, episode, pass_index=0, step_index=step, wait_s=20, **ranks)
+    found = client.lease(run_id, episode, pass_index=0, step_index=step, wait_s=60, **ranks)
     return [number async for micro_batch in found for number in numbers_of(micro_batch.samples)]
 
 
@@ -72,7 +73,7 @@ async def test_a_waiting_lease_survives_a_restart_of_the_buffer(own_buffer, run_
         own_buffer.kill()
         await asyncio.to_thread(own_buffer.start)
         await client.put(run_id, 0, make_samples(range(8)))
-        assert await asyncio.wait_for(waiting, 18) == list(range(8))
+        assert await asyncio.wait_for(waiting, 60) == list(range(8))
 
 
 @pytest.mark.usefixtures("both_run")
@@ -85,14 +86,14 @@ async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing
         own_store.kill()
         began = time.monotonic()
         calls = [
-            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b", timeout_s=9),
+            client.put(run_id, 0, make_samples(range(8, 16)), request_id="b", timeout_s=12),
             anext(aiter(client.lease(run_id, 0, pass_index=0, step_index=1, wait_s=20))),
             client.close_episode(run_id, 0),
         ]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, StoreUnavailableError)
             assert own_store.url in str(error) and "store.url" in str(error)
-        assert 4 < time.monotonic() - began < 25
+        assert 4 < time.monotonic() - began < 28
 
         await asyncio.to_thread(own_store.start)
         assert await client.put(run_id, 0, make_samples(range(8, 16)), request_id="b") == 16
@@ -100,8 +101,8 @@ async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing
 
 
 @pytest.mark.usefixtures("both_run")
-async def test_a_store_that_is_back_within_seconds_goes_unnoticed(own_store, own_buffer, run_id):
-    async with BufferClient(own_buffer.address, timeout_s=30) as client:
+async def test_a_store_that_is_back_within_seconds_goes_unnoticed(own_store, run_file, run_id, tmp_path):
+    async with buffer_on(own_store.url, run_file, tmp_path) as client:
         await client.open_episode(run_id, 0, **SIZES)
         own_store.kill()
         put = asyncio.create_task(client.put(run_id, 0, make_samples(range(8))))
@@ -118,8 +119,8 @@ async def test_a_store_that_hangs_is_a_clear_error_in_bounded_time(own_store, ow
         try:
             began = time.monotonic()
             with pytest.raises(StoreUnavailableError, match=own_store.url):
-                await client.put(run_id, 0, make_samples(range(8)), request_id="a", timeout_s=15)
-            assert time.monotonic() - began < 25
+                await client.put(run_id, 0, make_samples(range(8)), request_id="a", timeout_s=20)
+            assert time.monotonic() - began < 28
         finally:
             own_store.popen.send_signal(signal.SIGCONT)
         assert await client.put(run_id, 0, make_samples(range(8)), request_id="a") == 8
@@ -192,7 +193,7 @@ async def test_a_full_store_refuses_a_put_whole_and_says_so(run_file, tmp_path):
             await client.open_episode("run", 0, expected_samples=None, global_batch_size=8, micro_batch_size=8)
             with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory"):
                 for number in range(20):
-                    await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=3)
+                    await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=5)
             assert (await client.get_episode("run", 0)).stored == number
     finally:
         service.kill()

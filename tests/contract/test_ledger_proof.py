@@ -97,7 +97,7 @@ async def test_samples_that_a_relay_function_made_keep_within_the_budgets(
     process = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url, "--set", "store.max_samples=6")
     process.start()
     try:
-        async with BufferClient(process.address) as buffer, RelayClient(process.address, timeout_s=0.3) as relay:
+        async with BufferClient(process.address) as buffer, RelayClient(process.address, timeout_s=3) as relay:
             await buffer.open_episode(run_id, 0, **SIZES, relayed=True)
             await buffer.put(run_id, 0, make_samples(range(4)))
             await buffer.close_episode(run_id, 0)

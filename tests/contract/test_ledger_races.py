@@ -24,7 +24,7 @@ async def client(buffer: ServiceProcess) -> AsyncIterator[BufferClient]:
 
 async def lease(client: BufferClient, run_id: str, episode: int, step: int, rank: int = 0, ranks: int = 1) -> list[int]:
     found = client.lease(
-        run_id, episode, pass_index=0, step_index=step, data_parallel_rank=rank, data_parallel_size=ranks, wait_s=5
+        run_id, episode, pass_index=0, step_index=step, data_parallel_rank=rank, data_parallel_size=ranks, wait_s=30
     )
     return [number async for batch in found for number in numbers_of(batch.samples)]
 

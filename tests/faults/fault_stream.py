@@ -15,8 +15,8 @@ from processes import Process, ServiceProcess, StoreProcess
 
 KILLS = int(os.environ.get("BATON_KILLS", "12"))
 SEED = int(os.environ.get("BATON_SEED", "7"))
-MOVES_WITHIN_S = 20.0
-ENDS_WITHIN_S = 60.0
+MOVES_WITHIN_S = 100.0
+ENDS_WITHIN_S = 300.0
 
 
 class Worker(Process):

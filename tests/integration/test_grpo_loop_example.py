@@ -12,7 +12,7 @@ from training import trainer
 
 from models import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 ITERATIONS = 12
 
@@ -29,7 +29,7 @@ def test_the_reward_rises_and_the_model_is_exported(tmp_path: Path) -> None:
     try:
         rollout.start(240)
         with trainer(tmp_path / "loop.yaml", tmp_path) as process:
-            answer = subprocess.run([*command, "--trainer", process.address], capture_output=True, text=True, timeout=240)
+            answer = subprocess.run([*command, "--trainer", process.address], capture_output=True, text=True, timeout=800)
     finally:
         rollout.kill()
     assert answer.returncode == 0, answer.stderr[-3000:]

@@ -14,7 +14,7 @@ from training import trainer, write_run_file
 from baton.clients import TrainerClient
 from models import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:

@@ -17,13 +17,13 @@ from safetensors.numpy import load_file
 
 from processes import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KINDS = [kind for layouts in lora_trainer_side.LAYOUTS.values() for kind in layouts]
 
 
 def run(*command: str) -> None:
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=240, env=paths)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=800, env=paths)
     assert answer.returncode == 0, answer.stderr[-5000:]
 
 

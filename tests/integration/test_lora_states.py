@@ -9,7 +9,7 @@ import pytest
 from processes import free_port
 from ranks import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found."""
     directory = tmp_path_factory.mktemp("lora")
     lora_states_side.make_models(directory)
-    return run_ranks(lora_states_side.work, 2, free_port(), directory, timeout_s=240)
+    return run_ranks(lora_states_side.work, 2, free_port(), directory, timeout_s=800)
 
 
 @pytest.fixture(scope="module")

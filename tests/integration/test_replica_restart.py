@@ -20,7 +20,7 @@ from baton.clients import CoordinatorClient, LedgerClient, RolloutClient
 from baton.local.process_tree import descendants
 from models import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Condition = Callable[[], Awaitable[bool]]
 EPISODES, PROMPTS, GROUP = 5, 8, 4
@@ -93,18 +93,18 @@ class Run:
 
     async def within_an_episode(self) -> None:
         """Returns while the victim has groups to answer; its engine stands still, so that it cannot answer them before."""
-        await until(self.waits_at(1, "generate"), 120, "episode 1 begins")
+        await until(self.waits_at(1, "generate"), 200, "episode 1 begins")
         self.freeze()
         self.release("begin-1", "end-1")
-        await until(self.has_work, 60, "the victim has groups to answer")
+        await until(self.has_work, 200, "the victim has groups to answer")
 
     async def within_an_update(self) -> None:
         """Returns while weights are on their way to the victim, whose engine stands still."""
         self.release("begin-1")
-        await until(self.has_answered(2), 120, "episode 1 is rolled out")
+        await until(self.has_answered(2), 200, "episode 1 is rolled out")
         self.freeze()
         self.release("end-1")
-        await until(self.waits_at(1, "publish"), 60, "the update after episode 1 begins")
+        await until(self.waits_at(1, "publish"), 200, "the update after episode 1 begins")
 
     def waits_at(self, episode: int, phase: str) -> Condition:
         async def reached() -> bool:
@@ -168,7 +168,7 @@ LINES = {
 @pytest.mark.parametrize("moment", LINES)
 async def test_a_killed_replica_costs_nothing_and_serves_a_later_version(place: Place, moment: str) -> None:
     up = place.start("up", "run.yaml", "--run-id", "a", "--app", "my_program:engine")
-    out, err = await asyncio.to_thread(up.communicate, timeout=240)
+    out, err = await asyncio.to_thread(up.communicate, timeout=800)
     assert up.returncode == 0, out + err
     services = record(place)["services"]
     victim = services["rollout-1"]["address"]
@@ -181,9 +181,9 @@ async def test_a_killed_replica_costs_nothing_and_serves_a_later_version(place: 
         await coordinator.start_run("a")
         await getattr(run, moment)()
         run.kill()
-        back_s = await until(run.is_healthy_again, 150, "the replica serves again")
+        back_s = await until(run.is_healthy_again, 300, "the replica serves again")
         run.release("begin-3")
-        await until(run.has_ended, 90, "the run ends")
+        await until(run.has_ended, 200, "the run ends")
         state = await coordinator.get_run()
         assert state.state == pb.RUN_STATE_SUCCEEDED, state.error
         assert list((await ledger.audit("a")).faults) == []

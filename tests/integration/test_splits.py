@@ -15,7 +15,7 @@ from splits import CASES, STEPS, baseline
 from models import make_model
 from processes import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ALL = [name for layouts in CASES.values() for cases in layouts.values() for name in cases if baseline(name) != name]
 
 
@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--nproc-per-node", str(ranks), splits_side.__file__, str(model), str(directory),
         ]  # fmt: skip
         paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the tests' own modules, too
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=paths)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=800, env=paths)
         assert done.returncode == 0, done.stderr[-5000:]
     return directory
 

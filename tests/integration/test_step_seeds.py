@@ -21,7 +21,7 @@ def draws(rank: int, size: int, port: int) -> list[dict[tuple[int, int], tuple[f
     from services.trainer.megatron.parallel import Layout, seed_step
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    Layout.start(tensor=2, pipeline=1, device="cpu", timeout_s=60, seed=0)
+    Layout.start(tensor=2, pipeline=1, device="cpu", timeout_s=120, seed=0)
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     found = []

@@ -17,7 +17,7 @@ from baton.errors import ERROR_KEY, BatonError, LeaseLostError
 from models import make_model
 from processes import TrainerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerProcess
 
 @pytest.fixture
 async def client(process: TrainerProcess) -> AsyncIterator[TrainerClient]:
-    async with TrainerClient(process.address, timeout_s=30) as client:
+    async with TrainerClient(process.address, timeout_s=60) as client:
         yield client
 
 
@@ -91,7 +91,7 @@ async def test_a_step_whose_acknowledgement_failed_is_not_taken_again_but_acknow
         for _ in range(2):
             try:
                 answer = await client.train_step(
-                    run_id, 0, pass_index=0, step_index=0, buffer_address=address, timeout_s=30
+                    run_id, 0, pass_index=0, step_index=0, buffer_address=address, timeout_s=60
                 )
             except BatonError as error:
                 assert "the store is gone" in str(error)

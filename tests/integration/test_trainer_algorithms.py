@@ -11,7 +11,7 @@ from baton.samples import Ragged, Samples
 from models import make_model
 from processes import ServiceProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIP = 0.2
 LAYOUTS = {"one rank": {}, "TP 2 x DP 2": {"tensor": 2, "data": 2}}
@@ -36,7 +36,7 @@ async def test_a_gspo_step_has_the_loss_of_its_definition_in_every_layout(
     samples, norms = training_samples(), []
     for number, layout in enumerate(LAYOUTS.values()):
         with trainer(run_file, tmp_path, **layout) as process:
-            async with TrainerClient(process.address, timeout_s=30) as client:
+            async with TrainerClient(process.address, timeout_s=60) as client:
                 logprobs = await logprobs_of(client, samples)
                 answer = await step(client, buffer.address, f"{run_id}-{number}", samples)
         assert answer.samples == SIZE

@@ -66,7 +66,7 @@ def replica(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     run_file = write_run_file(directory, model, dtype)
     process = ServiceProcess("rollout", run_file, directory)
     try:
-        process.start(timeout_s=240)
+        process.start(timeout_s=800)
         yield Replica(process, run_file, dtype, count(1), is_first=request.param == "tied-float32")
     finally:
         process.kill()
@@ -149,7 +149,7 @@ def metrics_by_layout(replica: Replica) -> dict[str, list[dict[str, float]]]:
     return {}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_log_probabilities_agree_fresh_and_after_every_publish(
     layout: str, replica: Replica, buffer: ServiceProcess, run_id: str, tmp_path: Path, metrics_by_layout: dict

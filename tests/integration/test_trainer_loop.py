@@ -16,7 +16,7 @@ from baton.samples import Samples
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KEPT = {"learning_rate": 0.0}
 """An update that leaves the weights as they are, so that tests may compare."""
 

@@ -14,12 +14,12 @@ from scored_models import MODELS
 
 from processes import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-addr", "127.0.0.1"]
 
 
 def run(*command: str) -> None:
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert answer.returncode == 0, answer.stderr[-5000:]
 
 

@@ -15,7 +15,7 @@ from models import make_model
 from processes import TrainerProcess
 from ranks import Rank
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FACTOR = 1.2
 """Of which docs/trainer.md speaks."""
 Case = tuple[str, str, str]

@@ -15,7 +15,7 @@ from baton.samples import Samples
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 5
 
 

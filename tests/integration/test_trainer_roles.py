@@ -17,7 +17,7 @@ from baton.samples import Ragged, Samples
 from models import make_model
 from processes import ServiceProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PPO = {"name": "ppo", "fix_kl_coef": False, "init_kl_coef": 0.05, "horizon": 16}
 
 

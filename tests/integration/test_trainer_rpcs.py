@@ -22,9 +22,9 @@ from baton.samples import Ragged, RewardStatus, Samples
 from models import make_model
 from processes import ServiceProcess, TrainerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LONGEST_WAIT_S = 30.0
+LONGEST_WAIT_S = 50.0
 """A refusal takes milliseconds; a rank that waits for the others would take the run's longest deadline, half an hour."""
 CONTEXT = 64
 

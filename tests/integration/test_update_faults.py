@@ -22,7 +22,7 @@ from models import make_model, make_tokenizer
 from processes import ServiceProcess, StaticProcess, TrainerProcess
 from services.coordinator.replicas import ReplicaHealth
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORDS = 100_000
 """Such a vocabulary makes 26 MB of weights, more than a socket holds: a sender cannot be done while a receiver sleeps."""

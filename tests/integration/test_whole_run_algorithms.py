@@ -12,7 +12,7 @@ from cli_process import Place
 
 from models import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROGRAM = """
 from baton.engine import Engine, Model, RLHFEngine, reward
@@ -61,7 +61,7 @@ def run(place: Place, *options: str, app: bool = False) -> dict[str, list[dict]]
     settings = [part for option in options for part in ("--set", option)]
     program = ["--app", "program:engine"] if app else []
     process = place.start("run", "run.yaml", "--run-id", "a", *program, *settings)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=800)
     assert process.returncode == 0, output + errors
     folder = place.runs / "a"
     return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}

@@ -104,7 +104,7 @@ async def step(
     """Puts the samples and takes one step on them, or raises within seconds what any rank has against it."""
     await put(buffer_address, run_id, 0, samples)
     return await client.train_step(
-        run_id, 0, pass_index=0, step_index=0, buffer_address=buffer_address, expected_digests=expected, timeout_s=30
+        run_id, 0, pass_index=0, step_index=0, buffer_address=buffer_address, expected_digests=expected, timeout_s=60
     )
 
 

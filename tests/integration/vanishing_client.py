@@ -22,7 +22,7 @@ async def killed_while_it_waits(rollout: RolloutClient, *arguments: str) -> None
                 await asyncio.sleep(0.02)
     finally:
         client.send_signal(signal.SIGKILL)
-        client.wait(10)
+        client.wait(60)
     async with asyncio.timeout(20):
         while (await rollout.get_status()).running_requests:
             await asyncio.sleep(0.02)

@@ -18,7 +18,7 @@ EXCEPTIONS: dict[str, str] = {}
 def python_files() -> list[str]:
     """Hand-written Python files that git tracks or would track, relative to the root."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.split("\n")
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=200).stdout.split("\n")
     return sorted(name for name in listed if name and not name.startswith(GENERATED) and (ROOT / name).is_file())
 
 

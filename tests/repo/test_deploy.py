@@ -83,7 +83,7 @@ def directives(dockerfile: Path, name: str) -> list[str]:
 def test_compose_accepts_the_file():
     if not (compose := shutil.which("docker-compose")):
         pytest.skip("docker-compose is not installed")
-    done = subprocess.run([compose, "-f", str(COMPOSE_FILE), "config", "-q"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([compose, "-f", str(COMPOSE_FILE), "config", "-q"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
 
@@ -148,7 +148,7 @@ def test_a_service_is_given_a_command_line_that_it_takes(name):
     assert command[:2] == ["python", "-m"]
     # the last --run-file counts; a command line that is not understood would end with 2
     done = subprocess.run(
-        [sys.executable, *command[1:], "--run-file", absent], capture_output=True, text=True, timeout=60, cwd=ROOT
+        [sys.executable, *command[1:], "--run-file", absent], capture_output=True, text=True, timeout=200, cwd=ROOT
     )
     assert done.returncode == 1, done.stderr
     assert f"{absent}: cannot be read" in done.stderr
@@ -213,7 +213,7 @@ def test_a_run_file_loads_and_can_start(path):
 
 def test_the_health_check_ends_with_0_only_for_a_service_that_serves(buffer):
     check = [sys.executable, "-m", "services.common.health_check"]
-    assert subprocess.run([*check, buffer.address], timeout=30).returncode == 0
-    closed = subprocess.run([*check, "127.0.0.1:1"], timeout=30, capture_output=True, text=True)
+    assert subprocess.run([*check, buffer.address], timeout=120).returncode == 0
+    closed = subprocess.run([*check, "127.0.0.1:1"], timeout=120, capture_output=True, text=True)
     assert closed.returncode == 1
     assert "127.0.0.1:1 said within 3 s that it is serving" in closed.stderr

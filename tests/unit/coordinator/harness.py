@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,13 @@ RUNTIME = {
     "train_micro_batch_size": 2,
     "train_global_batch_size": 4,
 }
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Returns once it holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def config(runtime: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
@@ -47,6 +54,28 @@ class TrainerGroup(FakeScoring, FakeTrainer):
     """A trainer that hosts models to ask, too."""
 
 
+class Held(FakeRollout):
+    """Takes requests, and answers them once it may `go` on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def Generate(self, request, context):
+        async for answer in super().Generate(request, context):
+            await self.go.wait()
+            yield answer
+
+
+class AnswersOnce(FakeRollout):
+    """Answers one prompt of the first request, and nothing more."""
+
+    async def Generate(self, request, context):
+        async for answer in super().Generate(request, context):
+            yield answer
+            await asyncio.sleep(60)
+
+
 @dataclass
 class Place:
     """A coordinator and what it works with."""
@@ -56,7 +85,7 @@ class Place:
     rollouts: list[Served]
     folder: Path
 
-    async def finish(self, timeout_s: float = 20.0) -> list[Event]:
+    async def finish(self, timeout_s: float = 60.0) -> list[Event]:
         """All events of the run, which must end in time."""
         async with asyncio.timeout(timeout_s):
             return [event async for event in self.coordinator.watch_run()]
@@ -70,7 +99,7 @@ class Place:
         """The lines of a file that the run left."""
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
 
-    async def until(self, phase: str, timeout_s: float = 10.0) -> None:
+    async def until(self, phase: str, timeout_s: float = 30.0) -> None:
         """Waits for the run to enter a phase."""
         async with asyncio.timeout(timeout_s):
             async for event in self.coordinator.watch_run():

@@ -16,19 +16,19 @@ from baton.weights import WeightPublisher
 async def pair():
     """A trainer's and a replica's client."""
     async with serve(FakeTrainer()) as trainer, serve(FakeRollout()) as replica:
-        clients = TrainerClient(trainer.address, timeout_s=5), RolloutClient(replica.address, timeout_s=5)
+        clients = TrainerClient(trainer.address, timeout_s=20), RolloutClient(replica.address, timeout_s=20)
         yield clients
         for client in clients:
             await client.close()
 
 
 async def sample(replica, **options):
-    return await anext(replica.generate([Prompt("g", text="hello")], timeout_s=5, **options))
+    return await anext(replica.generate([Prompt("g", text="hello")], timeout_s=20, **options))
 
 
 async def test_published_weights_are_served_under_their_version_and_digest(pair):
     trainer, replica = pair
-    sent = await WeightPublisher(trainer, [replica]).publish(4, timeout_s=5)
+    sent = await WeightPublisher(trainer, [replica]).publish(4, timeout_s=20)
     status = await replica.get_status()
     assert (status.policy_version, status.weights_digest) == (4, sent.weights_digest)
     made = await sample(replica, exact_version=4, sampling=SamplingParams(n=2))
@@ -40,15 +40,15 @@ async def test_published_weights_are_served_under_their_version_and_digest(pair)
 async def test_a_replica_that_was_started_again_gets_its_weights_over_a_new_group():
     first, second = FakeRollout(), FakeRollout()
     async with (
-        serve(FakeTrainer()) as trainer, TrainerClient(trainer.address, timeout_s=5) as sender,
-        serve(first) as replica, RolloutClient(replica.address, timeout_s=5) as receiver,
+        serve(FakeTrainer()) as trainer, TrainerClient(trainer.address, timeout_s=20) as sender,
+        serve(first) as replica, RolloutClient(replica.address, timeout_s=20) as receiver,
     ):  # fmt: skip
         publisher = WeightPublisher(sender, [receiver])
         for version in (1, 2):
-            await publisher.publish(version, timeout_s=5)
+            await publisher.publish(version, timeout_s=20)
         await replica.kill()
         async with serve(second, port=int(replica.address.rpartition(":")[2])):
-            await publisher.publish(2, timeout_s=5)
+            await publisher.publish(2, timeout_s=20)
     before = {update.group.group_id for update in first.updates}
     assert len(first.updates) == 2 and len(before) == 1
     assert {update.group.group_id for update in second.updates}.isdisjoint(before)
@@ -64,8 +64,8 @@ async def test_other_versions_than_the_served_one_are_refused(pair):
 async def test_a_replica_serves_nothing_between_update_and_commit(pair):
     trainer, replica = pair
     group = await trainer.open_weight_group(1)
-    update = replica.update_weights(1, group, first_rank=1, timeout_s=5)
-    await asyncio.gather(trainer.publish_weights(group.group_id, 1, timeout_s=5), update)
+    update = replica.update_weights(1, group, first_rank=1, timeout_s=20)
+    await asyncio.gather(trainer.publish_weights(group.group_id, 1, timeout_s=20), update)
     with pytest.raises(NotReadyError, match="UPDATING"):
         await sample(replica)
     with pytest.raises(DigestMismatchError):

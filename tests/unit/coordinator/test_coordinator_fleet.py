@@ -42,7 +42,7 @@ async def test_a_call_that_waits_for_a_dead_replica_is_given_up():
             replica.broke("a call broke off")
             await fleet.look(replica)
             await asyncio.sleep(60)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 async def test_a_call_to_a_dead_replica_is_not_begun():
@@ -79,7 +79,7 @@ class Hanging(FakeRollout):
 async def test_an_engine_that_comes_out_of_its_update_ends_the_wait_for_a_replica_that_takes_weights():
     hanging = Hanging()
     async with serve(hanging) as served:
-        fleet = Fleet([RolloutClient(served.address)], return_s=10.0)
+        fleet = Fleet([RolloutClient(served.address)], return_s=60.0)
         (replica,) = fleet.replicas
         await fleet.look(replica)
         waiting = asyncio.create_task(fleet.reachable())
@@ -88,5 +88,5 @@ async def test_an_engine_that_comes_out_of_its_update_ends_the_wait_for_a_replic
         assert not waiting.done()
         hanging.hangs = False
         await fleet.look(replica)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert await waiting == [replica]

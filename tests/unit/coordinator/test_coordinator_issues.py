@@ -5,11 +5,10 @@ import threading
 from contextlib import asynccontextmanager
 
 import redis
-from harness import ENGINE, config, place
+from harness import ENGINE, Held, config, place, until
 
 from baton.clients import LedgerClient
 from baton.engine import Engine
-from baton.testing import FakeRollout
 from services.coordinator.state import Life
 
 
@@ -23,7 +22,7 @@ async def under_way(run_id, buffer, folder, **options):
 
 async def until_issues(store, run_id, condition):
     """The records of the episode's groups that are not stored, once they are so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with redis.Redis.from_url(store.url, decode_responses=True) as raw:
             while not condition(found := raw.hgetall(f"baton:{{{run_id}}}:episode:0:issues")):
                 await asyncio.sleep(0.01)
@@ -46,15 +45,14 @@ async def test_groups_are_issued_and_then_generated_before_they_are_put(store, b
 
 
 async def test_a_prompt_whose_rollout_was_lost_is_issued_again(store, buffer, run_id, tmp_path):
-    rollouts = FakeRollout(delay_s=0.6), FakeRollout(delay_s=0.6)
+    rollouts = Held(), Held()
     async with under_way(run_id, buffer, tmp_path, rollouts=rollouts) as there:
         await until_issues(store, run_id, lambda found: len(found) == 2)
-        async with asyncio.timeout(10):
-            while not rollouts[0].requests:
-                await asyncio.sleep(0.01)
+        await until(lambda: rollouts[0].requests)
         await there.rollouts[0].kill()
         found = await until_issues(store, run_id, lambda found: "issued 2" in str(found))
         assert ["issued", "2"] in found.values()
+        rollouts[1].go.set()
         assert (await there.finish())[-1].state.life is Life.SUCCEEDED
 
 
@@ -69,16 +67,14 @@ async def test_the_proof_tells_a_prompt_that_the_flow_left_out(buffer, run_id, t
 
     def look(buffers):
         told.append(buffers[-1].episode_id)
-        hold.wait(10)
+        hold.wait(60)
         return [sample for buffer in buffers for sample in buffer.buffer]
 
     hold = threading.Event()
     engine.set_relay_sample_fn(look)
     async with place(buffer.address, tmp_path, engine=engine, run=run) as there, LedgerClient(buffer.address) as ledger:
         there.coordinator.start_run(run_id)
-        async with asyncio.timeout(10):
-            while not told:
-                await asyncio.sleep(0.02)
+        await until(lambda: told)
         audit = await ledger.audit(run_id)
         hold.set()
         assert (await there.finish())[-1].state.life is Life.SUCCEEDED

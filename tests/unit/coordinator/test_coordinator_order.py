@@ -46,7 +46,7 @@ def until_stored(buffer, run_id):
     """What returns when the buffer holds one group of the first episode."""
 
     async def one_group_is_stored():
-        async with BufferClient(buffer.address) as client, asyncio.timeout(10):
+        async with BufferClient(buffer.address) as client, asyncio.timeout(60):
             while True:
                 try:
                     if (await client.get_episode(run_id, 0)).group_ids:

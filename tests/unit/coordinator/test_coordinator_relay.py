@@ -154,12 +154,12 @@ async def test_a_function_that_raises_fails_the_run_with_its_error_and_line(buff
 async def test_a_function_that_hangs_fails_the_run_within_its_deadline(buffer, run_id, tmp_path):
     began = time.monotonic()
     state, _, _ = await run(
-        buffer, run_id, tmp_path, engine_with(lambda _: time.sleep(5)), runtime={"max_relay_episode": 1},
+        buffer, run_id, tmp_path, engine_with(lambda _: time.sleep(60)), runtime={"max_relay_episode": 1},
         deadlines={"relay_s": 0.5},
     )  # fmt: skip
     assert state.life is Life.FAILED
     assert "did not return within 0.5 s" in state.error and "deadlines.relay_s" in state.error
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 40
 
 
 async def test_a_function_that_returns_no_list_fails_the_run(buffer, run_id, tmp_path):
@@ -208,7 +208,7 @@ async def test_a_step_is_trained_while_the_rest_of_the_episode_is_rolled_out(buf
     async def slow_second_group(context, prompts):
         groups = [group async for group in digits_count(context, prompts)]
         yield groups[0]
-        await asyncio.wait_for(first_step_trained.wait(), 10)
+        await asyncio.wait_for(first_step_trained.wait(), 60)
         yield groups[1]
 
     class Telling(FakeTrainer):

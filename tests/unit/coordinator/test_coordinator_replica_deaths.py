@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 
-from harness import config, place
+from harness import AnswersOnce, config, place, until
 
 from baton.api.rollout.v1 import control_pb2
 from baton.clients import LedgerClient
@@ -20,12 +20,6 @@ async def again(served, fake):
     """The same address, served by another process: `fake` is at version 0."""
     async with serve(fake, port=int(served.address.rpartition(":")[2])) as reborn:
         yield reborn
-
-
-async def until(condition, timeout_s=15.0):
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def trained_once(trainer):
@@ -54,7 +48,7 @@ async def test_a_killed_replica_is_done_without_and_serves_a_later_version_when_
         await until(lambda: replica.health is ReplicaHealth.DEAD)
         reborn = FakeRollout(delay_s=0.2)
         async with again(dead, reborn):
-            state = (await there.finish(30))[-1].state
+            state = (await there.finish())[-1].state
     assert state.life is Life.SUCCEEDED, state.error
     assert trained_once(trainer) == {f"e{e}-p{p}/{i}" for e in range(6) for p in (2 * e, 2 * e + 1) for i in range(4)}
     assert await faults(buffer, run_id) == []
@@ -79,7 +73,7 @@ async def test_the_only_replica_is_waited_for_and_the_episode_goes_on_with_the_s
         await until(lambda: first.requests)
         await there.rollouts[0].kill()
         async with again(there.rollouts[0], FakeRollout()):
-            state = (await there.finish(30))[-1].state
+            state = (await there.finish())[-1].state
     assert (state.life, state.policy_version) == (Life.SUCCEEDED, 4), state.error
     assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 1, 2, 2, 3, 3]
     trained_once(trainer)
@@ -87,14 +81,14 @@ async def test_the_only_replica_is_waited_for_and_the_episode_goes_on_with_the_s
 
 async def test_a_version_that_is_lost_with_the_only_replica_is_followed_by_the_next_one(buffer, run_id, tmp_path):
     """The trainer has taken a step of the episode already: the weights that the other half was to come from are gone."""
-    trainer, first = FakeTrainer(), FakeRollout(delay_s=0.5)
+    trainer, first = FakeTrainer(), AnswersOnce()
     run = config(runtime={"num_episode": 2})
     async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(first,), run=run) as there:
         there.coordinator.start_run(run_id)
         await until(lambda: trainer.global_step == 1)
         await there.rollouts[0].kill()
         async with again(there.rollouts[0], FakeRollout()):
-            state = (await there.finish(30))[-1].state
+            state = (await there.finish())[-1].state
     assert state.life is Life.SUCCEEDED, state.error
     assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 2, 3, 3]
     assert len({digest for samples in trainer.trained for digest in samples.weights_digests}) == 3
@@ -109,13 +103,13 @@ async def test_a_replica_that_nobody_starts_again_ends_the_run_after_the_deadlin
         await until(lambda: fake.requests)
         begun = time.monotonic()
         await there.rollouts[0].kill()
-        state = (await there.finish(15))[-1].state
+        state = (await there.finish())[-1].state
         address = there.rollouts[0].address
     assert state.life is Life.FAILED
     assert "episode 0, generate: no rollout replica serves, and none came back within 1 s" in state.error
     assert f"rollout at {address} is dead: connection refused" in state.error
     assert "raise deadlines.restart_s" in state.error
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 40
 
 
 class DiesInUpdate(FakeRollout):
@@ -134,7 +128,7 @@ async def test_an_update_that_a_replica_dies_in_begins_again_without_it(buffer, 
     async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(dying, living)) as there:
         dying.served = there.rollouts[0]
         there.coordinator.start_run(run_id)
-        state = (await there.finish(30))[-1].state
+        state = (await there.finish())[-1].state
     assert (state.life, state.policy_version) == (Life.SUCCEEDED, 4), state.error
     assert living.policy_version == 4
     trained_once(trainer)
@@ -147,7 +141,7 @@ async def test_an_update_that_the_only_replica_dies_in_reaches_it_when_it_is_bac
         there.coordinator.start_run(run_id)
         await until(lambda: there.coordinator.run.driver.fleet.replicas[0].health is ReplicaHealth.DEAD)
         async with again(there.rollouts[0], reborn):
-            state = (await there.finish(30))[-1].state
+            state = (await there.finish())[-1].state
     assert (state.life, state.policy_version, reborn.policy_version) == (Life.SUCCEEDED, 4, 4), state.error
     assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 1, 2, 2, 3, 3]
 
@@ -181,7 +175,7 @@ async def test_a_version_that_one_replica_has_committed_is_out_though_another_di
     async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(dying, living), run=run) as there:
         dying.served = there.rollouts[0]
         there.coordinator.start_run(run_id)
-        state = (await there.finish(30))[-1].state
+        state = (await there.finish())[-1].state
         dying.is_back.set()
         await dying.silence
     assert (state.life, state.policy_version) == (Life.SUCCEEDED, 7), state.error

@@ -71,19 +71,41 @@ async def test_a_service_that_is_gone_is_named(hurried):
         assert not watching.done()
         await served.kill()
         with pytest.raises(ExceptionGroup) as gone:
-            await asyncio.wait_for(watching, 5)
+            await asyncio.wait_for(watching, 30)
     (error,) = gone.value.exceptions
     assert isinstance(error, ServiceUnavailableError)
     assert f"rollout 0 at {served.address} is gone: connection refused" in str(error)
 
 
-async def test_missed_looks_are_forgiven_unless_they_are_in_a_row(hurried):
+@pytest.fixture
+def looks(monkeypatch):
+    """Has so many looks happen, and returns; there are no others."""
+    real, turns, looked = liveness.look, asyncio.Queue(), asyncio.Queue()
+
+    async def in_turn(address):
+        await turns.get()
+        try:
+            await real(address)
+        finally:
+            looked.put_nowait(address)
+
+    async def happen(count):
+        for _ in range(count):
+            turns.put_nowait("look")
+            await looked.get()
+
+    monkeypatch.setattr(liveness, "look", in_turn)
+    return happen
+
+
+async def test_missed_looks_are_forgiven_unless_they_are_in_a_row(hurried, looks):
     async with serve(FakeRollout()) as served:
         watching = asyncio.create_task(liveness.watch({"rollout 0": served.address}))
-        await asyncio.sleep(0.05)
+        await looks(1)
     for _ in range(3):
-        await asyncio.sleep(0.15)  # one or two looks miss
+        await looks(liveness.MISSES - 1)
         async with serve(FakeRollout(), port=int(served.address.rpartition(":")[2])):
-            await asyncio.sleep(0.25)
+            await looks(1)
+    await asyncio.sleep(0.2)
     assert not watching.done()
     watching.cancel()

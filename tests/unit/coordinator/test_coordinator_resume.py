@@ -1,6 +1,7 @@
 """A run that ends at any point goes on from its newest checkpoint, with fakes and the real buffer: nothing is lost, nothing
 is trained twice in the lineage of the weights, and every curve has each point once."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -78,6 +79,19 @@ async def test_wherever_a_run_ends_what_follows_is_as_if_it_had_not(buffer, run_
         assert state.prompts_consumed == 2 * EPISODES
 
 
+class Waits(FakeTrainer):
+    """Begins a step only while it may `go` on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def _step(self, request):
+        await self.go.wait()
+        return await super()._step(request)
+
+
 class LostAfterSaving(FakeTrainer):
     """Writes its first checkpoint, and answers with an error: the coordinator never hears of it."""
 
@@ -140,13 +154,15 @@ async def test_a_checkpoint_in_the_midst_of_an_episode_is_not_one_to_go_on_from(
 
 
 async def test_a_coordinator_that_is_still_at_work_fails_once_its_run_is_taken_over(buffer, run_id, tmp_path):
-    slow = FakeTrainer(delay_s=0.3)
+    slow = Waits()
     async with place(buffer.address, tmp_path, trainer=slow, run=config(**PLAIN)) as there:
         there.coordinator.start_run(run_id)
         async for event in there.coordinator.watch_run():
             if event.report is not None and event.report.episode_id == 1:
+                slow.go.clear()
                 break
         assert (await sit(buffer, run_id, tmp_path, FakeTrainer(), resume=Resume())).life is Life.SUCCEEDED
+        slow.go.set()
         state = (await there.finish())[-1].state
     assert state.life is Life.FAILED
     async with LedgerClient(buffer.address) as ledger:

@@ -35,7 +35,7 @@ def lenient(budget):
 async def started(made):
     """The pool at work."""
     try:
-        await made.start(20.0)
+        await made.start(60.0)
         yield made
     finally:
         await made.close()
@@ -44,8 +44,8 @@ async def started(made):
 @pytest.fixture(scope="module")
 def shared():
     """Workers that many tests share: the function does what the response says."""
-    made = pool(("obeys", {}), timeout_s=0.7)
-    asyncio.run(made.start(20.0))
+    made = pool(("obeys", {}), timeout_s=3)
+    asyncio.run(made.start(60.0))
     yield made
     asyncio.run(made.close())
 
@@ -90,7 +90,7 @@ async def test_a_hanging_call_times_out_and_its_worker_is_replaced(rewards):
     assert [status for status, _ in outcome(scored)] == [V, T, V]
     before, _, after = scored.scores["obeys"]
     assert before != after
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60
 
 
 async def test_a_call_that_ends_its_process_is_an_error_of_that_call_alone(rewards):
@@ -113,7 +113,7 @@ async def test_timeouts_count_as_failures_and_abstentions_do_not(rewards):
     rewards.budget.begin(1, 1)
     await rewards.score(group("none"))
     rewards.budget.begin(1, 1)
-    with pytest.raises(RunFailedError, match=r"obeys timed out: did not return within its timeout_s of 0.7 s"):
+    with pytest.raises(RunFailedError, match=r"obeys timed out: did not return within its timeout_s of 3 s"):
         await rewards.score(group("hang"))
 
 
@@ -152,7 +152,7 @@ async def test_a_function_that_cannot_be_imported_is_told_at_the_start():
 async def test_workers_that_answer_nothing_are_an_error_not_a_hang():
     async with started(pool(("obeys", {}), deadline_s=0.3, timeout_s=60.0)) as rewards:
         with pytest.raises(DeadlineError, match=r"answered no call for 0.3 s.*deadlines.reward_s"):
-            await asyncio.wait_for(rewards.score(group("hang")), 10)
+            await asyncio.wait_for(rewards.score(group("hang")), 60)
 
 
 async def test_a_cancelled_score_frees_the_worker():
@@ -160,7 +160,7 @@ async def test_a_cancelled_score_frees_the_worker():
         scoring = asyncio.create_task(rewards.score(group("hang")))
         await asyncio.sleep(0.3)
         scoring.cancel()
-        scored = await asyncio.wait_for(rewards.score(group("int")), 10)
+        scored = await asyncio.wait_for(rewards.score(group("int")), 60)
     assert outcome(scored) == [(V, 3.0)]
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from harness import AnswersOnce, Held, until
 
 from baton.clients import RolloutClient, RolloutControlClient
 from baton.clients.rollout import SamplingParams
@@ -47,16 +48,19 @@ async def test_every_prompt_becomes_one_group_with_its_metadata_and_texts():
 
 
 async def test_requests_go_to_the_replica_with_the_fewest_prompts_outstanding():
-    slow, fast = FakeRollout(delay_s=0.4), FakeRollout()
+    slow, fast = Held(), FakeRollout()
+    slow.go.set()
     async with serve(slow) as first, serve(fast) as second:
         rollouts = over(first, second)
         both = [group async for group in generate(rollouts, prompts(2))]
         assert (len(both), len(slow.requests), len(fast.requests)) == (2, 1, 1)
+        slow.go.clear()
         still_busy = asyncio.create_task(anext(generate(rollouts, prompts(1, first=2))))  # goes to the slow one
-        await asyncio.sleep(0.1)
+        await until(lambda: len(slow.requests) == 2)
         async for _ in generate(rollouts, prompts(1, first=3)):
             pass
         assert (len(slow.requests), len(fast.requests)) == (2, 2)
+        slow.go.set()
         await still_busy
     assert set(rollouts.outstanding.values()) == {0}
 
@@ -119,7 +123,7 @@ async def test_errors_of_a_replica_name_its_address():
 
 
 async def test_groups_that_a_dead_replica_has_not_answered_go_to_another_and_none_is_taken_twice(caplog):
-    dying, living = FakeRollout(delay_s=0.3), FakeRollout(delay_s=0.1)
+    dying, living = AnswersOnce(), FakeRollout()
     async with serve(dying) as first, serve(living) as second:
         rollouts = over(first, second, batch_size=4)
         seen = []
@@ -169,6 +173,7 @@ async def test_a_paused_replica_is_waited_for_longer_than_one_that_is_gone():
     async with serve(fake) as only, RolloutControlClient(only.address) as operator:
         rollouts = over(only, return_s=0.2)
         await operator.pause()
+        await rollouts._fleet.look(rollouts._fleet.replicas[0])
         watching = asyncio.create_task(rollouts._fleet.watch(nothing))
         waiting = asyncio.create_task(anext(generate(rollouts, prompts(1))))
         await asyncio.sleep(1.0)
@@ -176,6 +181,7 @@ async def test_a_paused_replica_is_waited_for_longer_than_one_that_is_gone():
         await operator.resume()
         assert (await waiting).prompt.group_id == "g0"
         await operator.pause()
+        await until(lambda: rollouts._fleet.replicas[0].health is ReplicaHealth.PAUSED)
         waiting = asyncio.create_task(anext(generate(rollouts, prompts(1, first=1))))
         await asyncio.sleep(1.5)
         await only.kill()

@@ -139,16 +139,16 @@ async def test_a_trainer_that_dies_in_a_step_fails_the_run_soon(buffer, run_id, 
         state = (await there.finish())[-1].state
     assert state.life is Life.FAILED
     assert f"episode 0, train: trainer at {there.trainer.address}" in state.error
-    assert time.monotonic() - begun < 10  # the step's own deadline is half an hour
+    assert time.monotonic() - begun < 40  # the step's own deadline is half an hour
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == state.error
 
 
 async def test_a_service_that_never_answers_is_named_after_the_startup_deadline(buffer, run_id, tmp_path):
-    run = config(deadlines={"startup_s": 0.5})
+    run = config(deadlines={"startup_s": 3})
     async with place(buffer.address, tmp_path, run=run) as there:
         await there.trainer.kill()
         state = await run_to_end(there, run_id)
-    assert f"episode 0, start: trainer at {there.trainer.address} was not ready within 0.5 s" in state.error
+    assert f"episode 0, start: trainer at {there.trainer.address} was not ready within 3 s" in state.error
     assert "raise deadlines.startup_s" in state.error
 
 
@@ -173,7 +173,7 @@ async def test_a_stop_ends_the_run_within_seconds_in_any_phase(buffer, run_id, t
         await there.until(phase)
         stopping = there.coordinator.stop_run(run_id, save_checkpoint=False)
         assert stopping.state.life is Life.STOPPING
-        state = (await there.finish(3))[-1].state
+        state = (await there.finish(30))[-1].state
     assert (state.life, state.error) == (Life.STOPPED, "")
     assert state.global_step == (1 if phase == "train" else 0)  # the step in flight was finished, the next not begun
 
@@ -184,7 +184,7 @@ async def test_a_stop_writes_the_checkpoint_that_was_asked_for(buffer, run_id, t
         there.coordinator.start_run(run_id)
         await there.until("generate")
         there.coordinator.stop_run(run_id, save_checkpoint=True)
-        state = (await there.finish(5))[-1].state
+        state = (await there.finish(30))[-1].state
         again = there.coordinator.stop_run(run_id, save_checkpoint=True)
     assert state.life is again.state.life is Life.STOPPED
     assert trainer.checkpoints == [state.checkpoint]
@@ -195,7 +195,7 @@ async def test_closing_cuts_off_even_a_step_that_takes_too_long(buffer, run_id, 
     async with place(buffer.address, tmp_path, trainer=FakeTrainer(delay_s=60)) as there:
         there.coordinator.start_run(run_id)
         await there.until("train")
-        await asyncio.wait_for(there.coordinator.close(), 3)
+        await asyncio.wait_for(there.coordinator.close(), 20)
         assert there.coordinator.get_run().state.life is Life.STOPPED
 
 

@@ -1,8 +1,6 @@
 """Checkpoints are written behind the run, and nothing counts on one before it is whole."""
 
-import asyncio
-
-from harness import ENGINE, config, place
+from harness import ENGINE, config, place, until
 
 from baton.clients import LedgerClient
 from baton.errors import InvalidRequestError
@@ -18,6 +16,8 @@ class Recording(FakeTrainer):
     def __init__(self, writing_s: float, **options) -> None:
         super().__init__(**options)
         self.writing_s, self.order = writing_s, []
+        self.written_after = ""
+        """What must be noted before the first checkpoint is whole."""
 
     async def _step(self, request):
         response = await super()._step(request)
@@ -31,6 +31,7 @@ class Recording(FakeTrainer):
         return await super().SaveCheckpoint(request, context)
 
     async def AwaitCheckpoint(self, request, context):
+        await until(lambda: not self.written_after or self.written_after in self.order)
         answer = await super().AwaitCheckpoint(request, context)
         self.order.append(f"whole {request.path.rpartition('-')[2]}")
         return answer
@@ -38,12 +39,13 @@ class Recording(FakeTrainer):
 
 async def test_the_run_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits_for_it(buffer, run_id, tmp_path):
     trainer = Recording(writing_s=0.5)
+    trainer.written_after = "step 4"
     run = config(runtime=EVERY | {"keep_checkpoints": 2})
     async with place(buffer.address, tmp_path, trainer=trainer, run=run) as there:
         state = await there.run(run_id)
     assert (state.life, trainer.keep) == (Life.SUCCEEDED, 2)
     order = trainer.order
-    assert order.index("step 3") < order.index("whole 2") < order.index("save 4")
+    assert order.index("step 4") < order.index("whole 2") < order.index("save 4")
     assert order[-2:] == ["save 6", "whole 6"]
     assert state.checkpoint.endswith("step-6")
 
@@ -86,11 +88,9 @@ async def test_a_stopped_run_waits_for_the_checkpoint_that_is_being_written(buff
     run = config(runtime=EVERY | {"num_episode": 9})
     async with place(buffer.address, tmp_path, trainer=trainer, engine=ENGINE, run=run) as there:
         there.coordinator.start_run(run_id)
-        async with asyncio.timeout(10):
-            while "step 3" not in trainer.order:
-                await asyncio.sleep(0.01)
+        await until(lambda: "step 3" in trainer.order)
         there.coordinator.stop_run(run_id, save_checkpoint=False)
-        state = (await there.finish(5))[-1].state
+        state = (await there.finish())[-1].state
     assert (state.life, state.error) == (Life.STOPPED, "")
     assert state.checkpoint.endswith("step-2")
 
@@ -102,11 +102,9 @@ async def test_a_checkpoint_in_the_midst_of_an_episode_takes_the_place_of_none_t
     run = config(runtime=EVERY | {"num_episode": 9, "keep_checkpoints": 1})
     async with place(buffer.address, tmp_path, trainer=trainer, engine=ENGINE, run=run) as there:
         there.coordinator.start_run(run_id)
-        async with asyncio.timeout(10):
-            while "step 3" not in trainer.order:
-                await asyncio.sleep(0.01)
+        await until(lambda: "step 3" in trainer.order)
         kept = trainer.keep
         there.coordinator.stop_run(run_id, save_checkpoint=True)
-        state = (await there.finish(5))[-1].state
+        state = (await there.finish())[-1].state
     assert (state.life, state.error) == (Life.STOPPED, "")
     assert (kept, trainer.keep) == (1, 0), "0: all are left"

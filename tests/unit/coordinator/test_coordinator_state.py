@@ -1,6 +1,7 @@
 """The run's record: JSON both ways, and one coordinator per run."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -57,16 +58,18 @@ async def test_watchers_get_every_event_however_late_they_come():
 async def test_phases_do_not_overlap_and_watchers_are_told():
     log, state = EventLog(), RunState("r", 1, "/out")
     clock = PhaseClock(state, log)
+    begun = time.monotonic()
     clock.enter("generate", "rollout at a")
     await asyncio.sleep(0.05)
     clock.enter("train", "trainer at b")
     await asyncio.sleep(0.02)
-    first = clock.lap()
     clock.enter("")
+    took = time.monotonic() - begun
     await asyncio.sleep(0.05)
-    assert first["generate"] == pytest.approx(0.05, abs=0.03)
-    assert first["train"] == pytest.approx(0.02, abs=0.02)
-    assert sum(clock.lap().values()) < 0.02  # nothing counts between phases
+    first = clock.lap()
+    assert first["generate"] > 0.04 and first["train"] > 0.01
+    assert sum(first.values()) < took, "they do not overlap, and nothing counts between phases"
+    assert clock.lap() == {}
     state.life = Life.STOPPED
     log.append(state)
     told = [(event.state.phase, event.state.waiting_for) async for event in log.follow()]

@@ -14,37 +14,48 @@ async def ticks(name, *delays):
         yield name
 
 
+def in_turn(order):
+    """What returns an item once it has done so for those before it in `order`."""
+    done = {item: asyncio.Event() for item in order}
+
+    async def wait(item):
+        for before in order[: order.index(item)]:
+            await done[before].wait()
+        done[item].set()
+        return item
+
+    return wait
+
+
+async def each(items):
+    for item in items:
+        await asyncio.sleep(0)
+        yield item
+
+
 async def test_merge_yields_from_all_streams_as_things_happen():
-    merged = [name async for name in merge([ticks("slow", 0.15), ticks("fast", 0.01, 0.01), ticks("never")])]
-    assert merged == ["fast", "fast", "slow"]
+    wait = in_turn("abc")
+
+    async def stream(items):
+        for item in items:
+            yield await wait(item)
+
+    assert [item async for item in merge([stream("c"), stream("ab"), stream("")])] == ["a", "b", "c"]
 
 
 async def test_map_yields_each_result_when_it_is_done():
-    async def delays():
-        for delay in (0.2, 0.01, 0.1):
-            yield delay
-
-    async def wait(delay):
-        await asyncio.sleep(delay)
-        return delay
-
-    assert [done async for done in map_as_completed(wait, delays())] == [0.01, 0.1, 0.2]
+    assert [item async for item in map_as_completed(in_turn("bca"), each("abc"))] == ["b", "c", "a"]
 
 
 async def test_map_in_order_works_on_all_and_yields_each_after_those_before_it():
-    async def delays():
-        for delay in (0.1, 0.2, 0.01):
-            yield delay
+    wait, done = in_turn("cab"), []
 
-    done = []
+    async def work(item):
+        done.append(await wait(item))
+        return item
 
-    async def wait(delay):
-        await asyncio.sleep(delay)
-        done.append(delay)
-        return delay
-
-    assert [delay async for delay in map_in_order(wait, delays())] == [0.1, 0.2, 0.01]
-    assert done == [0.01, 0.1, 0.2]
+    assert [item async for item in map_in_order(work, each("abc"))] == ["a", "b", "c"]
+    assert done == ["c", "a", "b"]
 
 
 async def test_the_first_error_is_raised_as_itself_and_cancels_the_rest():

@@ -16,6 +16,7 @@ from baton.errors import InvalidRequestError, StalePolicyError
 from baton.testing import FakeRollout, serve
 
 PROMPTS = [Prompt(f"g{i}", text=f"question {i}") for i in range(40)]
+LONG_S = 90.0
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def address(fake: FakeRollout) -> Iterator[str]:
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(loop.run_until_complete, run())
         try:
-            yield ready.result(timeout=10)
+            yield ready.result(timeout=60)
         finally:
             loop.call_soon_threadsafe(stop.set)
-            ended.result(timeout=10)
+            ended.result(timeout=60)
             loop.close()
 
 
@@ -71,25 +72,34 @@ def test_several_threads_share_one_client(address: str) -> None:
 
 
 def test_leaving_a_stream_early_ends_the_call_on_the_server(address: str, fake: FakeRollout) -> None:
-    fake.delay_s = 0.05
+    def first_at_once(prompt: str, index: int, version: int) -> str:
+        fake.delay_s = LONG_S
+        return prompt
+
+    fake.respond = first_at_once
     with blocking(RolloutClient, address) as rollout:
         for _ in rollout.generate(PROMPTS):
             break
-        assert_idle_before_all_are_done(rollout)
+        assert_idle_long_before_all_are_done(rollout)
 
 
 def test_an_interrupted_call_is_cancelled_on_the_server(address: str, fake: FakeRollout) -> None:
-    fake.delay_s = 5.0  # longer than the check below waits
+    def interrupt() -> None:
+        while not fake.requests:  # then the call is under way
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    fake.delay_s = LONG_S
     with blocking(RolloutClient, address) as rollout:
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             next(rollout.generate(PROMPTS[:1]))
-        assert_idle_before_all_are_done(rollout)
+        assert_idle_long_before_all_are_done(rollout)
 
 
-def assert_idle_before_all_are_done(rollout: RolloutClient) -> None:
-    """All prompts take two seconds; a call that was ended stops generating long before."""
-    deadline = time.monotonic() + 1.0
+def assert_idle_long_before_all_are_done(rollout: RolloutClient) -> None:
+    """The next prompt takes LONG_S; a call that was ended stops generating long before."""
+    deadline = time.monotonic() + LONG_S / 3
     while rollout.get_status().running_requests:
         assert time.monotonic() < deadline, "the call goes on"
         time.sleep(0.01)

@@ -190,7 +190,7 @@ async def test_a_call_that_the_service_does_not_have_is_a_fault_that_names_it() 
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with RolloutClient(f"127.0.0.1:{port}", timeout_s=5) as client:
+        async with RolloutClient(f"127.0.0.1:{port}", timeout_s=20) as client:
             with pytest.raises(errors.ServiceFaultError, match=r"RolloutService\.GetStatus at .*UNIMPLEMENTED"):
                 await client.get_status()
     finally:

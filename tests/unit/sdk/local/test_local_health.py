@@ -26,7 +26,7 @@ async def test_a_service_is_serving_only_while_it_says_so(server):
     address, checks = server
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)
     assert await is_serving(address)
-    await wait_serving("trainer", address, 1)
+    await wait_serving("trainer", address, 30)
     await checks.enter_graceful_shutdown()
     assert not await is_serving(address)
 

@@ -15,7 +15,7 @@ from baton.local.store import find_server, ping_probe, prepare_server
 def ask(url: str, *words: str) -> str:
     """Sends one inline command. Returns the raw answer."""
     address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=2) as client:
+    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
         client.sendall(" ".join(words).encode() + b"\r\n")
         return client.recv(4096).decode()
 
@@ -23,7 +23,7 @@ def ask(url: str, *words: str) -> str:
 async def start(config: StoreConfig, tmp_path) -> tuple[Child, str]:
     url, command = prepare_server(config, tmp_path)
     child = Child("store", command, tmp_path / "store.log")
-    await child.wait_ready(ping_probe(url, child), 10)
+    await child.wait_ready(ping_probe(url, child), 60)
     return child, url
 
 
