@@ -3,7 +3,8 @@
 new version:   replicas that take weights --publish--> all serve it
                     ^                          | one died, was paused, hangs, or has another model
                     +--------------------------+ the group is opened again without it
-one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights
+one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights; it gives way
+               to the trainer's next work
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from services.coordinator.fleet import Fleet
 from services.coordinator.position import Position
 from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.state import RunState
+from services.coordinator.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Publishing:
     """The versions of a run, and who serves them."""
 
     def __init__(self, services: Connections, fleet: Fleet, state: RunState, deadlines: DeadlinesConfig) -> None:
-        self.trainer = asyncio.Lock()
+        self.trainer = Turns(deadlines.catch_up_s)
         """Held while the trainer is at work: its weights are one version's only in between."""
         self._services = services
         self._fleet = fleet
@@ -76,28 +78,43 @@ class Publishing:
 
     async def catch_up(self, replica: Replica) -> None:
         """Brings a STALE replica to the present version, if the trainer still holds that; else it waits for the next one.
+        Gives way to the trainer's next work once that has waited for `deadlines.catch_up_s`, and tries again later.
 
         If no other replica serves either, the next version comes at once: the present one is lost.
         """
-        async with self.trainer:
-            if replica.health is not ReplicaHealth.STALE or not replica.takes_weights:
-                return
-            version, digest = self._state.policy_version, self._state.weights_digest
-            moved_on = self.published_step != self._state.global_step
-            if moved_on and self._fleet.healthy():
+        try:
+            async with self.trainer.giving_way():
+                if await self._sent_again(replica):
+                    return
+            if self._fleet.healthy():
+                version = self._state.policy_version
                 replica.reason = f"waits for version {version + 1}: the trainer has left version {version} behind"
                 return
-            try:
-                if moved_on:
+            async with self.trainer:  # cut short, it might be served without being known here
+                if _waits(replica) and self._has_moved_on and not self._fleet.healthy():
                     await self._next_version()
-                else:
-                    await self._send(version, [replica], digest)
-                    replica.serves(version)
                 return
-            except BatonError as error:
-                log.warning("rollout at %s could not be brought to version %d: %s", replica.address, version, error)
-                replica.reason = str(error)
+        except (BatonError, TimeoutError) as error:
+            waited_s = self._deadlines.catch_up_s
+            why = str(error) or f"it gave way to the trainer's next work, which had waited for {waited_s:g} s"
+            version = self._state.policy_version
+            log.warning("rollout at %s could not be brought to version %d: %s", replica.address, version, why)
+            replica.reason = why
         await asyncio.sleep(AGAIN_S)
+
+    async def _sent_again(self, replica: Replica) -> bool:
+        """Whether nothing is left to be done for it; False if the trainer does not hold the present version any more."""
+        if not _waits(replica):
+            return True
+        if self._has_moved_on:
+            return False
+        await self._send(self._state.policy_version, [replica], self._state.weights_digest)
+        replica.serves(self._state.policy_version)
+        return True
+
+    @property
+    def _has_moved_on(self) -> bool:
+        return self.published_step != self._state.global_step
 
     async def _next_version(self) -> Publication:
         return await self._publish(self._state.policy_version + 1)
@@ -167,3 +184,8 @@ def _updating(members: Sequence[Replica]) -> Iterator[None]:
     finally:
         for member in members:
             member.updating = False
+
+
+def _waits(replica: Replica) -> bool:
+    """For weights that could reach it now."""
+    return replica.health is ReplicaHealth.STALE and replica.takes_weights

@@ -207,3 +207,27 @@ async def test_a_replica_that_is_paused_just_before_an_update_is_left_out_of_it(
         seen = there.coordinator.run.driver.fleet.replicas[0]
     assert state.life is Life.SUCCEEDED, state.error
     assert (other.policy_version, paused.policy_version, seen.health) == (4, 1, ReplicaHealth.PAUSED)
+
+
+class HangsAtItsFirstUpdate(FakeRollout):
+    """Its process is back, but does not take the weights that it missed."""
+
+    async def UpdateWeights(self, request, context):
+        if not self.updates:
+            self.updates.append(request)
+            await asyncio.sleep(60)
+        return await super().UpdateWeights(request, context)
+
+
+async def test_a_replica_that_is_caught_up_for_ever_holds_no_step_up_and_gets_the_next_version(buffer, run_id, tmp_path):
+    other, reborn = FakeRollout(delay_s=3.0), HangsAtItsFirstUpdate()
+    run = config(runtime={"num_episode": 2}, deadlines={"catch_up_s": 0.5})
+    async with place(buffer.address, tmp_path, rollouts=(FakeRollout(delay_s=60), other), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: other.requests)
+        await there.rollouts[0].kill()
+        async with again(there.rollouts[0], reborn):
+            state = (await there.finish(40))[-1].state
+    assert (state.life, state.policy_version) == (Life.SUCCEEDED, 3), state.error
+    assert [update.policy_version for update in reborn.updates] == [1, 2, 3]
+    assert reborn.policy_version == 3
