@@ -1,7 +1,7 @@
 """Weights to the replicas: each new version to all that can be reached, and the present one to a replica that comes back.
 
 new version:   replicas that take weights --publish--> all serve it
-                    ^                          | one died, was paused, hangs, or has another model
+                    ^                          | one died, was paused, hangs, has a fault, or another model
                     +--------------------------+ the group is opened again without it
 one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights; it gives way
                to the trainer's next work
@@ -9,11 +9,11 @@ one is STALE:  a group of its own, the present version again, if the trainer sti
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from baton.config.services import DeadlinesConfig
-from baton.errors import BatonError, DigestMismatchError, WrongModelError
+from baton.errors import BatonError, DigestMismatchError, ServiceFaultError, WrongModelError
 from baton.publication import Publication
 from services.coordinator.connections import Connections, blame
 from services.coordinator.fleet import Fleet
@@ -130,10 +130,12 @@ class Publishing:
                 raise
             except BatonError as error:
                 await self._settle(members)
-                if not left or not any(
-                    member.deaths > before or not member.takes_weights
+                lost = [
+                    member
                     for member, before in zip(members, deaths, strict=True)
-                ):
+                    if member.deaths > before or not member.takes_weights or member.fault
+                ]
+                if not left or not lost or all(member.fault for member in members):
                     raise
                 log.warning("publishing version %d broke off, and begins again without whom it lost: %s", version, error)
         self._state.published(version, publication.weights_digest)
@@ -143,7 +145,7 @@ class Publishing:
             if member.address in publication.committed:
                 member.serves(version)
             else:
-                member.broke(f"did not answer when version {version} was committed")
+                member.broke(member.fault or f"did not answer when version {version} was committed")
         return publication
 
     async def _settle(self, members: Sequence[Replica]) -> None:
@@ -166,13 +168,23 @@ class Publishing:
                 return await self._services.publisher.publish(
                     version, to=list(clients), digest=digest, begin_s=self._deadlines.publish_begin_s,
                     timeout_s=self._deadlines.publish_s, commit_s=self._deadlines.publish_commit_s,
-                    guard=lambda client: self._fleet.while_alive(clients[client]),
+                    guard=lambda client: self._watched(clients[client]),
                 )  # fmt: skip
             except WrongModelError as error:
                 for member in members:
                     if why := error.replicas.get(member.address):
                         member.is_unfit(why)
                 raise
+
+    @asynccontextmanager
+    async def _watched(self, member: Replica) -> AsyncIterator[None]:
+        """Around each call to it: who has died is not waited for, and whose own fault it was is remembered."""
+        try:
+            async with self._fleet.while_alive(member):
+                yield
+        except ServiceFaultError as error:
+            member.fault = str(error)
+            raise
 
 
 @contextmanager
