@@ -7,8 +7,11 @@ that is gone breaks the connection; one that hangs answers nothing, so no call t
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 
 import torch.distributed as dist
+
+from baton.api.common.v1 import weights_pb2
 
 LOOK_S = 1.0
 """Between two looks of a member that waits for others."""
@@ -35,6 +38,15 @@ def tell(store: dist.Store, cause: str) -> None:
 def told(store: dist.Store) -> str:
     """Why the first member left; empty if none has."""
     return store.get(_LEFT).decode(errors="replace") if store.check([_LEFT]) else ""
+
+
+def call_off(group: weights_pb2.WeightGroup, cause: str) -> None:
+    """Has all members leave the group, of every sender, as if one of them had left it. Takes TELL_S per sender or two, if
+    that answers nothing."""
+    for sender in group.senders:
+        with suppress(RuntimeError):  # it is gone
+            store = dist.TCPStore(sender.store_host, sender.store_port, is_master=False, timeout=timedelta(seconds=TELL_S))
+            tell(dist.PrefixStore(group.group_id, store), cause)
 
 
 class LookOut:
