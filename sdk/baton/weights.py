@@ -12,8 +12,8 @@ same steps but without a commit.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -24,12 +24,18 @@ from baton.api.trainer.v1 import trainer_pb2
 from baton.clients.rollout import RolloutClient
 from baton.clients.rollout_control import InFlight
 from baton.clients.trainer import TrainerClient
-from baton.errors import DeadlineError, DigestMismatchError, NotReadyError, ServiceUnavailableError
+from baton.errors import DeadlineError, DigestMismatchError, NotReadyError, ServiceFaultError, ServiceUnavailableError
 from baton.publication import Publication, summary
 
 Guard = Callable[[RolloutClient], AbstractAsyncContextManager[None]]
 """A context for each call to a replica, which may end that call by an error of its own."""
 
+
+CAUSE_S = 1.5
+"""How long members are heard that are part of an update which ended for one of them because another is missing."""
+
+_LEFT_OUT = ServiceUnavailableError, DeadlineError, NotReadyError, ServiceFaultError
+"""What of one replica's commit does not concern the others."""
 
 _BASE, _ADAPTER = weights_pb2.WEIGHT_CONTENT_BASE, weights_pb2.WEIGHT_CONTENT_ADAPTER
 
@@ -74,11 +80,11 @@ class WeightPublisher:
         `digest` the version was published before, as the weights of that digest: others are not committed. Raises
         DigestMismatchError, naming the replica, if what arrived is not what was sent; WrongModelError, before anything is
         paused, if one has another model or tokenizer than the trainer; a replica's errors as they are; none if one of
-        several vanishes at the commit. `in_flight` says what becomes of responses under way (None: they are kept if an
-        adapter comes, else aborted); those that are kept go on with the new weights, and their samples' spans tell which
-        tokens are whose, but with the adapter that they began with, if they have one. With `verify`, and with the first
-        version of every group but an adapter's, all is sent twice, and what is in the engines is compared bit for bit.
-        `guard` is entered around each call to a replica: who knows that it is dead need not let the call wait for it.
+        several vanishes at the commit, or cannot load. `in_flight` says what becomes of responses under way (None: they are
+        kept if an adapter comes, else aborted); those that are kept go on with the new weights, and their samples' spans
+        tell which tokens are whose, but with the adapter that they began with, if they have one. With `verify`, and with
+        the first version of every group but an adapter's, all is sent twice, and what is in the engines is compared bit for
+        bit. `guard` is entered around each call to a replica: who knows that it is dead need not let the call wait for it.
 
         `begin_s` bounds the opening of a group, and on each replica what comes before the transfer; `timeout_s` the
         transfer; `commit_s` the commit. Whatever goes wrong, a replica serves what it served, or nothing, with its reason.
@@ -121,7 +127,7 @@ class WeightPublisher:
             for replica, rank in zip(members, self._first_ranks, strict=True)
         ]
         sending = self._sent(group.group_id, terms.version, terms.timeout_s, verify=verify)
-        sent, *received = await _all_or_first_error(sending, *receptions)
+        sent, *received = await _all_or_cause(sending, *receptions)
         if not is_base and terms.digest not in (None, sent.weights_digest):
             raise DigestMismatchError(
                 f"version {terms.version} was published as weights {terms.digest}, but the trainer sent "
@@ -143,8 +149,8 @@ class WeightPublisher:
     async def _commit(
         self, version: int, digest: str, guard: Guard, timeout_s: float
     ) -> dict[str, rollout_pb2.CommitWeightsResponse]:  # fmt: skip
-        """Answers by address. A version that one replica serves is out: it is not taken back because another vanished, or
-        is a new process that has nothing to commit."""
+        """Answers by address. A version that one replica serves is out: it is not taken back because another vanished,
+        cannot load it, or is a new process that has nothing to commit."""
         answers = await asyncio.gather(
             *(
                 _guarded(guard(member), member.commit_weights(version, digest, timeout_s=timeout_s))
@@ -153,7 +159,7 @@ class WeightPublisher:
             return_exceptions=True,
         )
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
-        fatal = [error for error in errors if not isinstance(error, ServiceUnavailableError | DeadlineError | NotReadyError)]
+        fatal = [error for error in errors if not isinstance(error, _LEFT_OUT)]
         if fatal or len(errors) == len(answers):
             raise (fatal or errors)[0]
         if errors:
@@ -229,3 +235,28 @@ async def _all_or_first_error(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     except ExceptionGroup as errors:  # not except*, out of which Python 3.11.2 raises a group again
         raise errors.exceptions[0] from None
     return [task.result() for task in running]
+
+
+async def _all_or_cause(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """As `_all_or_first_error`, of the members of one update: an error of its own is raised rather than that another is
+    missing, which the member with the error is about to explain."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        _, going_on = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CAUSE_S):
+                while going_on and not _own_error(tasks):
+                    _, going_on = await asyncio.wait(going_on, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if error := _own_error(tasks) or _own_error(tasks, missing=True):
+        raise error
+    return [task.result() for task in tasks]
+
+
+def _own_error(tasks: Iterable[asyncio.Future[Any]], *, missing: bool = False) -> BaseException | None:
+    """The first one's; with `missing` also one that only tells of others."""
+    errors = [error for task in tasks if task.done() and not task.cancelled() and (error := task.exception())]
+    return next((error for error in errors if missing or not isinstance(error, DeadlineError)), None)

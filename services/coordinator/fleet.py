@@ -53,12 +53,13 @@ class Fleet:
         return replica
 
     async def reachable(self) -> list[Replica]:
-        """Those that can take weights. Waits for one, and raises, as `take` does; raises WrongModelError if none is of the
-        trainer's model."""
+        """Those that can take weights; with a fault only if there are no others. Waits for one, and raises, as `take` does;
+        raises WrongModelError if none is of the trainer's model."""
         await asyncio.gather(*(self.look(one) for one in self.replicas if one.health is ReplicaHealth.SUSPECT))
 
         def found() -> list[Replica]:
-            return [replica for replica in self.replicas if replica.takes_weights]
+            takers = [replica for replica in self.replicas if replica.takes_weights]
+            return [replica for replica in takers if not replica.fault] or takers
 
         await self._until(lambda: bool(found()))
         return found()

@@ -1,24 +1,26 @@
 """Weights to the replicas: each new version to all that can be reached, and the present one to a replica that comes back.
 
 new version:   replicas that take weights --publish--> all serve it
-                    ^                          | one died, was paused, hangs, or has another model
+                    ^                          | one died, was paused, hangs, has a fault, or another model
                     +--------------------------+ the group is opened again without it
-one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights
+one is STALE:  a group of its own, the present version again, if the trainer still holds those very weights; it gives way
+               to the trainer's next work
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from baton.config.services import DeadlinesConfig
-from baton.errors import BatonError, DigestMismatchError, WrongModelError
+from baton.errors import BatonError, DigestMismatchError, ServiceFaultError, WrongModelError
 from baton.publication import Publication
 from services.coordinator.connections import Connections, blame
 from services.coordinator.fleet import Fleet
 from services.coordinator.position import Position
 from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.state import RunState
+from services.coordinator.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Publishing:
     """The versions of a run, and who serves them."""
 
     def __init__(self, services: Connections, fleet: Fleet, state: RunState, deadlines: DeadlinesConfig) -> None:
-        self.trainer = asyncio.Lock()
+        self.trainer = Turns(deadlines.catch_up_s)
         """Held while the trainer is at work: its weights are one version's only in between."""
         self._services = services
         self._fleet = fleet
@@ -76,28 +78,43 @@ class Publishing:
 
     async def catch_up(self, replica: Replica) -> None:
         """Brings a STALE replica to the present version, if the trainer still holds that; else it waits for the next one.
+        Gives way to the trainer's next work once that has waited for `deadlines.catch_up_s`, and tries again later.
 
         If no other replica serves either, the next version comes at once: the present one is lost.
         """
-        async with self.trainer:
-            if replica.health is not ReplicaHealth.STALE or not replica.takes_weights:
-                return
-            version, digest = self._state.policy_version, self._state.weights_digest
-            moved_on = self.published_step != self._state.global_step
-            if moved_on and self._fleet.healthy():
+        try:
+            async with self.trainer.giving_way():
+                if await self._sent_again(replica):
+                    return
+            if self._fleet.healthy():
+                version = self._state.policy_version
                 replica.reason = f"waits for version {version + 1}: the trainer has left version {version} behind"
                 return
-            try:
-                if moved_on:
+            async with self.trainer:  # cut short, it might be served without being known here
+                if _waits(replica) and self._has_moved_on and not self._fleet.healthy():
                     await self._next_version()
-                else:
-                    await self._send(version, [replica], digest)
-                    replica.serves(version)
                 return
-            except BatonError as error:
-                log.warning("rollout at %s could not be brought to version %d: %s", replica.address, version, error)
-                replica.reason = str(error)
+        except (BatonError, TimeoutError) as error:
+            waited_s = self._deadlines.catch_up_s
+            why = str(error) or f"it gave way to the trainer's next work, which had waited for {waited_s:g} s"
+            version = self._state.policy_version
+            log.warning("rollout at %s could not be brought to version %d: %s", replica.address, version, why)
+            replica.reason = why
         await asyncio.sleep(AGAIN_S)
+
+    async def _sent_again(self, replica: Replica) -> bool:
+        """Whether nothing is left to be done for it; False if the trainer does not hold the present version any more."""
+        if not _waits(replica):
+            return True
+        if self._has_moved_on:
+            return False
+        await self._send(self._state.policy_version, [replica], self._state.weights_digest)
+        replica.serves(self._state.policy_version)
+        return True
+
+    @property
+    def _has_moved_on(self) -> bool:
+        return self.published_step != self._state.global_step
 
     async def _next_version(self) -> Publication:
         return await self._publish(self._state.policy_version + 1)
@@ -113,10 +130,12 @@ class Publishing:
                 raise
             except BatonError as error:
                 await self._settle(members)
-                if not left or not any(
-                    member.deaths > before or not member.takes_weights
+                lost = [
+                    member
                     for member, before in zip(members, deaths, strict=True)
-                ):
+                    if member.deaths > before or not member.takes_weights or member.fault
+                ]
+                if not left or not lost or all(member.fault for member in members):
                     raise
                 log.warning("publishing version %d broke off, and begins again without whom it lost: %s", version, error)
         self._state.published(version, publication.weights_digest)
@@ -126,7 +145,7 @@ class Publishing:
             if member.address in publication.committed:
                 member.serves(version)
             else:
-                member.broke(f"did not answer when version {version} was committed")
+                member.broke(member.fault or f"did not answer when version {version} was committed")
         return publication
 
     async def _settle(self, members: Sequence[Replica]) -> None:
@@ -149,13 +168,23 @@ class Publishing:
                 return await self._services.publisher.publish(
                     version, to=list(clients), digest=digest, begin_s=self._deadlines.publish_begin_s,
                     timeout_s=self._deadlines.publish_s, commit_s=self._deadlines.publish_commit_s,
-                    guard=lambda client: self._fleet.while_alive(clients[client]),
+                    guard=lambda client: self._watched(clients[client]),
                 )  # fmt: skip
             except WrongModelError as error:
                 for member in members:
                     if why := error.replicas.get(member.address):
                         member.is_unfit(why)
                 raise
+
+    @asynccontextmanager
+    async def _watched(self, member: Replica) -> AsyncIterator[None]:
+        """Around each call to it: who has died is not waited for, and whose own fault it was is remembered."""
+        try:
+            async with self._fleet.while_alive(member):
+                yield
+        except ServiceFaultError as error:
+            member.fault = str(error)
+            raise
 
 
 @contextmanager
@@ -167,3 +196,8 @@ def _updating(members: Sequence[Replica]) -> Iterator[None]:
     finally:
         for member in members:
             member.updating = False
+
+
+def _waits(replica: Replica) -> bool:
+    """For weights that could reach it now."""
+    return replica.health is ReplicaHealth.STALE and replica.takes_weights

@@ -6,7 +6,8 @@
        +-----the present version is committed----- STALE <-----it answers, of another version---- RESTARTING
 
 Somebody may have taken a replica aside: it is PAUSED then, gets no weights either, and is HEALTHY or STALE afterwards.
-A STALE one gets no weights while its engine hangs in an earlier update, and none at all if they are not of its model.
+A STALE one gets no weights while its engine hangs in an earlier update, and none at all if they are not of its model. One in
+which something broke as it took them gets them alone, so that it cannot break off the others' update again.
 
 Only HEALTHY replicas get requests. Nothing here waits or calls: the fleet looks, and tells what it saw.
 """
@@ -52,6 +53,9 @@ class Replica:
     """Prompts sent to it and not yet answered."""
     unfit: str = ""
     """Why the run's weights are not for it: it has another model. Another process in its place may have the right one."""
+    fault: str = ""
+    """What broke in it while it took weights that came to others. It is sent none together with others, until it has taken
+    some alone, or another process is in its place."""
     hangs: bool = False
     """Its engine has not come out of an update that was given up."""
     updating: bool = False
@@ -100,7 +104,7 @@ class Replica:
     def is_process(self, instance: str, *, hangs: bool) -> None:
         """The process that answers, and whether it can begin an update."""
         if instance != self._instance:
-            self._instance, self.unfit = instance, ""
+            self._instance, self.unfit, self.fault = instance, "", ""
         self.hangs = hangs
 
     def answered(self, version: int, serving: bool, wanted: int, why: str = "") -> None:
@@ -128,7 +132,7 @@ class Replica:
 
     def serves(self, version: int) -> None:
         """The present version is committed to it."""
-        self.version = version
+        self.version, self.fault = version, ""
         self._become(ReplicaHealth.HEALTHY, "")
 
     def _died(self, cause: str) -> None:

@@ -17,7 +17,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.config.lora import LoraConfig
 from baton.config.policy import PolicyConfig
-from baton.errors import InvalidRequestError, NotReadyError, ServiceFaultError, ServiceUnavailableError
+from baton.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    NotReadyError,
+    ServiceFaultError,
+    ServiceUnavailableError,
+)
 from baton.samples import FinishReason
 from services.common.model_facts import model_facts
 from services.common.tokenizers import no_tokenizer, require_own
@@ -246,9 +252,12 @@ class VllmEngine:
 
 
 def _whole(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The workers' reports. Raises ServiceFaultError if one of them has not all of an update."""
+    """The workers' reports. Raises ServiceFaultError if one of them cannot take an update, DeadlineError if all that lack
+    something only waited for it in vain."""
     if causes := [report["error"] for report in reports if "error" in report]:
-        raise ServiceFaultError(f"{len(causes)} of {len(reports)} workers have not all of it: {causes[0]}")
+        own = [cause for cause in causes if not cause.startswith(DeadlineError.__name__)]
+        kind = ServiceFaultError if own else DeadlineError
+        raise kind(f"{len(causes)} of {len(reports)} workers have not all of it: {(own or causes)[0]}")
     return reports
 
 

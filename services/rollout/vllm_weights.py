@@ -1,8 +1,8 @@
 """The receiving end of a weight update, inside vLLM's worker processes."""
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from baton.api.common.v1 import weights_pb2
 from services.common.weight_sync.loading import Copies, DirectSink, LoaderSink
 from services.common.weight_sync.plan import Region
 from services.common.weight_sync.receiving import Compare, Reception
-from services.common.weight_sync.transfer import Sink
+from services.common.weight_sync.transfer import Sink, leaving_if_broken
 from services.rollout import vllm_adapters, vllm_sampler
 from services.rollout.vllm_layout import LayoutRecord, keeps_what_it_loads
 from services.rollout.vllm_reload import reloading
@@ -74,42 +74,41 @@ class WeightReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Receives everything once, and keeps a report of it."""
-        reception = self._leave()
-        feed = partial(reception.take, timeout_s=update_info.timeout_s)
-        self.report = self._loaded(reception, feed, update_info.load, verify=update_info.verify)
-        self._reception = reception
+        with self._in_group() as reception:
+            feed = partial(reception.take, timeout_s=update_info.timeout_s)
+            self.report = self._loaded(reception, feed, update_info.load, verify=update_info.verify)
 
     def stage(self, timeout_s: float, *, verify: bool) -> None:
         """Receives everything into memory of its own, in any thread, while the engine generates; see `load_staged`."""
-        reception = self._leave()
         beside = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.device.type == "cuda" else nullcontext()
-        with beside:
+        with self._in_group() as reception, beside:
             self.report = reception.stage(timeout_s, verify=verify)
-        self._reception = reception
 
     def load_staged(self, load: int, *, verify: bool) -> None:
         """Loads what was staged."""
-        reception = self._leave()
-        self.report = self._loaded(reception, reception.load_staged, load, verify=verify)
-        self._reception = reception
+        with self._in_group() as reception:
+            self.report = self._loaded(reception, reception.load_staged, load, verify=verify)
 
     def load_adapter(self, manager: Any, load: int, multiplier: float) -> None:
         """Registers what was staged with vLLM's manager of adapters, beside those that it has."""
-        reception = self._leave()
-        tensors: dict[str, torch.Tensor] = {}
-        self.report = reception.load_staged(LoaderSink(tensors.update, reception.plans), None)
-        begun = time.perf_counter()
-        self.report["adapted"] = vllm_adapters.register(manager, load, tensors, multiplier)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-        self.report["seconds"]["load"] += time.perf_counter() - begun
-        self.report["path"] = weights_pb2.LOAD_PATH_LOADER
-        self._reception = reception
+        with self._in_group() as reception:
+            tensors: dict[str, torch.Tensor] = {}
+            self.report = reception.load_staged(LoaderSink(tensors.update, reception.plans), None)
+            begun = time.perf_counter()
+            self.report["adapted"] = vllm_adapters.register(manager, load, tensors, multiplier)
+            if self.device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+            self.report["seconds"]["load"] += time.perf_counter() - begun
+            self.report["path"] = weights_pb2.LOAD_PATH_LOADER
 
-    def _leave(self) -> Reception:
-        """A group that breaks is left, so that no other member waits for this one; one that does not is taken up again."""
+    @contextmanager
+    def _in_group(self) -> Iterator[Reception]:
+        """Around what is done with a group: one that breaks is left, so that no other member waits for this one; one that
+        does not is taken up again."""
         reception, self._reception = self._reception, None
-        return reception
+        with leaving_if_broken(reception.lanes):
+            yield reception
+        self._reception = reception
 
     def _loaded(self, reception: Reception, feed: Feed, load: int, *, verify: bool) -> dict[str, Any]:
         vllm_sampler.loaded(load)

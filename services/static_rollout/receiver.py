@@ -6,6 +6,7 @@ from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from services.common.weight_sync.loading import Copies, DirectSink
 from services.common.weight_sync.receiving import Reception
+from services.common.weight_sync.transfer import leaving_if_broken
 from services.trainer.megatron import regions
 from services.trainer.megatron.stage import CachedStage
 
@@ -27,7 +28,8 @@ class WeightReceiver:
         """
         if request.group.group_id != self._group_id:
             self._join(request)
-        report = self._reception.take(self._sink, (lambda: self._copies) if request.verify else None, request.timeout_s)
+        with leaving_if_broken(self._reception.lanes):
+            report = self._reception.take(self._sink, (lambda: self._copies) if request.verify else None, request.timeout_s)
         return report | {"path": weights_pb2.LOAD_PATH_DIRECT}
 
     def leave(self) -> None:
@@ -40,7 +42,8 @@ class WeightReceiver:
         number = request.first_rank + self._layout.world_rank
         self._reception = Reception(group, number, self._layout.device, request.timeout_s)
         dtype = next(self._policy.parameters()).dtype
-        held = list(regions.held(self._policy, self._layout, dtype))
-        self._copies = Copies(self._reception.plans, held)
-        self._sink = DirectSink(self._copies, self._reception.lanes, self._layout.device)
+        with leaving_if_broken(self._reception.lanes):
+            held = list(regions.held(self._policy, self._layout, dtype))
+            self._copies = Copies(self._reception.plans, held)
+            self._sink = DirectSink(self._copies, self._reception.lanes, self._layout.device)
         self._group_id = group.group_id

@@ -36,7 +36,8 @@ class Ranks:
         self._executor = ThreadPoolExecutor(1, "commands")  # rank 0: commands run one at a time, off the event loop
 
     async def execute(self, name: str, request: bytes) -> list[bytes]:
-        """Rank 0: runs a command on every rank. Returns their results by rank; raises the first rank's error."""
+        """Rank 0: runs a command on every rank. Returns their results by rank; raises the first rank's error, but
+        rather one that is no DeadlineError."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._lead, name, request)
 
     async def heartbeat(self) -> None:
@@ -61,11 +62,11 @@ class Ranks:
     def _lead(self, name: str, request: bytes) -> list[bytes]:
         self._broadcast(name.encode() + b"\n" + request)
         outcomes = self._gather(self._outcome(name, request))
-        for rank, outcome in enumerate(outcomes):
-            if outcome[:1] == b"!":
-                report = json.loads(outcome[1:])
-                kind = getattr(errors, report["kind"], ServiceFaultError)
-                raise kind(report["message"] if kind is not ServiceFaultError else f"rank {rank}: {report['message']}")
+        failed = [(rank, json.loads(outcome[1:])) for rank, outcome in enumerate(outcomes) if outcome[:1] == b"!"]
+        if failed:  # a rank that waited in vain tells less than the one that was waited for
+            rank, report = min(failed, key=lambda one: one[1]["kind"] == errors.DeadlineError.__name__)
+            kind = getattr(errors, report["kind"], ServiceFaultError)
+            raise kind(report["message"] if kind is not ServiceFaultError else f"rank {rank}: {report['message']}")
         return [outcome[1:] for outcome in outcomes]
 
     def _outcome(self, name: str, request: bytes) -> bytes:

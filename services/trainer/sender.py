@@ -14,7 +14,16 @@ from services.common.devices import device_name
 from services.common.weight_sync.group import BroadcastGroup, open_store
 from services.common.weight_sync.plan import Region, cut, describe, described, plan_buckets
 from services.common.weight_sync.shared_memory import share
-from services.common.weight_sync.transfer import BroadcastWire, Deadline, Gathering, Lane, NoWire, Transfer, send
+from services.common.weight_sync.transfer import (
+    BroadcastWire,
+    Deadline,
+    Gathering,
+    Lane,
+    NoWire,
+    Transfer,
+    leaving_if_broken,
+    send,
+)
 from services.trainer.megatron import regions
 from services.trainer.megatron.engine import Engine
 from services.trainer.megatron.lora import adapter_regions
@@ -109,21 +118,25 @@ class WeightSender:
             return None
         deadline, begun = Deadline(timeout_s, self._give_up), time.perf_counter()
         try:
-            if self._places != self._parameter_places():
-                raise NotReadyError("the model's parameters have moved in memory since the group was opened; open it again")
-            if self._group.content not in _SENT:
-                merged_weights(self._engine.policy)
             if self._gathering is None:
                 self._gathering = self._join(timeout_s)
-            transfer = send(self._gathering, deadline)
-            milliseconds = 1e3 * (time.perf_counter() - begun)
-            log.info("sent %d bytes in %.1f ms, the wait for receivers included", transfer.bytes, milliseconds)
-            if verify:
-                send(self._gathering, deadline)
-            return transfer
+            with leaving_if_broken([self._gathering.lane]):
+                return self._send(deadline, begun, verify=verify)
         except BaseException:
             self._gathering = None  # its connections too, so that no receiver waits for the rest
             raise
+
+    def _send(self, deadline: Deadline, begun: float, *, verify: bool) -> Transfer:
+        if self._places != self._parameter_places():
+            raise NotReadyError("the model's parameters have moved in memory since the group was opened; open it again")
+        if self._group.content not in _SENT:
+            merged_weights(self._engine.policy)
+        transfer = send(self._gathering, deadline)
+        milliseconds = 1e3 * (time.perf_counter() - begun)
+        log.info("sent %d bytes in %.1f ms, the wait for receivers included", transfer.bytes, milliseconds)
+        if verify:
+            send(self._gathering, deadline)
+        return transfer
 
     def _join(self, timeout_s: float) -> Gathering:
         sender, wire = self._group.senders[0], NoWire()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import grpc
 
+from baton.api.common.v1 import weights_pb2
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
 from baton.config import RunConfig
 from baton.errors import BatonError, InvalidRequestError, NotFoundError
+from services.common.weight_sync.departures import call_off
 from services.trainer.adapter_publishing import Contents
 from services.trainer.handshake import own_facts, refused
 from services.trainer.megatron.checkpoint import size_of
@@ -28,6 +30,7 @@ class TrainerServicer(TrainerServiceServicer):
         self._ranks = ranks
         self._own_facts: dict[str, str] | None = None
         self._contents = Contents(run.models.ppo_policy.lora)
+        self._group = weights_pb2.WeightGroup()  # the open one
         self._step = asyncio.Lock()  # a step is two commands; another step's must not come between them
 
     async def TrainStep(self, request: pb.TrainStepRequest, context: Context) -> pb.TrainStepResponse:
@@ -47,6 +50,7 @@ class TrainerServicer(TrainerServiceServicer):
         group = combine_groups(await self._ranks.execute("OpenWeightGroup", request.SerializeToString()))
         await self._ranks.execute("AdoptWeightGroup", group.group_id.encode())
         self._contents.describe(group)
+        self._group = group
         return pb.OpenWeightGroupResponse(group=group)
 
     async def PublishWeights(self, request: pb.PublishWeightsRequest, context: Context) -> pb.PublishWeightsResponse:
@@ -54,7 +58,8 @@ class TrainerServicer(TrainerServiceServicer):
             sent = combine_publications(await self._ranks.execute("PublishWeights", request.SerializeToString()))
             return self._contents.sent(sent)
         except asyncio.CancelledError:  # the caller has gone: a receiver died, which the others must not wait for
-            self._trainer.give_up_publishing()
+            self._trainer.give_up_publishing()  # at once on this rank, and a little later on all others
+            asyncio.get_running_loop().run_in_executor(None, call_off, self._group, "the caller gave the publication up")
             raise
         except NotFoundError:
             raise  # it names another group than the open one, which is whole

@@ -27,7 +27,7 @@ from services.coordinator.publishing import LEAVE_S, Publishing
 from services.coordinator.replicas import Replica, ReplicaHealth
 from services.coordinator.state import RunState
 
-DEADLINES = DeadlinesConfig(publish_begin_s=20, publish_s=8, publish_commit_s=8, restart_s=60)
+DEADLINES = DeadlinesConfig(publish_begin_s=20, publish_s=8, publish_commit_s=8, restart_s=60, catch_up_s=2)
 BOUND_S = DEADLINES.publish_begin_s + DEADLINES.publish_s + DEADLINES.publish_commit_s + LEAVE_S + 25
 """One version, whatever happens to one replica: each phase's deadline once, one engine that does not come out of an update,
 and the version again without it, on a busy machine."""

@@ -13,9 +13,10 @@ from models import make_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-async def test_a_caller_that_leaves_takes_its_publication_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+async def test_a_caller_that_leaves_takes_its_publication_with_it_on_every_rank(ranks: int, tmp_path: Path) -> None:
     run_file = write_run_file(tmp_path, make_model(tmp_path / "model", layers=2))
-    with trainer(run_file, tmp_path) as process:
+    with trainer(run_file, tmp_path, tensor=ranks) as process:
         async with TrainerClient(process.address, timeout_s=120) as client:
             group = await client.open_weight_group(1)
             publishing = asyncio.create_task(client.publish_weights(group.group_id, 1, timeout_s=120))

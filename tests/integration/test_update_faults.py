@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORDS = 100_000
 """Such a vocabulary makes 26 MB of weights, more than a socket holds: a sender cannot be done while a receiver sleeps."""
+OUT_S = 4.0
+"""How long the trainer may take to come out of an update that is broken off, on a busy machine."""
 FAULTS = {
     "killed before begin": ("before begin", signal.SIGKILL),
     "killed mid-bucket": ("mid-bucket", signal.SIGKILL),
@@ -192,3 +194,22 @@ async def test_replicas_of_another_model_or_tokenizer_are_left_out_with_their_re
     finally:
         for process in wrong:
             kill(process)
+
+
+async def test_a_replica_that_hangs_as_it_is_caught_up_keeps_the_trainer_no_longer_than_was_agreed(crew: Crew) -> None:
+    victim = crew.replicas[1]
+    async with on_stage(crew) as stage:
+        before = await stage.publish()
+        stage.clients[1].before["update_weights"] = lambda: send_signal(victim, signal.SIGSTOP)
+        kill(victim)
+        await asyncio.to_thread(victim.start, 120)
+        await stage.until(lambda seen: seen.updating, 1)
+        started = time.monotonic()
+        async with stage.publishing.trainer:
+            await stage.services.trainer.open_weight_group(1)  # whatever the trainer is to do next
+        took_s = time.monotonic() - started
+        print(f"the trainer was free after {took_s:.1f} s of {DEADLINES.catch_up_s:g} and what it takes to come out of it")
+        assert took_s < DEADLINES.catch_up_s + OUT_S
+        await stage.serves(0, before)
+        send_signal(victim, signal.SIGCONT)
+        print(f"back with the version after {await stage.is_caught_up(1, before):.1f} s")

@@ -140,6 +140,10 @@ class DeadlinesConfig(Section):
     publish_commit_s: Seconds = 60.0
     """From the end of the transfer until a replica serves the new weights. Those that do go on without one that is late."""
 
+    catch_up_s: Seconds = 10.0
+    """How long the trainer's next work waits for a replica that is back and gets the present version. It gets it later then,
+    or the next one. While the trainer has nothing else to do, that may take as long as any publication."""
+
     checkpoint_s: Seconds = 1800.0
     """One checkpoint, written or read."""
 

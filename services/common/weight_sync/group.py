@@ -1,15 +1,17 @@
 """The broadcast group between one sender and its receivers: a process group beside whatever else each side runs."""
 
+import math
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from baton.errors import DeadlineError, ServiceUnavailableError
+from services.common.weight_sync.departures import LOOK_S, LookOut, tell, told
 
 MEET_S = 60.0
 """How long members wait for each other: all of them are told at once, so who is not there by then will not come."""
@@ -17,8 +19,8 @@ MEET_S = 60.0
 NCCL_SLACK = timedelta(seconds=60)
 """NCCL's watchdog ends the whole process at its own timeout; `settle` is there before it."""
 
-_GIVEN_UP = "given up"
-"""Key of the rendezvous store by which a member that leaves before all have met takes the others with it."""
+_SLICE = timedelta(seconds=0.2)
+"""How long a broadcast on the CPU is waited for before it is looked whether somebody has left."""
 
 
 def open_store(host: str) -> dist.TCPStore:
@@ -40,12 +42,13 @@ def _meet(store: dist.Store, rank: int, size: int, timeout_s: float, give_up: th
     if store.add(f"here/{rank}", 1) > 1:
         raise ServiceUnavailableError(f"rank {rank} was taken before, by a process that is gone; open the group again")
     while not store.check([f"here/{other}" for other in range(size)]):
-        if store.check([_GIVEN_UP]):
-            raise RuntimeError("another member gave up")
+        if cause := told(store):
+            raise RuntimeError(f"another member gave up: {cause}")
         if time.monotonic() > deadline or (give_up is not None and give_up.is_set()):
-            store.set(_GIVEN_UP, b"")
             missing = [other for other in range(size) if not store.check([f"here/{other}"])]
-            raise RuntimeError(f"ranks {missing} are missing")
+            cause = f"ranks {missing} are missing"
+            tell(store, f"rank {rank}: {cause}")
+            raise RuntimeError(cause)
         time.sleep(0.02)
 
 
@@ -60,13 +63,16 @@ class BroadcastGroup:
         self.rank = rank
         self._timeout = timedelta(seconds=timeout_s)
         self._deadline: float | None = None
-        self._nccl = backend == "nccl"
+        self.give_up: threading.Event | None = None
+        """What ends broadcasts from another thread."""
+        self.is_nccl = backend == "nccl"
+        self._has_left = False
         meet_s = min(timeout_s, MEET_S)
         store.set_timeout(self._timeout)
-        prefixed = dist.PrefixStore(group_id, store)
+        self.store = prefixed = dist.PrefixStore(group_id, store)
         try:
             _meet(prefixed, rank, size, meet_s, give_up)
-            if self._nccl:
+            if self.is_nccl:
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = self._timeout + NCCL_SLACK
                 self._backend = dist.ProcessGroupNCCL(prefixed, rank, size, options)
@@ -93,11 +99,11 @@ class BroadcastGroup:
             raise DeadlineError(f"weight group {group_id}: no sender answers at {host}:{port} ({error})") from error
         return cls(store, host, rank=rank, size=size, backend=backend, group_id=group_id, timeout_s=timeout_s)
 
-    def bound(self, deadline: float) -> None:
-        """Broadcasts from now on end by this time of time.monotonic()."""
-        self._deadline = deadline
+    def bound(self, deadline: float, give_up: threading.Event | None = None) -> None:
+        """Broadcasts from now on end by this time of time.monotonic(), or soon after another thread sets `give_up`."""
+        self._deadline, self.give_up = deadline, give_up
 
-    def _left(self) -> timedelta:
+    def _remaining(self) -> timedelta:
         if self._deadline is None:
             return self._timeout
         return min(self._timeout, max(timedelta(seconds=self._deadline - time.monotonic()), timedelta(milliseconds=1)))
@@ -107,8 +113,8 @@ class BroadcastGroup:
         Raises DeadlineError if a member is missing."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = self._timeout + NCCL_SLACK if self._nccl else self._left()  # NCCL's is kept by `settle`
-        if self._nccl:
+        options.timeout = self._timeout + NCCL_SLACK if self.is_nccl else self._remaining()  # NCCL's is kept by `settle`
+        if self.is_nccl:
             options.asyncOp = True  # on a stream of its own
         try:
             return Broadcast(self, self._backend.broadcast([tensor], options), tensor.nbytes)
@@ -122,10 +128,18 @@ class BroadcastGroup:
             f"or a member of the group died ({cause})"
         )
 
-    def abort(self) -> None:
-        """Ends what is on its way on this side. The group is of no use afterwards."""
-        if self._nccl:
+    def leave(self, cause: str) -> None:
+        """Tells the others why, who would wait for this member, and ends what is on its way on this side. On the CPU
+        that has a deadline of its own. The group is of no use afterwards."""
+        if self._has_left:
+            return
+        self._has_left = True
+        tell(self.store, f"rank {self.rank}: {cause}")
+        if self.is_nccl:
             self._backend.abort()
+        else:  # it is gone only when its broadcast is, which nobody here need wait for
+            last, self._backend = [self._backend], None
+            threading.Thread(target=last.clear, name="weight-group-end", daemon=True).start()
 
 
 class Broadcast:
@@ -136,28 +150,58 @@ class Broadcast:
 
     def wait(self) -> None:
         """On the CPU until it is done; on a GPU the current stream will wait for it, not the caller: see `settle`. Raises
-        DeadlineError if a member is missing."""
+        DeadlineError if a member is missing, or leaves."""
         try:
-            self._work.wait()
+            if self._group.is_nccl:
+                self._work.wait()
+            else:  # which keeps the deadline itself
+                until(self._is_done, [self._group], math.inf, self._group.give_up)
         except RuntimeError as error:
             raise self._group.broken(self._nbytes, error) from error
 
+    def _is_done(self) -> bool:
+        try:
+            return self._work.wait(_SLICE)
+        except RuntimeError:
+            return self._work.is_completed() and self._work.wait()
+
 
 def settle(groups: Sequence[BroadcastGroup], device: torch.device, deadline: float, give_up: threading.Event | None) -> None:
-    """Waits until all work of the current stream is done; on the CPU it is.
-
-    Raises DeadlineError, and ends all broadcasts of the groups, at the `deadline` of time.monotonic() or if another thread
-    sets `give_up`.
-    """
+    """Waits until all work of the current stream is done; on the CPU it is. Raises as `until`."""
     if device.type != "cuda":
         return
     done = torch.cuda.Event()
     done.record()
-    while not done.query():
-        given_up = give_up is not None and give_up.is_set()
-        if given_up or time.monotonic() > deadline:
-            for group in groups:
-                group.abort()
-            cause = "it was given up" if given_up else "its time is over"
-            raise DeadlineError(f"weights were still on their way when {cause}; a member of the group hangs or died")
-        time.sleep(0.0001)
+    until(done.query, groups, deadline, give_up)
+
+
+def until(
+    is_done: Callable[[], bool], groups: Sequence[BroadcastGroup], deadline: float, give_up: threading.Event | None
+) -> None:  # fmt: skip
+    """Asks over and over.
+
+    Raises DeadlineError, and leaves the groups, at the `deadline` of time.monotonic(), if another thread sets `give_up`, or
+    about LOOK_S after another member has left one of them, or its sender is gone.
+    """
+    look_out, look_from = None, time.monotonic() + LOOK_S
+    try:
+        while not is_done():
+            if look_out is None and time.monotonic() > look_from:
+                look_out = LookOut([group.store for group in groups])
+            if cause := _why_end(deadline, give_up, look_out):
+                for group in groups:
+                    group.leave(cause)
+                raise DeadlineError(f"weights were still on their way when {cause}; a member of the group hangs or died")
+            time.sleep(0.0001)
+    finally:
+        if look_out is not None:
+            look_out.close()
+
+
+def _why_end(deadline: float, give_up: threading.Event | None, look_out: LookOut | None) -> str:
+    """Empty: it may go on."""
+    if give_up is not None and give_up.is_set():
+        return "it was given up"
+    if look_out is not None and look_out.cause:
+        return f"another member left: {look_out.cause}"
+    return "its time is over" if time.monotonic() > deadline else ""

@@ -9,6 +9,7 @@ Each lane carries one sender's buckets through two buffers. On a GPU nothing wai
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -130,14 +131,27 @@ class Deadline:
 
     def bound(self, lanes: Sequence[Lane]) -> None:
         """Has the lanes' broadcasts end by then."""
-        for lane in lanes:
-            if isinstance(lane.wire, BroadcastWire):
-                lane.wire.group.bound(self.at)
+        for group in _groups(lanes):
+            group.bound(self.at, self.give_up)
 
     def settle(self, lanes: Sequence[Lane], device: torch.device) -> None:
         """Waits for the device. Raises DeadlineError."""
-        groups = [lane.wire.group for lane in lanes if isinstance(lane.wire, BroadcastWire)]
-        settle(groups, device, self.at, self.give_up)
+        settle(_groups(lanes), device, self.at, self.give_up)
+
+
+def _groups(lanes: Sequence[Lane]) -> list[BroadcastGroup]:
+    return [lane.wire.group for lane in lanes if isinstance(lane.wire, BroadcastWire)]
+
+
+@contextmanager
+def leaving_if_broken(lanes: Sequence[Lane]) -> Iterator[None]:
+    """Around a whole update: whatever breaks it off on this side is told to the other members, who would wait for it."""
+    try:
+        yield
+    except BaseException as error:
+        for group in _groups(lanes):
+            group.leave(f"{type(error).__name__}: {error}")
+        raise
 
 
 class Gathering:

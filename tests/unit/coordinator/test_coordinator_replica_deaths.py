@@ -6,10 +6,12 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 
+import pytest
 from harness import AnswersOnce, config, place, until
 
 from baton.api.rollout.v1 import control_pb2
 from baton.clients import LedgerClient
+from baton.errors import ServiceFaultError
 from baton.testing import FakeRollout, FakeTrainer, serve
 from services.coordinator.replicas import ReplicaHealth
 from services.coordinator.state import Life
@@ -201,3 +203,78 @@ async def test_a_replica_that_is_paused_just_before_an_update_is_left_out_of_it(
         seen = there.coordinator.run.driver.fleet.replicas[0]
     assert state.life is Life.SUCCEEDED, state.error
     assert (other.policy_version, paused.policy_version, seen.health) == (4, 1, ReplicaHealth.PAUSED)
+
+
+class HangsAtItsFirstUpdate(FakeRollout):
+    """Its process is back, but does not take the weights that it missed."""
+
+    async def UpdateWeights(self, request, context):
+        if not self.updates:
+            self.updates.append(request)
+            await asyncio.sleep(60)
+        return await super().UpdateWeights(request, context)
+
+
+async def test_a_replica_that_is_caught_up_for_ever_holds_no_step_up_and_gets_the_next_version(buffer, run_id, tmp_path):
+    other, reborn = FakeRollout(delay_s=3.0), HangsAtItsFirstUpdate()
+    run = config(runtime={"num_episode": 2}, deadlines={"catch_up_s": 0.5})
+    async with place(buffer.address, tmp_path, rollouts=(FakeRollout(delay_s=60), other), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: other.requests)
+        await there.rollouts[0].kill()
+        async with again(there.rollouts[0], reborn):
+            state = (await there.finish(40))[-1].state
+    assert (state.life, state.policy_version) == (Life.SUCCEEDED, 3), state.error
+    assert [update.policy_version for update in reborn.updates] == [1, 2, 3]
+    assert reborn.policy_version == 3
+
+
+class CannotTakeWithOthers(FakeRollout):
+    """Something breaks in it as it takes version 2, in the transfer or in the commit, the first time."""
+
+    def __init__(self, breaks_in):
+        super().__init__()
+        self.breaks_in = breaks_in
+
+    def break_once(self, call, version):
+        if call == self.breaks_in and version == 2:
+            self.breaks_in = ""
+            raise ServiceFaultError("no room for the weights")
+
+    async def UpdateWeights(self, request, context):
+        answer = await super().UpdateWeights(request, context)
+        self.break_once("transfer", request.policy_version)
+        return answer
+
+    async def CommitWeights(self, request, context):
+        self.break_once("commit", request.policy_version)
+        return await super().CommitWeights(request, context)
+
+
+@pytest.mark.parametrize("phase", ["transfer", "commit"])
+async def test_a_replica_in_which_an_update_breaks_is_left_out_with_its_reason_and_caught_up_alone(
+    phase, buffer, run_id, tmp_path, caplog
+):
+    broken, other, seen = CannotTakeWithOthers(phase), FakeRollout(delay_s=1.0), []
+    run = config(runtime={"num_episode": 5})
+    async with place(buffer.address, tmp_path, rollouts=(broken, other), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: other.policy_version == 2)
+        replica = there.coordinator.run.driver.fleet.replicas[0]
+        seen.append(replica.fault)
+        state = (await there.finish(40))[-1].state
+    assert (state.life, state.policy_version, other.policy_version) == (Life.SUCCEEDED, 6, 6), state.error
+    assert "no room for the weights" in seen[0]
+    assert (replica.health, replica.fault, broken.policy_version) == (ReplicaHealth.HEALTHY, "", 6)
+
+
+class AlwaysBreaks(FakeRollout):
+    async def UpdateWeights(self, request, context):
+        raise ServiceFaultError("no room for the weights")
+
+
+async def test_if_an_update_breaks_in_all_replicas_the_run_fails_with_the_cause(buffer, run_id, tmp_path):
+    async with place(buffer.address, tmp_path, rollouts=(AlwaysBreaks(), AlwaysBreaks())) as there:
+        state = await there.run(run_id)
+    assert state.life is Life.FAILED
+    assert "no room for the weights" in state.error
