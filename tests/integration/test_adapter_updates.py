@@ -169,7 +169,7 @@ async def test_what_is_not_drained_when_the_one_after_the_next_comes_is_ended_in
     assert time.monotonic() - started < 20
     assert not under_way.done()
     assert await difference(rollout, served, second) < TOLERANCE, "what is served goes on"
-    third, served = await sender.serve(seed=8, begin_s=1.0)
+    third, served = await sender.serve(seed=8, begin_s=8.0)
     samples = (await under_way)["old"].samples
     assert samples.finish_reasons.tolist() == [FinishReason.ABORT]
     assert samples.span_versions.values.tolist() == [first]

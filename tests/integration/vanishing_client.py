@@ -17,7 +17,7 @@ async def killed_while_it_waits(rollout: RolloutClient, *arguments: str) -> None
     more. They must not end by themselves before."""
     client = subprocess.Popen([sys.executable, Path(__file__), *arguments])
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not (await rollout.get_status()).running_requests:
                 assert client.poll() is None, "the client ended by itself"
                 await asyncio.sleep(0.02)
