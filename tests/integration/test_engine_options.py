@@ -106,9 +106,7 @@ async def test_a_seeded_response_does_not_depend_on_how_its_prompt_was_cut(
     await beside
 
 
-async def order_of_ends(
-    process: ServiceProcess, rollout: RolloutClient, *requests: tuple[list[int], int]
-) -> list[int]:
+async def order_of_ends(process: ServiceProcess, rollout: RolloutClient, *requests: tuple[list[int], int]) -> list[int]:
     """Which of these requests, of a prompt and a length, all there before the first step, ends first, second, ..."""
     ended: list[int] = []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rollout_side import collect, engine_stopped, until_begun, until_running, vllm_service
+from rollout_side import collect, engine_stopped, until_begun, until_running
 from training import logprobs_of, train, trainer, write_run_file
 
 from baton.api.common.v1 import weights_pb2
@@ -17,12 +17,12 @@ from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError
 from baton.partial import continuations, joined
 from baton.samples import FinishReason, Samples
 from baton.weights import WeightPublisher
-from models import make_model
 from processes import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONTEXT = 16384
+"""Of `long_replica`."""
 WHOLE = 2000
 """Tokens of a response that takes seconds, and is waited for."""
 LONG = 16000
@@ -31,17 +31,13 @@ A, B = Prompt("a", token_ids=[5, 6, 7]), Prompt("b", token_ids=[5, 6, 8])
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("controlled") / "model", layers=2, positions=CONTEXT)
+def model(long_model: Path) -> Path:
+    return long_model
 
 
 @pytest.fixture(scope="module")
-def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    service = vllm_service(tmp_path_factory.mktemp("rollout"), model, seq_length=CONTEXT, ignore_eos=True)
-    try:
-        yield service.start(timeout_s=240)
-    finally:
-        service.kill()
+def process(long_replica: ServiceProcess) -> ServiceProcess:
+    return long_replica
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +17,23 @@ from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError, StalePolicyError
 from baton.local.process_tree import descendants
 from baton.samples import FinishReason
-from models import make_model
 from processes import ServiceProcess, free_port
 from ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONTEXT = 64
+"""Of `small_replica`."""
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "model", layers=2)
+def model(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture(scope="module")
-def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    service = vllm_service(tmp_path_factory.mktemp("rollout"), model, seq_length=CONTEXT)
-    try:
-        yield service.start(timeout_s=240)
-    finally:
-        service.kill()
+def process(small_replica: ServiceProcess) -> ServiceProcess:
+    return small_replica
 
 
 @pytest.fixture
@@ -143,7 +139,7 @@ async def test_the_work_of_a_client_that_is_killed_is_aborted(process: ServicePr
 
 
 async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: RolloutClient) -> None:
-    """The last test of this file: it leaves no replica to the others."""
+    """The last test with `small_replica`: it leaves none to others."""
     with engine_stopped(process):
         waiting = asyncio.create_task(collect(rollout.generate([Prompt(f"g{i}", token_ids=[5]) for i in range(8)])))
         await until_running(rollout, 8)
@@ -161,12 +157,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("option", REFUSED)
-def test_what_the_tokenizer_rules_out_ends_the_service_and_names_the_option(tmp_path: Path, option: str) -> None:
-    value, reason = REFUSED[option]
-    service = vllm_service(tmp_path, make_model(tmp_path / "model", layers=1), **{option: value})
-    try:
-        with pytest.raises(AssertionError, match=reason):
-            service.start(timeout_s=120)
-    finally:
-        service.kill()
+async def test_what_the_tokenizer_rules_out_ends_the_service_and_names_the_option(tmp_path: Path, small_model: Path) -> None:
+    """Each option in a service of its own, all at once."""
+
+    async def check(option: str, value: str, reason: str) -> None:
+        (own := tmp_path / option).mkdir()
+        service = vllm_service(own, small_model, **{option: value})
+        try:
+            with pytest.raises(AssertionError, match=reason):
+                await asyncio.to_thread(service.start, timeout_s=240)
+        finally:
+            service.kill()
+
+    await asyncio.gather(*(check(option, *case) for option, case in REFUSED.items()))

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import torch
-from rollout_side import collect, engine_stopped, vllm_service
+from rollout_side import collect, engine_stopped
 from sender_side import SentModel
 from transformers import AutoModelForCausalLM
 from updates import PROMPT, changed, difference, next_version
@@ -17,27 +17,21 @@ from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import BatonError, DeadlineError, NotReadyError
 from baton.samples import FinishReason
-from models import make_model
 from processes import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONTEXT = 2048
 LAYER = "model.layers.1"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("updated") / "model", layers=2, positions=CONTEXT)
+def model(long_model: Path) -> Path:
+    return long_model
 
 
 @pytest.fixture(scope="module")
-def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    service = vllm_service(tmp_path_factory.mktemp("rollout"), model, seq_length=CONTEXT, ignore_eos=True)
-    try:
-        yield service.start(timeout_s=240)
-    finally:
-        service.kill()
+def process(long_replica: ServiceProcess) -> ServiceProcess:
+    return long_replica
 
 
 @pytest.fixture
@@ -100,7 +94,7 @@ async def test_an_engine_that_sleeps_past_a_deadline_is_told_from_one_that_is_re
         assert "its engine is not out of that yet" in status.state_reason
         with pytest.raises(NotReadyError, match="begin: the engine did not stand still"):
             await collect(rollout.generate([Prompt("g", token_ids=PROMPT)], timeout_s=30))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await rollout.get_status()).ending_update:
             await asyncio.sleep(0.05)
     await rollout.commit_weights(version, await SentModel(whole).update(rollout, version))
