@@ -1,6 +1,10 @@
 """What tests of a rollout service share, whichever engine is behind it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import yaml
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.local.process_tree import descendants
 from baton.samples import FinishReason
 from processes import ServiceProcess
 
@@ -26,6 +31,34 @@ def vllm_service(directory: Path, model: Path, lora: dict[str, Any] | None = Non
 async def collect(stream: AsyncIterator[Generation]) -> dict[str, Generation]:
     """The groups by id."""
     return {group.samples.group_ids[0]: group async for group in stream}
+
+
+@contextmanager
+def engine_stopped(process: ServiceProcess) -> Iterator[None]:
+    """What the replica has under way cannot end meanwhile, however long it takes us; the service itself answers."""
+    pids = descendants(process.popen.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+async def until_running(rollout: RolloutClient, responses: int) -> None:
+    """Until so many are under way, as will be the case by itself only if they outlast our question."""
+    while (await rollout.get_status()).running_requests != responses:
+        await asyncio.sleep(0.01)
+
+
+async def until_begun(rollout: RolloutClient, responses: int) -> None:
+    """Until so many are under way, and each has tokens: they were first, so one that comes now has its own after theirs."""
+    while (await rollout.get_status()).running_requests < responses:
+        await asyncio.sleep(0.01)
+    sampling = SamplingParams(n=1, max_new_tokens=16, ignore_eos=True)
+    await collect(rollout.generate([Prompt("after them", token_ids=[9])], sampling=sampling))
 
 
 async def check_each_group_is_whole(rollout: RolloutClient, version: int) -> None:

@@ -1,8 +1,6 @@
 """Low-rank adapters that come to a real replica while it serves: each request is computed with one, from begin to end."""
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,23 +11,23 @@ import pytest
 import torch
 from adapters import Sender, running
 from lora_factors import random_factors
-from rollout_side import collect
+from rollout_side import collect, engine_stopped, until_begun
 from sender_side import SentAdapter, SentModel
 from transformers import AutoModelForCausalLM
 from updates import PROMPT, changed, difference, next_version
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.clients import RolloutClient, RolloutRecordingClient
-from baton.clients.rollout import Generation, Prompt, SamplingParams
+from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import BatonError, DeadlineError, DigestMismatchError, NotReadyError, ServiceFaultError
-from baton.local.process_tree import descendants
 from baton.samples import FinishReason, Samples
 from models import make_model
 from processes import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONTEXT, LONG = 2048, 1500
+CONTEXT, WHOLE, LONG = 8192, 2000, 8000
+"""Tokens: of the context, of a long response that is waited for, and of one that must not end by itself."""
 TOLERANCE = 1e-3
 BLOCKS = [5 + number % 400 for number in range(300)]
 """A prompt of more than one block of the cache."""
@@ -71,20 +69,18 @@ def distance(model: torch.nn.Module, samples: Samples, row: int = 0) -> float:
     return float(np.abs(expected - samples.model_logprobs.rows()[row]).max())
 
 
-async def begun(rollout: RolloutClient, exact_version: int | None = None) -> asyncio.Task[dict[str, Generation]]:
-    """A long response, once it is under way."""
-    sampling = SamplingParams(max_new_tokens=LONG, temperature=1.0)
+async def begun(rollout: RolloutClient, limit: int = LONG, exact_version: int | None = None) -> asyncio.Task:
+    """A long response, once it has tokens; the task ends with the groups by name."""
+    sampling = SamplingParams(max_new_tokens=limit, temperature=1.0)
     stream = rollout.generate([Prompt("old", token_ids=PROMPT)], sampling=sampling, exact_version=exact_version)
     call = asyncio.create_task(collect(stream))
-    while not (await rollout.get_status()).running_requests:
-        await asyncio.sleep(0.02)
-    await asyncio.sleep(0.2)
+    await until_begun(rollout, 1)
     return call
 
 
 async def held(rollout: RolloutClient, versions: list[int]) -> None:
     """Until the replica holds the adapters of these versions alone."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while list((await rollout.get_status()).adapter_versions) != versions:
             await asyncio.sleep(0.02)
 
@@ -99,7 +95,7 @@ async def test_an_adapter_is_served_only_over_a_base_that_was_sent_and_samples_a
     status = await rollout.get_status()
     assert (status.state, status.base_digest) == (pb.REPLICA_STATE_STALE, digest)
     with pytest.raises(NotReadyError, match="the base of version 1 has arrived, and its adapter is to come"):
-        await collect(rollout.generate([Prompt("g", token_ids=PROMPT)], timeout_s=5))
+        await collect(rollout.generate([Prompt("g", token_ids=PROMPT)], timeout_s=30))
     version, adapted = await sender.serve(seed=1)
     print(f"log-probabilities differ from the merged model's by {await difference(rollout, adapted, version):.1e}, "
           f"from the base's by {await difference(rollout, base, version):.1e}")  # fmt: skip
@@ -146,7 +142,7 @@ async def test_a_response_ends_under_the_adapter_that_it_began_with_while_others
     version, old = await sender.serve(seed=4)
     prefix = [Prompt("p", token_ids=BLOCKS)]
     cached = (await collect(rollout.generate(prefix)))["p"].samples
-    under_way = await begun(rollout, version)
+    under_way = await begun(rollout, WHOLE, version)
     following, new = await sender.serve(seed=5)
     assert not under_way.done()
     fresh = (await collect(rollout.generate(prefix, exact_version=following)))["p"].samples
@@ -156,7 +152,7 @@ async def test_a_response_ends_under_the_adapter_that_it_began_with_while_others
     assert list((await rollout.get_status()).adapter_versions) == [version, following]
     samples = (await under_way)["old"].samples
     assert samples.finish_reasons.tolist() == [FinishReason.LENGTH]
-    assert (samples.span_versions.values.tolist(), samples.span_tokens.values.tolist()) == ([version], [LONG])
+    assert (samples.span_versions.values.tolist(), samples.span_tokens.values.tolist()) == ([version], [WHOLE])
     assert distance(old, samples) < TOLERANCE
     await held(rollout, [following])
 
@@ -170,10 +166,10 @@ async def test_what_is_not_drained_when_the_one_after_the_next_comes_is_ended_in
     started = time.monotonic()
     with pytest.raises(DeadlineError, match=r"under an older adapter, had not ended, within 0.5 s; raise deadlines"):
         await sender.serve(seed=8, in_flight="wait", begin_s=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert not under_way.done()
     assert await difference(rollout, served, second) < TOLERANCE, "what is served goes on"
-    third, served = await sender.serve(seed=8, begin_s=1.0)
+    third, served = await sender.serve(seed=8, begin_s=8.0)
     samples = (await under_way)["old"].samples
     assert samples.finish_reasons.tolist() == [FinishReason.ABORT]
     assert samples.span_versions.values.tolist() == [first]
@@ -196,8 +192,9 @@ async def test_no_request_for_a_version_is_answered_by_the_one_that_came_while_i
     """Most of these have hardly begun: the engine does not know them yet when the adapter comes."""
     version, _ = await sender.serve(seed=11)
     prompts = [Prompt(f"p{number}", token_ids=[5, 3 + number]) for number in range(128)]
-    call = asyncio.create_task(collect(rollout.generate(prompts, exact_version=version)))
-    while not (await rollout.get_status()).running_requests:
+    sampling = SamplingParams(max_new_tokens=64)
+    call = asyncio.create_task(collect(rollout.generate(prompts, sampling=sampling, exact_version=version)))
+    while not (await rollout.get_status()).running_requests and not call.done():
         await asyncio.sleep(0)
     await sender.serve(seed=12)
     versions = {one for group in (await call).values() for one in group.samples.span_versions.values.tolist()}
@@ -230,18 +227,12 @@ async def test_an_engine_that_hangs_is_told_in_time_and_takes_the_next_adapter_w
 ) -> None:
     version, _ = await sender.serve(seed=16)
     hanging = await sender.adapter(random_factors(base, seed=17))
-    engine = descendants(process.popen.pid)
-    for pid in engine:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with engine_stopped(process):
         started = time.monotonic()
         with pytest.raises(DeadlineError, match=r"transfer: not all weights arrived within 2 s; raise deadlines.publish_s"):
             await rollout.update_weights(version + 1, hanging.group, first_rank=1, timeout_s=2, in_flight="keep")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 20
         assert (await rollout.get_status()).ending_update
-    finally:
-        for pid in engine:
-            os.kill(pid, signal.SIGCONT)
     following, served = await sender.serve(seed=18)
     assert await difference(rollout, served, following) < TOLERANCE
     await held(rollout, [following])

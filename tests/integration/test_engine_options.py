@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from exact_sampling import Logits, answers, check_described, distribution, log_softmax, reference
-from rollout_side import collect, vllm_service
+from rollout_side import collect, engine_stopped, until_running, vllm_service
 
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
@@ -74,17 +74,19 @@ async def test_the_cache_has_blocks_of_block_size_and_what_gpu_memory_utilizatio
     assert 1.1 < status.cache_blocks * 32 * per_token / GIB < CACHE_GIB
 
 
-async def test_a_step_has_at_most_max_num_batched_tokens(rollout: RolloutClient) -> None:
+async def test_a_step_has_at_most_max_num_batched_tokens(process: ServiceProcess, rollout: RolloutClient) -> None:
     """A prompt of 900 tokens takes at least 112 steps, and a response of 100 tokens is done before; it would be one step."""
-    assert await order_of_ends(rollout, ([5], 100), ([6] * 900, 1)) == [0, 1]
+    assert await order_of_ends(process, rollout, ([5], 100), ([6] * 900, 1)) == [0, 1]
 
 
-async def test_a_step_has_at_most_max_num_seqs(rollout: RolloutClient) -> None:
+async def test_a_step_has_at_most_max_num_seqs(process: ServiceProcess, rollout: RolloutClient) -> None:
     """The third sequence waits for one of the others, however short it is."""
-    assert await order_of_ends(rollout, ([5], 200), ([6], 400), ([7], 1)) == [0, 2, 1]
+    assert await order_of_ends(process, rollout, ([5], 200), ([6], 400), ([7], 1)) == [0, 2, 1]
 
 
-async def test_a_seeded_response_does_not_depend_on_how_its_prompt_was_cut(rollout: RolloutClient) -> None:
+async def test_a_seeded_response_does_not_depend_on_how_its_prompt_was_cut(
+    process: ServiceProcess, rollout: RolloutClient
+) -> None:
     """Alone the prompt takes four steps; beside a response under way, which has a token of each step, five."""
     async def drawn() -> list[int]:
         prompt = Prompt("cut", token_ids=list(range(5, 37)))
@@ -95,16 +97,17 @@ async def test_a_seeded_response_does_not_depend_on_how_its_prompt_was_cut(rollo
     alone = await drawn()
     assert len(set(alone)) > 1
     assert await drawn() == alone
-    beside = asyncio.create_task(answers(rollout, [5], n=1, max_new_tokens=400))
-    while not (await rollout.get_status()).running_requests:
-        await asyncio.sleep(0)
-    assert await drawn() == alone
-    assert not beside.done()
+    with engine_stopped(process):
+        beside = asyncio.create_task(answers(rollout, [5], n=1, max_new_tokens=400))
+        await until_running(rollout, 1)
+        beside_it = asyncio.create_task(drawn())
+        await until_running(rollout, 2)
+    assert await beside_it == alone
     await beside
 
 
-async def order_of_ends(rollout: RolloutClient, *requests: tuple[list[int], int]) -> list[int]:
-    """Which of these requests, of a prompt and a length, all under way at once, ends first, second, ..."""
+async def order_of_ends(process: ServiceProcess, rollout: RolloutClient, *requests: tuple[list[int], int]) -> list[int]:
+    """Which of these requests, of a prompt and a length, all there before the first step, ends first, second, ..."""
     ended: list[int] = []
 
     async def one(number: int, prompt: list[int], length: int) -> None:
@@ -112,10 +115,10 @@ async def order_of_ends(rollout: RolloutClient, *requests: tuple[list[int], int]
         ended.append(number)
 
     tasks = []
-    for number, (prompt, length) in enumerate(requests):
-        tasks.append(asyncio.create_task(one(number, prompt, length)))
-        while (await rollout.get_status()).running_requests <= number and not ended:
-            await asyncio.sleep(0)
+    with engine_stopped(process):
+        for number, (prompt, length) in enumerate(requests):
+            tasks.append(asyncio.create_task(one(number, prompt, length)))
+            await until_running(rollout, number + 1)
     await asyncio.gather(*tasks)
     return ended
 

@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 from exact_sampling import answers, check_described, reference
-from rollout_side import vllm_service
+from rollout_side import until_begun, until_running, vllm_service
 from transformers import AutoTokenizer
 from vanishing_client import killed_while_it_waits
 
@@ -21,7 +21,7 @@ from processes import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONTEXT, LIMIT, LONG = 2048, 8, 1500
+CONTEXT, LIMIT, LONG = 16384, 8, 16000
 ROOM = 4000
 """Tokens that may wait to be taken."""
 TOLERANCE = 2e-3
@@ -202,19 +202,17 @@ async def test_an_agent_may_ask_for_a_version(agent, recording, header) -> None:
 
 async def test_at_the_limit_of_what_waits_to_be_taken_requests_are_refused(agent, recording) -> None:
     speaker = await agent("many")
-    for _ in range(3):
-        await speaker.chat(max_tokens=LONG, extra_body={"ignore_eos": True})
+    await speaker.chat(n=8, max_tokens=ROOM // 8, extra_body={"ignore_eos": True})
     with pytest.raises(openai.RateLimitError, match=r"recorded tokens wait to be taken.*max_recorded_tokens is 4000"):
         await speaker.chat()
-    assert await recording.forget(["many"]) == 3
+    assert await recording.forget(["many"]) == 8
     await speaker.chat()
 
 
-async def test_an_aborted_group_ends_with_what_it_has_and_says_so(agent, recording, control) -> None:
+async def test_an_aborted_group_ends_with_what_it_has_and_says_so(agent, recording, control, rollout) -> None:
     speaker = await agent("long")
     call = asyncio.create_task(speaker.chat(max_tokens=LONG, extra_body={"ignore_eos": True}))
-    await until_running(control, 1)
-    await asyncio.sleep(0.5)
+    await until_begun(rollout, 1)
     assert await control.abort(["long"]) == 1
     answer = await call
     samples = one(await recording.recorded(["long"]))
@@ -222,11 +220,10 @@ async def test_an_aborted_group_ends_with_what_it_has_and_says_so(agent, recordi
     assert 0 < samples.response_ids.lengths[0] < LONG
 
 
-async def test_an_aborted_stream_is_recorded_with_what_was_streamed(agent, recording, control) -> None:
+async def test_an_aborted_stream_is_recorded_with_what_was_streamed(agent, recording, control, rollout) -> None:
     speaker = await agent("long-stream")
     stream = await speaker.chat(max_tokens=LONG, stream=True, logprobs=True, extra_body={"ignore_eos": True})
-    await until_running(control, 1)
-    await asyncio.sleep(0.5)
+    await until_begun(rollout, 1)
     assert await control.abort(["long-stream"]) == 1
     choices = [piece.choices[0] async for piece in stream if piece.choices]
     samples = one(await recording.recorded(["long-stream"]))
@@ -237,12 +234,12 @@ async def test_an_aborted_stream_is_recorded_with_what_was_streamed(agent, recor
     assert samples.span_tokens.values.tolist() == [len(said)]
 
 
-async def test_the_work_of_an_agent_that_leaves_ends_and_is_not_recorded(agent, recording, control) -> None:
+async def test_the_work_of_an_agent_that_leaves_ends_and_is_not_recorded(agent, recording, rollout) -> None:
     speaker = await agent("left")
     stream = await speaker.chat(max_tokens=LONG, stream=True, extra_body={"ignore_eos": True})
-    await until_running(control, 1)
+    await until_running(rollout, 1)
     await stream.close()
-    await until_running(control, 0)
+    await until_running(rollout, 0)
     assert await recording.recorded(["left"]) == []
 
 
@@ -257,12 +254,6 @@ async def test_a_stop_text_that_is_a_special_token_ends_a_response(agent, record
     rows = [row.tolist() for row in one(await recording.recorded(["stopped"])).response_ids.rows()]
     assert {choice.finish_reason for choice in answer.choices if 2 in rows[choice.index]} == {"stop"}
     assert all(2 not in row[:-1] for row in rows)
-
-
-async def until_running(control: RolloutControlClient, responses: int) -> None:
-    async with RolloutClient(control.address) as rollout, asyncio.timeout(20):
-        while (await rollout.get_status()).running_requests != responses:
-            await asyncio.sleep(0.01)
 
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}

@@ -1,45 +1,39 @@
 """Every sampling option in real vLLM: its effect, and log-probabilities that are exactly those of what was sampled from."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from exact_sampling import Logits, answers, check_described, distribution, log_softmax, reference
-from rollout_side import vllm_service
+from rollout_side import engine_stopped, until_running
 
+from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import BackpressureError, InvalidRequestError
 from baton.samples import FinishReason
-from models import VOCABULARY, make_model
+from models import VOCABULARY
 from processes import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONTEXT, LIMIT = 64, 8
+"""Of `small_replica`."""
 DRAWS = 20_000
 PROMPT = [5, 6, 7, 6]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("sampled") / "model", layers=2)
+def model(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture(scope="module")
-def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    directory = tmp_path_factory.mktemp("rollout")
-    service = vllm_service(
-        directory, model, seq_length=CONTEXT, max_new_tokens=LIMIT, eval_temperature=0.0, eval_top_k=2,
-        max_outstanding_responses=2000,
-    )
-    try:
-        yield service.start(timeout_s=240)
-    finally:
-        service.kill()
+def process(small_replica: ServiceProcess) -> ServiceProcess:
+    return small_replica
 
 
 @pytest.fixture
@@ -166,7 +160,7 @@ async def test_a_stop_text_ends_a_response(rollout):
 
 async def test_a_stop_text_that_is_a_special_token_ends_a_response(rollout, model):
     """It never comes in a text; here the end token, which is ignored otherwise."""
-    [group] = await answers(rollout, PROMPT, n=64, max_new_tokens=48, temperature=2.0, ignore_eos=True, stop=["</s>"])
+    [group] = await answers(rollout, PROMPT, n=256, max_new_tokens=48, temperature=2.0, ignore_eos=True, stop=["</s>"])
     rows = group.samples.response_ids.rows()
     stopped = [row for row, why in zip(rows, group.samples.finish_reasons, strict=True) if why == FinishReason.STOP]
     assert stopped and all(row[-1] == 2 for row in stopped)
@@ -225,12 +219,14 @@ async def test_ten_thousand_requests_at_once_are_all_answered_once(rollout):
     assert found == [f"{number}/0" for number in range(10_000)]
 
 
-async def test_a_replica_with_a_full_queue_says_so(rollout):
-    async with asyncio.timeout(120):
-        long = asyncio.create_task(answers(rollout, PROMPT, n=1500, max_new_tokens=48, ignore_eos=True))
-        while (await rollout.get_status()).running_requests == 0:
-            await asyncio.sleep(0.01)
+async def test_a_replica_with_a_full_queue_says_so(process, rollout):
+    """Asked without RolloutClient.generate, which asks again until its deadline."""
+    request = pb.GenerateRequest(prompts=[Prompt("a", token_ids=[5]).to_proto()], sampling=SamplingParams(n=600).to_proto())
+    with engine_stopped(process):
+        under_way = asyncio.create_task(answers(rollout, PROMPT, n=1500))
+        await until_running(rollout, 1500)
         with pytest.raises(BackpressureError, match=r"has 1500 responses to finish, and 600 more exceed"):
-            async for _ in rollout.generate([Prompt("a", token_ids=[5])], sampling=SamplingParams(n=600), timeout_s=20):
+            async for _ in rollout._stream("Generate", request, 60):
                 pass
-        long.cancel()
+    under_way.cancel()
+    await until_running(rollout, 0)

@@ -3,12 +3,12 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rollout_side import check_each_group_is_whole, collect, vllm_service
+from rollout_side import check_each_group_is_whole, collect, engine_stopped, until_running, vllm_service
 from static_side import LIMIT, PROMPTS, prompts, static
 from vanishing_client import killed_while_it_waits
 
@@ -17,27 +17,23 @@ from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError, StalePolicyError
 from baton.local.process_tree import descendants
 from baton.samples import FinishReason
-from models import make_model
 from processes import ServiceProcess, free_port
 from ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONTEXT = 64
+"""Of `small_replica`."""
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "model", layers=2)
+def model(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture(scope="module")
-def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    service = vllm_service(tmp_path_factory.mktemp("rollout"), model, seq_length=CONTEXT)
-    try:
-        yield service.start(timeout_s=240)
-    finally:
-        service.kill()
+def process(small_replica: ServiceProcess) -> ServiceProcess:
+    return small_replica
 
 
 @pytest.fixture
@@ -95,7 +91,7 @@ async def test_static_batches_and_vllm_give_the_same_greedy_tokens(rollout: Roll
     asked = [Prompt(f"p{i}", token_ids=prompt) for i, prompt in enumerate(prompts())]
     groups = await collect(rollout.generate(asked, sampling=sampling))
     cases = {"ranked-capped": ("unending", 16, True, 3)}
-    answers = await asyncio.to_thread(run_ranks, static, 1, free_port(), model, 1, cases, timeout_s=120)
+    answers = await asyncio.to_thread(run_ranks, static, 1, free_port(), model, 1, cases, timeout_s=240)
     of_vllm = [groups[prompt.group_id].samples.response_ids.values.tolist() for prompt in asked]
     of_batches = [tokens for tokens, *_ in answers[0]["ranked-capped"]]
     room = [min(LIMIT, CONTEXT - len(prompt)) for prompt in prompts()]
@@ -128,36 +124,30 @@ async def test_a_commit_without_an_update_is_refused(rollout: RolloutClient) -> 
         await rollout.commit_weights(7, "00")
 
 
-async def test_a_cancelled_request_leaves_nothing_running(rollout: RolloutClient) -> None:
-    sampling = SamplingParams(n=16, max_new_tokens=CONTEXT - 2, ignore_eos=True)
-    call = asyncio.create_task(
-        collect(rollout.generate([Prompt(f"p{i}", token_ids=[5]) for i in range(32)], sampling=sampling))
-    )
-    while (await rollout.get_status()).running_requests == 0:
-        await asyncio.sleep(0.01)
-    call.cancel()
-    async with asyncio.timeout(10):
-        while (await rollout.get_status()).running_requests:
-            await asyncio.sleep(0.02)
+async def test_a_cancelled_request_leaves_nothing_running(process: ServiceProcess, rollout: RolloutClient) -> None:
+    """Nor does the engine end it."""
+    with engine_stopped(process):
+        call = asyncio.create_task(collect(rollout.generate([Prompt(f"p{i}", token_ids=[5]) for i in range(32)])))
+        await until_running(rollout, 32)
+        call.cancel()
+        await until_running(rollout, 0)
 
 
 async def test_the_work_of_a_client_that_is_killed_is_aborted(process: ServiceProcess, rollout: RolloutClient) -> None:
-    await killed_while_it_waits(rollout, process.address)
+    with engine_stopped(process):
+        await killed_while_it_waits(rollout, process.address)
 
 
 async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: RolloutClient) -> None:
-    """The last test of this file: it leaves no replica to the others."""
-    sampling = SamplingParams(max_new_tokens=CONTEXT, ignore_eos=True)
-    prompts = [Prompt(f"g{i}", token_ids=[5]) for i in range(1000)]
-    waiting = asyncio.create_task(collect(rollout.generate(prompts, sampling=sampling)))
-    async with asyncio.timeout(30):
-        while not (await rollout.get_status()).running_requests:
-            await asyncio.sleep(0.01)
-    for pid in descendants(process.popen.pid):
-        os.kill(pid, signal.SIGKILL)
+    """The last test with `small_replica`: it leaves none to others."""
+    with engine_stopped(process):
+        waiting = asyncio.create_task(collect(rollout.generate([Prompt(f"g{i}", token_ids=[5]) for i in range(8)])))
+        await until_running(rollout, 8)
+        for pid in descendants(process.popen.pid):
+            os.kill(pid, signal.SIGKILL)
     with pytest.raises(ServiceUnavailableError):
         await waiting
-    assert await asyncio.to_thread(process.popen.wait, 30) != 0
+    assert await asyncio.to_thread(process.popen.wait, 60) != 0
     assert "the engine's process died" in process.output()
 
 
@@ -167,12 +157,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("option", REFUSED)
-def test_what_the_tokenizer_rules_out_ends_the_service_and_names_the_option(tmp_path: Path, option: str) -> None:
-    value, reason = REFUSED[option]
-    service = vllm_service(tmp_path, make_model(tmp_path / "model", layers=1), **{option: value})
-    try:
-        with pytest.raises(AssertionError, match=reason):
-            service.start(timeout_s=120)
-    finally:
-        service.kill()
+async def test_what_the_tokenizer_rules_out_ends_the_service_and_names_the_option(tmp_path: Path, small_model: Path) -> None:
+    """Each option in a service of its own, all at once."""
+
+    async def check(option: str, value: str, reason: str) -> None:
+        (own := tmp_path / option).mkdir()
+        service = vllm_service(own, small_model, **{option: value})
+        try:
+            with pytest.raises(AssertionError, match=reason):
+                await asyncio.to_thread(service.start, timeout_s=240)
+        finally:
+            service.kill()
+
+    await asyncio.gather(*(check(option, *case) for option, case in REFUSED.items()))

@@ -9,21 +9,22 @@ from pathlib import Path
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 
-LONG = SamplingParams(n=4, max_new_tokens=1900, ignore_eos=True)
+LONG = SamplingParams(n=4, max_new_tokens=16000, ignore_eos=True)
 
 
 async def killed_while_it_waits(rollout: RolloutClient, *arguments: str) -> None:
-    """Starts this file, has it killed with SIGKILL when its responses are under way, and returns when none is any more."""
+    """Starts this file, has it killed with SIGKILL when its responses are under way, and returns when none is any
+    more. They must not end by themselves before."""
     client = subprocess.Popen([sys.executable, Path(__file__), *arguments])
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not (await rollout.get_status()).running_requests:
                 assert client.poll() is None, "the client ended by itself"
                 await asyncio.sleep(0.02)
     finally:
         client.send_signal(signal.SIGKILL)
         client.wait(60)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await rollout.get_status()).running_requests:
             await asyncio.sleep(0.02)
 
