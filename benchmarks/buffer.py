@@ -5,7 +5,7 @@
 
 Both sides use the same server, by TCP and with its append-only file on, and take turns, so that a machine that slows down
 slows both.
-Takes about eight minutes on two cores, and 5 GB of memory.
+Takes about four minutes on two cores, and 5 GB of memory.
 """
 
 import asyncio

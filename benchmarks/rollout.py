@@ -4,8 +4,8 @@
                  ── socket ▶ bare_engine.py  ──▶ vLLM      (bare: AsyncLLM, and only its timing comes back)
 
 Both engines are up at the same time and take turns, so that a machine that slows down slows both. The tiny model is the
-hard case: it generates so fast that whatever the service adds shows; a call takes half a second, so it has many. Takes
-about twenty minutes on two cores.
+hard case: it generates so fast that whatever the service adds shows; a call takes half a second, so it has many rounds.
+Takes about twenty minutes on two cores.
 """
 
 import asyncio
@@ -43,8 +43,7 @@ SETTLE_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`prompts` x `responses` sequences at once, each of exactly `new_tokens`; prompts are drawn from `vocabulary`. A
-    turn is so many `calls`, one after the other."""
+    """`prompts` x `responses` sequences at once, each of exactly `new_tokens`; prompts are drawn from `vocabulary`."""
 
     name: str
     prompts: int
@@ -52,11 +51,10 @@ class Workload:
     new_tokens: int
     vocabulary: int
     rounds: int
-    calls: int = 1
 
     @property
     def tokens(self) -> int:
-        """Tokens of one call."""
+        """Of one turn."""
         return self.prompts * self.responses * self.new_tokens
 
     def draw(self, seed: int) -> list[list[int]]:
@@ -118,8 +116,7 @@ def _check(workload: Workload, tokens: int) -> None:
 async def turn(side: Side, workload: Workload, seed: int) -> float:
     """Tokens/s of one turn."""
     await asyncio.sleep(SETTLE_S)
-    seconds = [await side(workload, seed * workload.calls + call) for call in range(workload.calls)]
-    return workload.calls * workload.tokens / sum(seconds)
+    return workload.tokens / await side(workload, seed)
 
 
 async def measure(client: RolloutClient, bare: Connection, workload: Workload) -> dict[str, Any]:
@@ -139,7 +136,7 @@ async def measure(client: RolloutClient, bare: Connection, workload: Workload) -
     pairs = [service_rate / bare_rate for service_rate, bare_rate in zip(service_rates, bare_rates, strict=True)]
     return {
         "ratio": rounded(service_median / bare_median), "microseconds_per_group": rounded(extra_s / workload.prompts * 1e6),
-        "ratio_by_round": spread(pairs), "rounds": workload.rounds, "calls": workload.calls,
+        "ratio_by_round": spread(pairs), "rounds": workload.rounds,
         "service_tokens_per_s": spread(service_rates), "bare_tokens_per_s": spread(bare_rates),
     }  # fmt: skip
 
