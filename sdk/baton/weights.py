@@ -24,7 +24,14 @@ from baton.api.trainer.v1 import trainer_pb2
 from baton.clients.rollout import RolloutClient
 from baton.clients.rollout_control import InFlight
 from baton.clients.trainer import TrainerClient
-from baton.errors import DeadlineError, DigestMismatchError, NotReadyError, ServiceFaultError, ServiceUnavailableError
+from baton.errors import (
+    DeadlineError,
+    DigestMismatchError,
+    NotFoundError,
+    NotReadyError,
+    ServiceFaultError,
+    ServiceUnavailableError,
+)
 from baton.publication import Publication, summary
 
 Guard = Callable[[RolloutClient], AbstractAsyncContextManager[None]]
@@ -38,6 +45,10 @@ _LEFT_OUT = ServiceUnavailableError, DeadlineError, NotReadyError, ServiceFaultE
 """What of one replica's commit does not concern the others."""
 
 _BASE, _ADAPTER = weights_pb2.WEIGHT_CONTENT_BASE, weights_pb2.WEIGHT_CONTENT_ADAPTER
+
+
+class _GroupUnknownError(NotFoundError):
+    """A replica's answer. The trainer's own, that it has no such group, means that its weights may be gone too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +76,9 @@ class WeightPublisher:
         self._replicas = list(replicas)
         self._group: weights_pb2.WeightGroup | None = None
         self._members: list[RolloutClient] = []
-        self._instances: list[str] = []
         self._first_ranks: list[int] = []
+        self._known = False
+        """Whether all members have had an update by the group: its id says all to them, then."""
         self._verified = False
 
     async def publish(
@@ -93,14 +105,15 @@ class WeightPublisher:
         terms = _Terms(policy_version, digest, in_flight, verify, guard, begin_s, timeout_s)
         started, base_bytes = time.perf_counter(), 0
         try:
-            await self._open_for(members, terms)
+            if not self._is_open_for(members):
+                await self._open_for(members, terms)
             if self._group.content == _BASE:
                 base_bytes = (await self._transfer(terms))[0].bytes
                 self._group = None
                 await self._open_for(members, terms)
                 if self._group.content == _BASE:
                     raise NotReadyError("the weights below the adapter were sent, but not all replicas have kept them")
-            sent, received = await self._transfer(terms)
+            sent, received = await self._transferred(members, terms)
             commits = await self._commit(policy_version, sent.weights_digest, guard, commit_s)
             self._verified = True
         except BaseException:
@@ -108,19 +121,33 @@ class WeightPublisher:
             raise
         return summary(policy_version, sent, received, commits, time.perf_counter() - started, base_bytes)
 
+    def _is_open_for(self, members: list[RolloutClient]) -> bool:
+        """As far as is known here. An adapter's is looked at every time: replicas may have lost what is below the adapter."""
+        return self._group is not None and self._known and self._members == members and self._group.content != _ADAPTER
+
+    async def _transferred(self, members: list[RolloutClient], terms: _Terms) -> tuple[Any, Any]:
+        """As `_transfer`; opens the group anew if a member does not know it any more, because it was started again."""
+        try:
+            return await self._transfer(terms)
+        except _GroupUnknownError:
+            self._group = None
+        await self._open_for(members, terms)
+        return await self._transfer(terms)
+
     async def _transfer(
         self, terms: _Terms
     ) -> tuple[trainer_pb2.PublishWeightsResponse, list[rollout_pb2.UpdateWeightsResponse]]:  # fmt: skip
         """Sends what the open group is for, and compares what its members received."""
         group, members = self._group, self._members
         is_base, is_adapter = group.content == _BASE, group.content == _ADAPTER
+        named = weights_pb2.WeightGroup(group_id=group.group_id, content=group.content) if self._known else group
         in_flight = terms.in_flight or ("keep" if is_adapter else "abort")
         verify, self._verified = terms.verify or not (self._verified or is_adapter), False
         receptions = [
             _guarded(
                 terms.guard(replica),
-                replica.update_weights(
-                    terms.version, group, first_rank=rank, begin_s=terms.begin_s, timeout_s=terms.timeout_s,
+                _received(
+                    replica, terms.version, named, first_rank=rank, begin_s=terms.begin_s, timeout_s=terms.timeout_s,
                     in_flight=in_flight, verify=verify,
                 ),
             )
@@ -140,6 +167,7 @@ class WeightPublisher:
                     f"{replica.address} holds {arrived.weights_digest}; the rollout side is behind and serves nothing "
                     "until a whole update reaches it"
                 )
+        self._known = True
         return sent, received
 
     async def _sent(self, group_id: str, version: int, timeout_s: float, *, verify: bool) -> Any:
@@ -168,7 +196,7 @@ class WeightPublisher:
         return {member.address: answer for member, answer in commits if not isinstance(answer, BaseException)}
 
     async def _open_for(self, members: list[RolloutClient], terms: _Terms) -> None:
-        """Keeps the open group if the very same processes are in it, else opens a new one."""
+        """Opens a group, unless the open one is of an adapter and all members hold what is below it."""
         try:
             async with asyncio.timeout(terms.begin_s):
                 with _phase("begin", "publish_begin_s"):
@@ -182,9 +210,8 @@ class WeightPublisher:
 
     async def _opened(self, members: list[RolloutClient], guard: Guard) -> None:
         statuses = await _all_or_first_error(*(_guarded(guard(replica), replica.get_status()) for replica in members))
-        if self._group is not None and [status.instance_id for status in statuses] == self._instances:
-            held = {status.base_digest for status in statuses}
-            if self._group.content != _ADAPTER or held == {self._group.base_digest}:
+        if self._group is not None and self._members == members and self._group.content == _ADAPTER:
+            if {status.base_digest for status in statuses} == {self._group.base_digest}:
                 return
         everyone = list(zip(members, statuses, strict=True))
         await self._open(everyone)
@@ -205,8 +232,7 @@ class WeightPublisher:
         ]  # fmt: skip
         self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1, receivers)
         self._members = [replica for replica, _ in members]
-        self._instances = [status.instance_id for _, status in members]
-        self._first_ranks, self._verified = first_ranks, False
+        self._first_ranks, self._known, self._verified = first_ranks, False, False
 
 
 def _fix(option: str) -> str:
@@ -220,6 +246,13 @@ def _phase(name: str, option: str) -> Iterator[None]:
         yield
     except DeadlineError as error:
         raise DeadlineError(f"{name}: {error}; {_fix(option)}") from error
+
+
+async def _received(replica: RolloutClient, *what: Any, **how: Any) -> rollout_pb2.UpdateWeightsResponse:
+    try:
+        return await replica.update_weights(*what, **how)
+    except NotFoundError as error:
+        raise _GroupUnknownError(str(error)) from error
 
 
 async def _guarded(guard: AbstractAsyncContextManager[None], call: Coroutine[Any, Any, Any]) -> Any:

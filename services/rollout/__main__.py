@@ -40,6 +40,7 @@ async def serve(options: Namespace) -> None:
     lora = run.models.ppo_policy.lora
     engine = VllmEngine(policy, directory, run.engine_seed(options.replica), lora if lora.sends_adapter else None)
     logging.getLogger("vllm").setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)  # vLLM's start may leave all messages below a warning switched off, ours too
     replica, recordings = Replica(engine, name, policy.max_outstanding_responses), Recordings(policy.max_recorded_tokens)
     add_services(server.grpc, replica, recordings, listener.getsockname()[1])
     try:

@@ -16,7 +16,7 @@ from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.control_pb2 import InFlight
-from baton.errors import BatonError, DeadlineError, InvalidRequestError, NotReadyError, ServiceFaultError
+from baton.errors import BatonError, DeadlineError, InvalidRequestError, NotFoundError, NotReadyError, ServiceFaultError
 from services.common.weight_sync.digest import joined
 from services.common.weight_sync.plan import payload_of
 from services.rollout.generation import RolloutEngine
@@ -56,6 +56,7 @@ class WeightUpdates:
         self._clear_the_way = clear_the_way
         self._at_work: asyncio.Task[Any] | None = None  # what the engine was last asked to do, which it ends in any case
         self._awaited = False
+        self._group = weights_pb2.WeightGroup()  # of the last transfer, if that succeeded
         self._staged: pb.UpdateWeightsRequest | None = None
         self._adapter: tuple[int, InFlight] | None = None  # that which waits for its commit: its number, and whom it ends
         self._timeout_s = 0.0  # of the last transfer
@@ -68,11 +69,24 @@ class WeightUpdates:
     async def receive(self, request: pb.UpdateWeightsRequest) -> pb.UpdateWeightsResponse:
         """Receives a version. If that fails, the replica is STALE, and serves nothing until a whole update is committed;
         while it was staged, or is an adapter, it goes on with what it serves."""
-        self._check_content(request.group)
-        if request.group.content == _ADAPTER:
-            return await self._receive_adapter(request)
-        version, room, is_base = request.policy_version, self._engine.staging_bytes, request.group.content == _BASE
-        staged = bool(room) and not is_base and payload_of(request.group) <= room
+        group = self._group_of(request)
+        self._check_content(group)
+        answer = await (self._receive_adapter if group.content == _ADAPTER else self._receive_whole)(request, group)
+        self._group = group
+        return answer
+
+    def _group_of(self, request: pb.UpdateWeightsRequest) -> weights_pb2.WeightGroup:
+        """That of the request, or the known one that it names by its id alone. Raises NotFoundError."""
+        if request.group.senders or request.group.group_id == self._group.group_id:
+            return request.group if request.group.senders else self._group
+        raise NotFoundError(
+            f"weight group {request.group.group_id} is none that this replica is in: it was started again, or its last update "
+            "broke off; send all of the group"
+        )
+
+    async def _receive_whole(self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup) -> pb.UpdateWeightsResponse:
+        version, room, is_base = request.policy_version, self._engine.staging_bytes, group.content == _BASE
+        staged = bool(room) and not is_base and payload_of(group) <= room
         begun = self._begun(request, serving=staged)
         self._staged = request if staged else None
         await self._guarded(version, "begin", request.begin_s or request.timeout_s, self._beginning(request, staged=staged))
@@ -80,7 +94,7 @@ class WeightUpdates:
             self.base_digest = ""
         arriving, ready = self._engine.stage_weights if staged else self._engine.update_weights, time.perf_counter()
         reports = await self._guarded(
-            version, "transfer", request.timeout_s, self._ended(arriving(*_to_join(request), verify=request.verify))
+            version, "transfer", request.timeout_s, self._ended(arriving(*_to_join(request, group), verify=request.verify))
         )
         _log_arrival(version, reports, begin_s=ready - begun, arrival_s=time.perf_counter() - ready)
         digest = self._common_digest(version, reports)
@@ -111,12 +125,12 @@ class WeightUpdates:
                 f"{self.base_digest or 'none'} here; send the base first"
             )
 
-    async def _receive_adapter(self, request: pb.UpdateWeightsRequest) -> pb.UpdateWeightsResponse:
+    async def _receive_adapter(self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup) -> pb.UpdateWeightsResponse:
         version, limit_s = request.policy_version, request.begin_s or request.timeout_s
         begun = self._begun(request, serving=True)
         await self._guarded(version, "begin", limit_s, self._make_room(request.in_flight, limit_s))
         ready = time.perf_counter()
-        reports = await self._guarded(version, "transfer", request.timeout_s, self._ended(self._take_adapter(request)))
+        reports = await self._guarded(version, "transfer", request.timeout_s, self._ended(self._take_adapter(request, group)))
         _log_arrival(version, reports, begin_s=ready - begun, arrival_s=time.perf_counter() - ready)
         digest = joined(self.base_digest, self._common_digest(version, reports))
         self._gate.arrived(version, digest)
@@ -129,14 +143,15 @@ class WeightUpdates:
         drain_s = {_KEEP: min(DRAIN_S, limit_s / 2), _WAIT: None}.get(in_flight, 0.0)
         await self._engine.adapters.make_room(drain_s)
 
-    async def _take_adapter(self, request: pb.UpdateWeightsRequest) -> Reports:
-        await self._engine.stage_weights(*_to_join(request), verify=request.verify)
-        names = [tensor.name for sender in request.group.senders for tensor in sender.tensors]
-        return await self._engine.load_adapter(sorted(set(names)), request.group.adapter_multiplier)
+    async def _take_adapter(self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup) -> Reports:
+        await self._engine.stage_weights(*_to_join(request, group), verify=request.verify)
+        names = [tensor.name for sender in group.senders for tensor in sender.tensors]
+        return await self._engine.load_adapter(sorted(set(names)), group.adapter_multiplier)
 
     def _begun(self, request: pb.UpdateWeightsRequest, *, serving: bool) -> float:
         self._gate.begin(request.policy_version, serving=serving)
         self._staged, self._adapter, self._timeout_s = None, None, request.timeout_s
+        self._group = weights_pb2.WeightGroup()
         return time.perf_counter()
 
     def _common_digest(self, version: int, reports: Reports) -> str:
@@ -239,8 +254,8 @@ class WeightUpdates:
             raise ServiceFaultError(self._gate.reason) from error
 
 
-def _to_join(request: pb.UpdateWeightsRequest) -> tuple[bytes, str, int, float]:
-    return request.group.SerializeToString(), request.group.group_id, request.first_rank, request.timeout_s
+def _to_join(request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup) -> tuple[bytes, str, int, float]:
+    return group.SerializeToString(), group.group_id, request.first_rank, request.timeout_s
 
 
 def _log_arrival(version: int, reports: Reports, *, begin_s: float, arrival_s: float) -> None:

@@ -33,6 +33,7 @@ class Ranks:
         """`timeout_s` bounds every wait for the other ranks; it must exceed the longest command."""
         self._handlers = handlers
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._alone = dist.get_world_size() == 1
         self._executor = ThreadPoolExecutor(1, "commands")  # rank 0: commands run one at a time, off the event loop
 
     async def execute(self, name: str, request: bytes) -> list[bytes]:
@@ -82,6 +83,8 @@ class Ranks:
 
     def _broadcast(self, message: bytes | None) -> bytes:
         """Sends (rank 0) or receives (None elsewhere) one message."""
+        if self._alone:
+            return message
         size = torch.tensor([len(message or b"")], dtype=torch.int64)
         dist.broadcast(size, 0, group=self._group)
         payload = torch.empty(int(size), dtype=torch.uint8)
@@ -93,6 +96,8 @@ class Ranks:
 
     def _gather(self, message: bytes) -> list[bytes]:
         """Every rank's message, on every rank."""
+        if self._alone:
+            return [message]
         world = dist.get_world_size()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
         dist.all_gather(sizes, torch.tensor([len(message)], dtype=torch.int64), group=self._group)

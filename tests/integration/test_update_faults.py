@@ -16,8 +16,10 @@ import yaml
 from publications import BOUND_S, DEADLINES, Crew, Stage, kill, on_stage, send_signal
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
-from baton.errors import BatonError, WrongModelError
+from baton.clients import RolloutClient, TrainerClient
+from baton.errors import BatonError, NotFoundError, WrongModelError
 from baton.local.process_tree import descendants
+from baton.weights import WeightPublisher
 from models import make_model, make_tokenizer
 from processes import ServiceProcess, StaticProcess, TrainerProcess
 from services.coordinator.replicas import ReplicaHealth
@@ -133,6 +135,36 @@ async def test_a_version_is_out_in_time_without_the_replica_that_is_lost_which_c
             send_signal(victim, signal.SIGCONT)
         print(f"back with the version after {await stage.is_caught_up(1, after):.1f} s")
         await stage.serves(0, after)
+
+
+async def test_a_replica_that_was_started_again_between_two_versions_is_sent_the_group_anew(crew: Crew) -> None:
+    """By a publisher that nobody tells of it."""
+    ours = TrainerClient(crew.trainer.address), *(RolloutClient(replica.address) for replica in crew.replicas)
+    async with ours[0] as trainer, ours[1] as first, ours[2] as second:
+        publisher = WeightPublisher(trainer, [first, second])
+        for _ in range(2):
+            crew.version += 1
+            await publisher.publish(crew.version)
+        kill(crew.replicas[1])
+        await asyncio.to_thread(crew.replicas[1].start, 120)
+        crew.version += 1
+        publication = await publisher.publish(crew.version)
+        assert publication.committed == (first.address, second.address)
+        for replica in first, second:
+            assert (await replica.get_status()).weights_digest == publication.weights_digest
+
+
+async def test_after_a_trainer_is_started_again_between_two_versions_its_weights_are_not_published(crew: Crew) -> None:
+    """They are those of the checkpoint that it was started with."""
+    async with TrainerClient(crew.trainer.address) as trainer, RolloutClient(crew.replicas[0].address) as replica:
+        publisher = WeightPublisher(trainer, [replica])
+        crew.version += 1
+        before = await publisher.publish(crew.version)
+        kill(crew.trainer)
+        await asyncio.to_thread(crew.trainer.start, 120)
+        with pytest.raises(NotFoundError, match="weight group [0-9a-f]+ is not open"):
+            await publisher.publish(crew.version + 1)
+        assert (await replica.get_status()).weights_digest in ("", before.weights_digest)
 
 
 async def test_after_a_trainer_dies_mid_bucket_nothing_is_served_but_an_older_version_until_a_new_one_publishes(

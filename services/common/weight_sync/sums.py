@@ -15,7 +15,11 @@ class PlanSums:
 
     def __init__(self, buckets: Sequence[Bucket], buffers: Sequence[torch.Tensor], device: torch.device) -> None:
         """Each bucket's parts are always in the same buffer."""
-        self._buckets = buckets
+        parts = [slot.part for bucket in buckets for slot in bucket.slots]
+        tensors = {part.name: part for part in parts}
+        numbers = {name: number for number, name in enumerate(tensors)}
+        self._tensors = list(tensors.values())  # one part of each
+        self._owners = torch.tensor([numbers[part.name] for part in parts], dtype=torch.int64, device=device)
         self._sums = [torch.zeros(len(bucket.slots), 2, dtype=torch.int64, device=device) for bucket in buckets]
         pieces = [partial(_sum, *each) for each in zip(buckets, buffers, self._sums, strict=True)]
         if device.type == "cuda":
@@ -29,9 +33,11 @@ class PlanSums:
 
     def add_to(self, digest: WeightsDigest) -> None:
         """After the last bucket; waits for the device."""
-        table = torch.cat(self._sums).tolist() if self._sums else []
-        parts = [slot.part for bucket in self._buckets for slot in bucket.slots]
-        for part, (first, second) in zip(parts, table, strict=True):
+        if not self._sums:
+            return
+        table = torch.zeros(len(self._tensors), 2, dtype=torch.int64, device=self._owners.device)
+        table.index_add_(0, self._owners, torch.cat(self._sums))
+        for part, (first, second) in zip(self._tensors, table.tolist(), strict=True):
             digest.add(part, first, second)
 
 
