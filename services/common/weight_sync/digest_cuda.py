@@ -17,12 +17,12 @@ WARPS = 8
 TILE_BYTES = WARPS * 32 * 16
 """Read at once by one program: 16 bytes by each thread, the most that one instruction loads."""
 
-TILES = 32
+TILES = 16
 """Summed by one program, at most: few enough for a bucket of 37 MiB to keep a whole GPU busy, with 300 programs. More than
 256 could overflow: the largest number of 16 bits in each tile, times the tile's, gives 65535 * (0 + ... + 255), just below
 2^31. What is signed is half as large."""
 
-UNROLL = 4
+UNROLL = 8
 """Tiles that the loop takes together, so that several loads are under way."""
 
 
