@@ -122,7 +122,7 @@ class WeightPublisher:
         return summary(policy_version, sent, received, commits, time.perf_counter() - started, base_bytes)
 
     def _is_open_for(self, members: list[RolloutClient]) -> bool:
-        """As far as is known here. An adapter's is looked at every time: replicas may have lost what is below the adapter."""
+        """As far as is known here. That of an adapter is looked at every time: replicas may have lost what is below it."""
         return self._group is not None and self._known and self._members == members and self._group.content != _ADAPTER
 
     async def _transferred(self, members: list[RolloutClient], terms: _Terms) -> tuple[Any, Any]:
@@ -210,9 +210,9 @@ class WeightPublisher:
 
     async def _opened(self, members: list[RolloutClient], guard: Guard) -> None:
         statuses = await _all_or_first_error(*(_guarded(guard(replica), replica.get_status()) for replica in members))
-        if self._group is not None and self._members == members and self._group.content == _ADAPTER:
-            if {status.base_digest for status in statuses} == {self._group.base_digest}:
-                return
+        held, is_adapter = {status.base_digest for status in statuses}, self._group and self._group.content == _ADAPTER
+        if is_adapter and self._members == members and held == {self._group.base_digest}:
+            return
         everyone = list(zip(members, statuses, strict=True))
         await self._open(everyone)
         base = self._group.base_digest

@@ -35,7 +35,7 @@ from services.rollout.logprobs import Sampled, prompt_table
 from services.rollout.lora_args import check_adapted
 from services.rollout.sampling import GroupSampling, group_sampling
 from services.rollout.stop_texts import StopTexts
-from services.rollout.vllm_pause import pause
+from services.rollout.vllm_pause import clear, pause
 
 STAGED_POLL_S = 0.001
 """How soon the workers are first asked whether all weights are there."""
@@ -74,6 +74,9 @@ class VllmEngine:
         self._under_way: dict[str, set[str]] = {}  # request ids by group
         self._searches: dict[str, asyncio.Task[RequestOutput]] = {}  # by request id
         self.loads = 0
+        self._keeps = False  # whether responses under way stood still at the last halt
+        self._halting: asyncio.Future[None]
+        self._clearing: asyncio.Future[None] | None = None
 
     async def prepare(self) -> None:
         """Ends the start; to be awaited once, first. Raises ConfigError for adapters that vLLM cannot have."""
@@ -158,9 +161,15 @@ class VllmEngine:
         return self.llm.errored
 
     async def halt(self, *, keep: bool) -> None:
-        """Pauses until `resume`, and empties the cache. Kept responses are computed again afterwards from their tokens,
-        under the weights that are there then."""
-        await pause(self.llm, keep=keep)
+        """Pauses until `resume`. Kept responses are computed again afterwards from their tokens, under the weights that are
+        there then. vLLM does in order what it is told, and an idle engine at once: that is not waited for here."""
+        self._keeps, self._halting = keep, asyncio.ensure_future(pause(self.llm, keep=keep))
+        if self._under_way:
+            await self.halted()
+
+    async def halted(self) -> None:
+        """Returns when it stands still."""
+        await asyncio.shield(self._halting)
 
     async def update_weights(
         self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
@@ -171,7 +180,7 @@ class VllmEngine:
         """
         info = self._joining(group, group_id, first_rank, timeout_s, staged=False)
         self._takes_whole_weights()
-        reports = _whole(await self.llm.collective_rpc("baton_receive_weights", args=(info, self.loads, timeout_s, verify)))
+        reports = _whole(await self._replaced("baton_receive_weights", info, self.loads, timeout_s, verify))
         self._group_id = group_id
         return reports
 
@@ -200,7 +209,14 @@ class VllmEngine:
     async def load_staged(self, *, verify: bool) -> list[dict[str, Any]]:
         """Loads what was staged into the halted engine. Raises ServiceFaultError if a worker cannot."""
         self._takes_whole_weights()
-        return _whole(await self.llm.collective_rpc("baton_load_staged", args=(self.loads, verify)))
+        return _whole(await self._replaced("baton_load_staged", self.loads, verify))
+
+    async def _replaced(self, method: str, *args: Any) -> list[dict[str, Any]]:
+        """Every worker's answer. What was cached of the old weights goes then, while others are told that the new ones are
+        there."""
+        _, answers = await asyncio.gather(self.halted(), self.llm.collective_rpc(method, args=args))
+        self._clearing = asyncio.ensure_future(clear(self.llm, keep=self._keeps))
+        return answers
 
     def _takes_whole_weights(self) -> None:
         self.loads += 1
@@ -214,7 +230,9 @@ class VllmEngine:
         return await self.adapters.load(self.loads, names, multiplier)
 
     async def resume(self) -> None:
-        """Takes requests again; what was cached of older weights went with the pause before they were replaced."""
+        """Takes requests again; nothing is cached of older weights."""
+        if self._clearing:
+            await self._clearing
         await self.llm.resume_generation()
 
     async def abort(self, group_ids: Sequence[str]) -> None:

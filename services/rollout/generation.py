@@ -99,7 +99,11 @@ class RolloutEngine(Protocol):
         """All `params.n` responses to one prompt. Cancelling it lets go of the request."""
 
     async def halt(self, *, keep: bool) -> None:
-        """Stands still for other weights, until `resume`. Responses under way end, or if `keep`, go on afterwards."""
+        """Stands still for other weights, until `resume`; if nothing is under way, maybe only when `halted` returns.
+        Responses under way end, or if `keep`, go on afterwards."""
+
+    async def halted(self) -> None:
+        """Returns when it stands still, after `halt`; other weights may be sent before."""
 
     async def update_weights(
         self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool

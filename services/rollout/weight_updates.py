@@ -80,11 +80,13 @@ class WeightUpdates:
         if request.group.senders or request.group.group_id == self._group.group_id:
             return request.group if request.group.senders else self._group
         raise NotFoundError(
-            f"weight group {request.group.group_id} is none that this replica is in: it was started again, or its last update "
-            "broke off; send all of the group"
+            f"weight group {request.group.group_id} is none that this replica is in: it was started again, or its last "
+            "update broke off; send all of the group"
         )
 
-    async def _receive_whole(self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup) -> pb.UpdateWeightsResponse:
+    async def _receive_whole(
+        self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup
+    ) -> pb.UpdateWeightsResponse:  # fmt: skip
         version, room, is_base = request.policy_version, self._engine.staging_bytes, group.content == _BASE
         staged = bool(room) and not is_base and payload_of(group) <= room
         begun = self._begun(request, serving=staged)
@@ -92,10 +94,14 @@ class WeightUpdates:
         await self._guarded(version, "begin", request.begin_s or request.timeout_s, self._beginning(request, staged=staged))
         if not staged:
             self.base_digest = ""
-        arriving, ready = self._engine.stage_weights if staged else self._engine.update_weights, time.perf_counter()
-        reports = await self._guarded(
-            version, "transfer", request.timeout_s, self._ended(arriving(*_to_join(request, group), verify=request.verify))
-        )
+        ready, begin_s = time.perf_counter(), request.begin_s or request.timeout_s
+        arriving = asyncio.create_task(self._ended(self._arriving(request, group, staged=staged)))
+        try:
+            if not staged:
+                await self._guarded(version, "begin", begin_s, self._engine.halted())
+            reports = await self._guarded(version, "transfer", request.timeout_s, arriving)
+        finally:
+            arriving.cancel()  # which does not end what the engine has begun
         _log_arrival(version, reports, begin_s=ready - begun, arrival_s=time.perf_counter() - ready)
         digest = self._common_digest(version, reports)
         if is_base:
@@ -125,12 +131,14 @@ class WeightUpdates:
                 f"{self.base_digest or 'none'} here; send the base first"
             )
 
-    async def _receive_adapter(self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup) -> pb.UpdateWeightsResponse:
+    async def _receive_adapter(
+        self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup
+    ) -> pb.UpdateWeightsResponse:  # fmt: skip
         version, limit_s = request.policy_version, request.begin_s or request.timeout_s
         begun = self._begun(request, serving=True)
         await self._guarded(version, "begin", limit_s, self._make_room(request.in_flight, limit_s))
-        ready = time.perf_counter()
-        reports = await self._guarded(version, "transfer", request.timeout_s, self._ended(self._take_adapter(request, group)))
+        ready, taking = time.perf_counter(), self._ended(self._take_adapter(request, group))
+        reports = await self._guarded(version, "transfer", request.timeout_s, taking)
         _log_arrival(version, reports, begin_s=ready - begun, arrival_s=time.perf_counter() - ready)
         digest = joined(self.base_digest, self._common_digest(version, reports))
         self._gate.arrived(version, digest)
@@ -207,6 +215,12 @@ class WeightUpdates:
             await asyncio.wait([self._at_work])
         if not staged:
             await self._halt(request)
+
+    async def _arriving(
+        self, request: pb.UpdateWeightsRequest, group: weights_pb2.WeightGroup, *, staged: bool
+    ) -> Reports:  # fmt: skip
+        receive = self._engine.stage_weights if staged else self._engine.update_weights
+        return await receive(*_to_join(request, group), verify=request.verify)
 
     async def _copying(self, request: pb.UpdateWeightsRequest) -> Reports:
         await self._halt(request)

@@ -131,6 +131,9 @@ class StaticEngine:
         """Refuses what waits and what comes, until `resume`. Nothing is kept: see `interruptible`."""
         self._paused = True
 
+    async def halted(self) -> None:
+        """It does."""
+
     async def update_weights(
         self, group: bytes, group_id: str, first_rank: int, timeout_s: float, *, verify: bool
     ) -> list[dict[str, Any]]:  # fmt: skip

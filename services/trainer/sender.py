@@ -59,6 +59,7 @@ class WeightSender:
         self._group = weights_pb2.WeightGroup()
         self._store = None
         self._regions: list[Region] = []
+        self._parameters: list[torch.Tensor] = []
         self._places: list[int] = []
         self._gathering: Gathering | None = None
         self._give_up = threading.Event()
@@ -91,6 +92,7 @@ class WeightSender:
         total = sum(region.part.nbytes for region in held)
         bucket_bytes = min(self._bucket_bytes, max(total // BUCKETS, LEAST_BUCKET_BYTES))
         self._regions = list(cut(held, bucket_bytes))
+        self._parameters = list(self._engine.policy.parameters())
         self._places = self._parameter_places()
         sender = self._group.senders.add(store_host=self._host, store_port=self._store.port, bucket_bytes=bucket_bytes)
         describe([region.part for region in self._regions], sender)
@@ -101,7 +103,7 @@ class WeightSender:
             share(self._regions, sender)
 
     def _parameter_places(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self._engine.policy.parameters()]
+        return [parameter.data_ptr() for parameter in self._parameters]
 
     def adopt(self, group_id: str) -> None:
         """All ranks: use the id that rank 0 gave the merged group. Empty closes the group."""
@@ -130,7 +132,7 @@ class WeightSender:
     def _send(self, deadline: Deadline, begun: float, *, verify: bool) -> Transfer:
         if self._places != self._parameter_places():
             raise NotReadyError("the model's parameters have moved in memory since the group was opened; open it again")
-        if self._group.content not in _SENT:
+        if self._engine.adapted and self._group.content not in _SENT:
             merged_weights(self._engine.policy)
         transfer = send(self._gathering, deadline)
         milliseconds = 1e3 * (time.perf_counter() - begun)

@@ -17,7 +17,7 @@ from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
 from baton.errors import InvalidRequestError, NotReadyError
-from services.common.weight_sync.digest import WeightsDigest, joined
+from services.common.weight_sync.digest import joined
 from services.trainer import whole_directory
 from services.trainer.checks import check_digests, check_fits
 from services.trainer.leasing import Lease, Leasing
@@ -280,13 +280,9 @@ def combine_groups(parts: Sequence[bytes]) -> weights_pb2.WeightGroup:
 def combine_publications(parts: Sequence[bytes]) -> pb.PublishWeightsResponse:
     """The whole model's digest and size, and the slowest sender's phases."""
     reports = [json.loads(part) for part in parts if part]
-    parted = WeightsDigest()
-    for report in reports:
-        parted.merge(report.get("sums", ()))
-    digest = joined(parted.hexdigest(), *(report["digest"] for report in reports if "digest" in report))
     slowest = {f"{name}_s": max(report["seconds"][name] for report in reports) for name in reports[0]["seconds"]}
     return pb.PublishWeightsResponse(
-        weights_digest=digest,
+        weights_digest=joined(*(report["digest"] for report in reports)),
         bytes=sum(report["bytes"] for report in reports),
         phases=weights_pb2.PhaseSeconds(**slowest),
     )

@@ -67,7 +67,7 @@ class Sent:
             answer = await rollout.update_weights(
                 version, self.group, first_rank=1, begin_s=begin_s, timeout_s=timeout_s, in_flight=in_flight
             )
-            assert answer.weights_digest == joined(self.group.base_digest or "0", (await sending).digest.hexdigest())
+            assert answer.weights_digest == joined(self.group.base_digest or "0" * 32, (await sending).digest.hexdigest())
             return answer.weights_digest
         finally:
             self.may_go_on.set()

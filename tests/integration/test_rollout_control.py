@@ -119,8 +119,9 @@ async def test_a_pause_that_waits_ends_with_whole_responses_and_refuses_new_ones
         assert not pausing.done()
     assert await pausing == 0
     assert lengths((await call)["a"]) == [600, 600]
+    group = weights_pb2.WeightGroup(senders=[weights_pb2.WeightSender()])
     with pytest.raises(NotReadyError, match="no weights can be taken: it is paused"):
-        await rollout.update_weights(7, weights_pb2.WeightGroup(senders=[weights_pb2.WeightSender()]), first_rank=1, timeout_s=30)
+        await rollout.update_weights(7, group, first_rank=1, timeout_s=30)
     await control.resume()
     assert await collect(rollout.generate([Prompt("b", token_ids=[5])]))
 

@@ -1,20 +1,23 @@
 """A digest of a model's weights that does not depend on the order of tensors, on how they are parted, or on the device.
 
-Each tensor gives two 64-bit sums over its elements' bits, one weighted by their position in the whole tensor. The sums of
-parts add up to the tensor's, so whoever holds a part computes them where it lies. Name, type, shape and sums are hashed
-to 128 bits; the digest is the sum of the tensors' hashes. It guards against mistakes (a stale, swapped, truncated or
-reordered tensor), not against forgery.
+Each tensor gives two 64-bit sums over its elements' bits, one weighted by their position in the whole tensor. The digest is
+two 64-bit numbers: the sums of all tensors, times odd numbers that are drawn from the tensor's name, type and shape, and one
+more number for each tensor. So whoever holds a part computes what it adds where it lies, and the digests of some parts and
+of the others add up. It guards against mistakes (a stale, swapped, truncated or reordered tensor), not against forgery.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
 
 from services.common.weight_sync.plan import Part, as_matrix
 
-_MODULUS = 1 << 128
 _WORD = 1 << 64
+LANES = 2
+"""The digest's numbers."""
+
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The whole numbers that elements of so many bytes are read as."""
 
@@ -25,46 +28,57 @@ _BLOCK = 1 << 20
 """Elements that are widened to 64 bits at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a part's sums are multiplied by, and what comes once for its tensor, each lane by lane and a signed 64-bit
+    number."""
+
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    constant: tuple[int, ...]
+
+    @classmethod
+    def of(cls, part: Part) -> "Key":
+        """The tensor's constant comes with the part that has its first element, or is as empty as it is."""
+        drawn = blake2b(f"{part.name}|{part.dtype}|{part.shape}".encode(), digest_size=24 * LANES).digest()
+        words = [int.from_bytes(drawn[at : at + 8], "little", signed=True) for at in range(0, len(drawn), 8)]
+        first, second, constant = (tuple(words[at : at + LANES]) for at in range(0, len(words), LANES))
+        is_first = not (part.rows[0] or part.columns[0]) and bool(part.numel or not torch.Size(part.shape).numel())
+        odd = (tuple(word | 1 for word in lane) for lane in (first, second))
+        return cls(*odd, constant if is_first else (0,) * LANES)
+
+
 class WeightsDigest:
     """Collects parts in any order."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+        self._lanes = [0] * LANES
 
     def add(self, part: Part, first: int, second: int) -> None:
         """Takes a part's sums; see `part_sums`."""
-        sums = self._sums.setdefault((part.name, str(part.dtype), part.shape), [0, 0])
-        sums[0] += first
-        sums[1] += second
+        key = Key.of(part)
+        self.add_lanes([a * first + b * second + c for a, b, c in zip(key.first, key.second, key.constant, strict=True)])
+
+    def add_lanes(self, lanes: Sequence[int]) -> None:
+        """Takes what some parts add to each of the digest's numbers."""
+        self._lanes = [lane + more for lane, more in zip(self._lanes, lanes, strict=True)]
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """Takes one whole tensor under its Hugging Face name."""
         part = Part.whole(name, tensor.dtype, tensor.shape)
         self.add(part, *part_sums(part, as_matrix(tensor)).tolist())
 
-    def table(self) -> list[Sequence]:
-        """All sums, as JSON can carry them."""
-        return [[*key, first % _WORD, second % _WORD] for key, (first, second) in self._sums.items()]
-
-    def merge(self, table: Sequence[Sequence]) -> None:
-        """Adds another's table, of other parts."""
-        for name, dtype, shape, first, second in table:
-            sums = self._sums.setdefault((name, dtype, tuple(shape)), [0, 0])
-            sums[0] += first
-            sums[1] += second
-
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""
-        total = 0
-        for (name, dtype, shape), (first, second) in self._sums.items():
-            text = f"{name}|{dtype}|{shape}|{first % _WORD}|{second % _WORD}"
-            total += int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")
-        return f"{total % _MODULUS:032x}"
+        return "".join(f"{lane % _WORD:016x}" for lane in self._lanes)
 
 
 def joined(*digests: str) -> str:
-    """The digest of all tensors together, of digests of some each."""
-    return f"{sum(int(digest, 16) for digest in digests) % _MODULUS:032x}"
+    """The digest of all parts together, of digests of some each."""
+    total = WeightsDigest()
+    for digest in digests:
+        total.add_lanes([int(digest[at : at + 16], 16) for at in range(0, 16 * LANES, 16)])
+    return total.hexdigest()
 
 
 def part_sums(part: Part, matrix: torch.Tensor) -> torch.Tensor:

@@ -121,14 +121,6 @@ def plan_buckets(parts: Sequence[Part], bucket_bytes: int) -> list[Bucket]:
     return buckets
 
 
-def are_whole(parts: Sequence[Part]) -> bool:
-    """Whether the parts are all of the tensors that they are of."""
-    missing: dict[str, int] = {}
-    for part in parts:
-        missing[part.name] = missing.get(part.name, torch.Size(part.shape).numel()) - part.numel
-    return not any(missing.values())
-
-
 def payload_bytes(buckets: Sequence[Bucket]) -> int:
     """Bytes of all parts, padding not counted."""
     return sum(slot.part.nbytes for bucket in buckets for slot in bucket.slots)

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from services.common.weight_sync.digest import WeightsDigest, part_sums
+from services.common.weight_sync.digest import Key, WeightsDigest, part_sums
 from services.common.weight_sync.plan import Bucket
 from services.common.weight_sync.replay import Replay
 
@@ -15,12 +15,11 @@ class PlanSums:
 
     def __init__(self, buckets: Sequence[Bucket], buffers: Sequence[torch.Tensor], device: torch.device) -> None:
         """Each bucket's parts are always in the same buffer."""
-        parts = [slot.part for bucket in buckets for slot in bucket.slots]
-        tensors = {part.name: part for part in parts}
-        numbers = {name: number for number, name in enumerate(tensors)}
-        self._tensors = list(tensors.values())  # one part of each
-        self._owners = torch.tensor([numbers[part.name] for part in parts], dtype=torch.int64, device=device)
-        self._sums = [torch.zeros(len(bucket.slots), 2, dtype=torch.int64, device=device) for bucket in buckets]
+        keys = [Key.of(slot.part) for bucket in buckets for slot in bucket.slots]
+        self._factors = torch.tensor([(key.first, key.second) for key in keys], dtype=torch.int64, device=device)
+        self._constants = [sum(lane) for lane in zip(*(key.constant for key in keys), strict=True)]
+        self._table = torch.zeros(len(keys), 2, dtype=torch.int64, device=device)
+        self._sums = self._table.split([len(bucket.slots) for bucket in buckets])
         pieces = [partial(_sum, *each) for each in zip(buckets, buffers, self._sums, strict=True)]
         if device.type == "cuda":
             from services.common.weight_sync.digest_cuda import BucketSummer
@@ -33,12 +32,9 @@ class PlanSums:
 
     def add_to(self, digest: WeightsDigest) -> None:
         """After the last bucket; waits for the device."""
-        if not self._sums:
-            return
-        table = torch.zeros(len(self._tensors), 2, dtype=torch.int64, device=self._owners.device)
-        table.index_add_(0, self._owners, torch.cat(self._sums))
-        for part, (first, second) in zip(self._tensors, table.tolist(), strict=True):
-            digest.add(part, first, second)
+        if self._constants:
+            digest.add_lanes((self._table[:, :, None] * self._factors).sum((0, 1)).tolist())
+            digest.add_lanes(self._constants)
 
 
 def _sum(bucket: Bucket, buffer: torch.Tensor, sums: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from services.common.weight_sync.digest import WeightsDigest
 from services.common.weight_sync.group import BroadcastGroup, settle
-from services.common.weight_sync.plan import Bucket, Region, are_whole, payload_bytes
+from services.common.weight_sync.plan import Bucket, Region, payload_bytes
 from services.common.weight_sync.replay import Replay, copy
 from services.common.weight_sync.stopwatch import Stopwatch
 from services.common.weight_sync.sums import PlanSums
@@ -96,7 +96,6 @@ class Lane:
         self.buffers = [memory[index % len(memory)][: bucket.nbytes] for index, bucket in enumerate(buckets)]
         self.sums = PlanSums(buckets, self.buffers, device)
         self.bytes = payload_bytes(buckets)
-        self.is_whole = are_whole([slot.part for bucket in buckets for slot in bucket.slots])
         self.views = [
             [slot.view(buffer) for slot in bucket.slots] for bucket, buffer in zip(buckets, self.buffers, strict=True)
         ]
@@ -118,13 +117,10 @@ class Transfer:
     bytes: int
     digest: WeightsDigest
     seconds: dict[str, float]
-    is_whole: bool = True
-    """Whether no tensor lacks a part, so that the digest is the tensors' own."""
 
     def report(self) -> dict[str, Any]:
         """As JSON carries it from a rank to its service."""
-        digest = {"digest": self.digest.hexdigest()} if self.is_whole else {"sums": self.digest.table()}
-        return {"bytes": self.bytes, "seconds": self.seconds} | digest
+        return {"bytes": self.bytes, "digest": self.digest.hexdigest(), "seconds": self.seconds}
 
 
 class Deadline:
@@ -189,7 +185,7 @@ def send(gathering: Gathering, deadline: Deadline) -> Transfer:
     deadline.settle([lane], device)
     digest = WeightsDigest()
     lane.sums.add_to(digest)
-    transfer = Transfer(lane.bytes, digest, watch.seconds(), lane.is_whole)
+    transfer = Transfer(lane.bytes, digest, watch.seconds())
     gathering.replay.record()
     lane.record()
     return transfer

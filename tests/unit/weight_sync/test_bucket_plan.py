@@ -12,7 +12,6 @@ from services.common.weight_sync.plan import (
     ALIGNMENT,
     Part,
     Region,
-    are_whole,
     as_matrix,
     cut,
     describe,
@@ -105,13 +104,3 @@ def test_a_tensor_seen_as_a_matrix_shares_its_memory_and_has_its_parts_size(shap
     matrix = as_matrix(tensor)
     assert tuple(matrix.shape) == Part.whole("x", torch.float32, shape).size
     assert matrix.data_ptr() == tensor.data_ptr()
-
-
-@given(PARTS, LIMITS, st.data())
-def test_parts_are_whole_until_one_is_left_out(parts: list[Part], limit: int, data: st.DataObject) -> None:
-    regions = [Region(part, torch.empty(part.size, dtype=part.dtype)) for part in parts]
-    pieces = [region.part for region in cut(regions, limit)]
-    assert are_whole(pieces)
-    if pieces:
-        pieces.remove(data.draw(st.sampled_from(pieces)))
-        assert are_whole(pieces) == (len({piece.name for piece in pieces}) < len(parts))
