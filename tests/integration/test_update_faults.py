@@ -162,6 +162,7 @@ async def test_after_a_trainer_is_started_again_between_two_versions_its_weights
         before = await publisher.publish(crew.version)
         kill(crew.trainer)
         await asyncio.to_thread(crew.trainer.start, 120)
+        crew.run_id = "update-faults-started-again"  # it counts its steps from 0
         with pytest.raises(NotFoundError, match=r"weight group \w+ is not open"):
             await publisher.publish(crew.version + 1)
         assert (await replica.get_status()).weights_digest in ("", before.weights_digest)
