@@ -33,6 +33,8 @@ from baton.local.devices import machine_gpus
 from baton.weights import Publication, WeightPublisher
 
 ROUNDS, WARM_UP, BUSY_ROUNDS = 10, 2, 5
+SETTLING = 3
+"""Steps after which a trainer takes no more memory for itself."""
 PARTS = ("busy", "fresh", "vllm")
 """What `--parts` chooses from, besides updates of an engine that generates nothing: updates while it generates, answers of a
 fresh engine, and vLLM's own updates."""
@@ -190,7 +192,8 @@ class Measurement:
     async def _idle(self, publisher: WeightPublisher, trainer: Trainer) -> None:
         """Updates of an engine that generates nothing; on one card also what they leave in its memory."""
         place, card = self._place, self._place.cards and self._place.cards[0]
-        await trainer.change()
+        for _ in range(SETTLING):
+            await trainer.change()
         before = card_memory(card) if card and self._options.one_card else None
         warm = await updates(publisher, trainer, range(1, WARM_UP + 1))
         versions = range(WARM_UP + 1, WARM_UP + ROUNDS + 1)

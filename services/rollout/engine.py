@@ -231,9 +231,8 @@ class VllmEngine:
 
     async def resume(self) -> None:
         """Takes requests again; nothing is cached of older weights."""
-        if self._clearing:
-            await self._clearing
-        await self.llm.resume_generation()
+        clearing, self._clearing = self._clearing, None
+        await asyncio.gather(self.llm.resume_generation(), *([clearing] if clearing else ()))
 
     async def abort(self, group_ids: Sequence[str]) -> None:
         """Their `generate` returns the tokens that they have; that of a beam search, which has none yet, NotReadyError."""
