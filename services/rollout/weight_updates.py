@@ -77,8 +77,10 @@ class WeightUpdates:
 
     def _group_of(self, request: pb.UpdateWeightsRequest) -> weights_pb2.WeightGroup:
         """That of the request, or the known one that it names by its id alone. Raises NotFoundError."""
-        if request.group.senders or request.group.group_id == self._group.group_id:
-            return request.group if request.group.senders else self._group
+        if request.group.senders:
+            return request.group
+        if self._group.senders and request.group.group_id == self._group.group_id:
+            return self._group
         raise NotFoundError(
             f"weight group {request.group.group_id} is none that this replica is in: it was started again, or its last "
             "update broke off; send all of the group"
