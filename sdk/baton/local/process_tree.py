@@ -59,10 +59,13 @@ def kill(pids: Iterable[int]) -> None:
     _send(signal.SIGKILL, pids)
 
 
-def kill_below(root: int) -> None:
-    """Kills all processes below `root` but resource trackers; see `end_below`."""
+def kill_below(root: int) -> bool:
+    """Kills all processes below `root` but resource trackers, which it thaws; see `end_below`. Tells if there were any."""
     below = descendants(root)
-    kill(set(below) - _trackers(below))
+    trackers = _trackers(below)
+    kill(set(below) - trackers)
+    _send(signal.SIGCONT, trackers)  # one that somebody froze would not end
+    return len(below) > len(trackers)
 
 
 def end_below(root: int) -> None:
@@ -73,11 +76,10 @@ def end_below(root: int) -> None:
     """
     deadline, spared_until = time.monotonic() + _KILL_S, time.monotonic() + TRACKERS_S
     while (below := descendants(root)) and (now := time.monotonic()) < deadline:
-        trackers = _trackers(below)
-        if others := set(below) - trackers:
+        if kill_below(root):
             spared_until = now + TRACKERS_S
-        kill(others if now < spared_until else below)
-        _send(signal.SIGCONT, trackers)  # one that somebody froze would not end
+        elif now >= spared_until:
+            kill(below)
         time.sleep(0.01)
     kill(descendants(root))
 
