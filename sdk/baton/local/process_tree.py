@@ -14,7 +14,11 @@ _KILL_S = 5.0
 """How long to go on killing. A process that survives this hangs in the kernel, and nobody can end it."""
 
 TRACKERS_S = 2.0
-"""How long Python's resource trackers may take to end by themselves, once all others have ended."""
+"""How long Python's resource trackers may take to end by themselves, once all others have ended; longer where this process
+itself has to wait for a CPU."""
+
+_LOOK_S = 0.01
+_TRACKER_LOOKS = round(TRACKERS_S / _LOOK_S)
 
 _TRACKER = b"resource_tracker import main"
 """In the command line of a resource tracker, of multiprocessing's or joblib's."""
@@ -74,14 +78,17 @@ def end_below(root: int) -> None:
     Python's resource trackers come last: when all that use one have ended it ends as well, and removes the shared memory and
     the semaphores that those have left in /dev/shm.
     """
-    deadline, spared_until = time.monotonic() + _KILL_S, time.monotonic() + TRACKERS_S
-    while (below := descendants(root)) and (now := time.monotonic()) < deadline:
-        if kill_below(root):
-            spared_until = now + TRACKERS_S
-        elif now >= spared_until:
-            kill(below)
-        time.sleep(0.01)
-    kill(descendants(root))
+    deadline, looks = time.monotonic() + _KILL_S, 0
+    while (below := descendants(root)) and looks < 2 * _TRACKER_LOOKS:
+        if not kill_below(root):
+            looks += 1
+            if looks > _TRACKER_LOOKS:
+                kill(below)
+        elif time.monotonic() < deadline:
+            looks = 0
+        else:
+            return  # trackers end with those that still hang
+        time.sleep(_LOOK_S)
 
 
 def _trackers(pids: Iterable[int]) -> set[int]:
