@@ -173,7 +173,9 @@ ENDS = {
     "SIGTERM that it does not hear": lambda service: [freeze(service), service.process.terminate()],
     "SIGQUIT": lambda service: service.end_at_once(),
     "a keeper that is frozen too": lambda service: [
-        service.process.send_signal(signal.SIGSTOP), freeze(service), kill_all([service])
+        service.process.send_signal(signal.SIGSTOP),
+        freeze(service),
+        kill_all([service]),
     ],
 }
 
