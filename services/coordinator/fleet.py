@@ -69,7 +69,9 @@ class Fleet:
         before = replica.health
         try:
             await liveness.look(replica.address)
-        except OSError as error:  # TimeoutError too
+        except TimeoutError as error:
+            tell = partial(replica.unreached, liveness.why(error))
+        except OSError as error:
             tell = partial(replica.refused, liveness.why(error))
         else:
             tell = await self._ask(replica)

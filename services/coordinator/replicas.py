@@ -74,6 +74,11 @@ class Replica:
         elif self.health is not ReplicaHealth.DEAD:
             self._become(ReplicaHealth.SUSPECT, cause)
 
+    def unreached(self, cause: str) -> None:
+        """Nobody accepted a connection in time, nor refused it: the backlog of a process that starts may be full."""
+        if self.health is not ReplicaHealth.RESTARTING:
+            self.refused(cause)
+
     def broke(self, cause: str) -> None:
         """A call to it lost its connection: a connection that is refused now, or leads to no answer, is proof."""
         if self.health in (ReplicaHealth.HEALTHY, ReplicaHealth.STALE, ReplicaHealth.SUSPECT):

@@ -18,7 +18,7 @@ from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.config.services import DeadlinesConfig
 from baton.errors import BatonError
-from baton.local.process_tree import descendants
+from baton.local.process_tree import descendants, kill_below
 from baton.publication import Publication
 from processes import ServiceProcess, StaticProcess, TrainerProcess
 from services.coordinator.connections import Addresses, Connections
@@ -151,8 +151,7 @@ def send_signal(process: ServiceProcess, number: signal.Signals) -> None:
 def kill(process: ServiceProcess) -> None:
     """kill -9 of all of it; returns when nothing is left."""
     below = [psutil.Process(pid) for pid in descendants(process.popen.pid)]
-    for one in below:
-        one.kill()
+    kill_below(process.popen.pid)  # and then the service, with which its resource tracker ends
     process.kill()
     psutil.wait_procs(below, timeout=10)
     process.ready_file.unlink(missing_ok=True)

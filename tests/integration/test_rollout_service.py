@@ -1,8 +1,6 @@
 """The rollout service over gRPC, on vLLM's CPU build with a small random model."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from vanishing_client import killed_while_it_waits
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import InvalidRequestError, NotReadyError, ServiceUnavailableError, StalePolicyError
-from baton.local.process_tree import descendants
+from baton.local.process_tree import kill_below
 from baton.samples import FinishReason
 from processes import ServiceProcess, free_port
 from ranks import run_ranks
@@ -143,8 +141,7 @@ async def test_a_replica_ends_with_its_engine(process: ServiceProcess, rollout: 
     with engine_stopped(process):
         waiting = asyncio.create_task(collect(rollout.generate([Prompt(f"g{i}", token_ids=[5]) for i in range(8)])))
         await until_running(rollout, 8)
-        for pid in descendants(process.popen.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_below(process.popen.pid)
     with pytest.raises(ServiceUnavailableError):
         await waiting
     assert await asyncio.to_thread(process.popen.wait, 60) != 0

@@ -95,5 +95,8 @@ def test_nothing_is_left_of_a_replica_that_is_killed(process: ServiceProcess) ->
     """The last test of this file: it leaves no replica to the others."""
     below = [psutil.Process(pid) for pid in descendants(process.popen.pid)]
     assert len(below) >= 3, "the engine and two workers"
+    memory = {Path(mapped.path) for one in below for mapped in one.memory_maps() if mapped.path.startswith("/dev/shm/")}
+    assert [file for file in memory if file.exists()], "they talk over shared memory"
     process.kill()
     assert psutil.wait_procs(below, timeout=60)[1] == []
+    assert [file for file in memory if file.exists()] == []

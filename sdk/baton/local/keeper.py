@@ -4,6 +4,7 @@
 
 The keeper adopts orphans below it (PR_SET_CHILD_SUBREAPER), so it finds every descendant, even one in a session of its
 own whose parent is gone. The kernel sends it SIGTERM when the supervisor dies, however it dies (PR_SET_PDEATHSIG).
+Shared memory goes with its resource tracker (`end_below`), temporary files with the directory that they are all put into.
 
 SIGTERM: pass it to the service, wait the grace period, then SIGKILL all that is left. SIGQUIT: SIGKILL all at once.
 It exits as the service did: with its code, or with 128 + the number of the signal that ended it.
@@ -18,13 +19,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from baton.local.process_tree import descendants, kill
+from baton.local.process_tree import end_below, kill, kill_below
+from baton.local.temporary_files import temporary_files
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = {signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD}
-_KILL_S = 5.0
-"""How long to go on killing. A process that survives this hangs in the kernel, and nobody can end it."""
 
 
 def end_with_parent(number: signal.Signals, parent: int) -> None:
@@ -47,9 +47,12 @@ def keep(supervisor: int, grace_s: float, command: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     end_with_parent(signal.SIGTERM, supervisor)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    service = _start(command)
-    code = _wait(service, grace_s)
-    _end_rest()
+    with temporary_files() as environment:
+        os.environ.update(environment)
+        service = _start(command)
+        code = _wait(service, grace_s)
+        end_below(os.getpid())
+    _reap(service)
     return code
 
 
@@ -85,7 +88,8 @@ def _wait(service: int, grace_s: float) -> int:
             os.kill(service, signal.SIGTERM)
             deadline = time.monotonic() + grace_s
         elif number == signal.SIGQUIT or (deadline is not None and time.monotonic() >= deadline):
-            kill(descendants(os.getpid()))
+            kill([service])
+            kill_below(os.getpid())
             deadline = time.monotonic() + 0.05
 
 
@@ -102,15 +106,6 @@ def _reap(service: int) -> int | None:
         if pid == service:
             ended = os.waitstatus_to_exitcode(status)
             code = ended if ended >= 0 else 128 - ended
-
-
-def _end_rest() -> None:
-    """Kills what the service left behind, until nothing is left."""
-    deadline = time.monotonic() + _KILL_S
-    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
-        kill(left)
-        time.sleep(0.01)
-        _reap(0)
 
 
 if __name__ == "__main__":

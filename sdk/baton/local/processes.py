@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import DeadlineError, ServiceFaultError
-from baton.local.process_tree import descendants, kill
+from baton.local.process_tree import end_below, kill
 
 GRACE_S = 5.5
 """Seconds from SIGTERM to SIGKILL; a little more than a service takes to drain its calls."""
@@ -142,5 +142,6 @@ def kill_all(children: Sequence[Child]) -> None:
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:  # the keeper itself hangs or is frozen
-            kill([*descendants(process.pid), process.pid])
+            end_below(process.pid)
+            kill([process.pid])
             process.wait(5)

@@ -1,6 +1,7 @@
 """Looking at replicas: what is seen late counts for nothing, and waiting ends in time."""
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from baton.api.rollout.v1 import rollout_pb2
 from baton.clients import RolloutClient
 from baton.errors import ServiceUnavailableError
 from baton.testing import FakeRollout, serve
+from services.coordinator import liveness
 from services.coordinator.fleet import Fleet
 from services.coordinator.replicas import ReplicaHealth
 
@@ -63,6 +65,22 @@ async def test_without_a_replica_that_serves_the_wait_ends_with_what_became_of_e
     for wait in (fleet.take(1), fleet.reachable()):
         with pytest.raises(ServiceUnavailableError, match=told):
             await wait
+
+
+async def test_a_full_backlog_of_a_process_that_starts_is_not_another_death(monkeypatch):
+    monkeypatch.setattr(liveness, "CONNECT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as starting:
+        host, port = starting.getsockname()
+        fleet = Fleet([RolloutClient(f"{host}:{port}")], return_s=1.0)
+        (replica,) = fleet.replicas
+        replica.broke("a call broke off")
+        for seen in (replica.refused, replica.silent):
+            seen("it is started again")
+        with socket.create_connection((host, port)):  # nobody accepts it, and there is room for no other
+            await fleet.look(replica)
+        assert (replica.health, replica.deaths) == (ReplicaHealth.RESTARTING, 1)
+    await fleet.look(replica)
+    assert (replica.health, replica.deaths) == (ReplicaHealth.DEAD, 2)
 
 
 class Hanging(FakeRollout):

@@ -105,6 +105,24 @@ def test_a_start_that_fails_is_another_death() -> None:
     assert seen.replica.health is DEAD and seen.replica.deaths == 2
 
 
+def test_a_start_that_is_not_reached_in_time_goes_on() -> None:
+    seen = Seen()
+    seen.refuse(REFUSALS)
+    seen.replica.silent("loads its model")
+    for _ in range(REFUSALS):
+        seen.replica.unreached("it accepts no connection within 10 s")
+    assert (seen.states, seen.replica.deaths) == ([SUSPECT, DEAD, RESTARTING], 1)
+    seen.refuse()
+    assert seen.replica.health is DEAD and seen.replica.deaths == 2
+
+
+def test_one_that_served_and_is_not_reached_again_and_again_is_dead() -> None:
+    seen = Seen()
+    for _ in range(REFUSALS):
+        seen.replica.unreached("it accepts no connection within 10 s")
+    assert (seen.states, seen.replica.deaths) == ([SUSPECT, DEAD], 1)
+
+
 def test_one_that_lives_but_lost_its_update_is_stale_and_not_dead() -> None:
     seen = Seen()
     seen.replica.answered(4, serving=False, wanted=5, why="the update to version 5 failed: a member died")

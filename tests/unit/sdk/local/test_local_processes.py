@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from baton.errors import DeadlineError, ServiceFaultError
-from baton.local.process_tree import descendants
+from baton.local.process_tree import TRACKERS_S, descendants
 from baton.local.processes import Child, exit_words, kill_all, log_tail, ready_file_probe
 
 SLEEP = "import time; time.sleep(600)"
@@ -50,6 +50,7 @@ def place(tmp_path, monkeypatch):
     there = tmp_path / "place"
     there.mkdir()
     monkeypatch.chdir(there)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a keeper that is killed leaves its directory
     yield there
     monkeypatch.undo()
     left = processes_in(there)
@@ -146,6 +147,85 @@ def test_torchruns_report_does_not_hide_what_the_rank_said(tmp_path):
     report = "E1123 15:39:28.910000 7720 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) rank: 0"
     log.write_text("\n".join(["no memory left", report, *["torchrun's words"] * 30]))
     assert log_tail(log) == f"the last lines of {log}:\n    no memory left"
+
+
+# with an engine below it that holds shared memory, and that dies with it, as vLLM's does
+SHARING = """
+import ctypes, multiprocessing, signal, tempfile, time
+from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+
+def engine():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    memory = shared_memory.SharedMemory(create=True, size=4096)
+    Path("partial").write_text("/dev/shm/" + memory.name + " " + tempfile.mkdtemp() + " " + tempfile.mkstemp()[1])
+    Path("partial").rename("made")
+    time.sleep(600)
+
+resource_tracker.ensure_running()
+multiprocessing.get_context("fork").Process(target=engine).start()
+time.sleep(600)
+"""
+ENDS = {
+    "kill -9": lambda service: os.kill(pid_of(service), signal.SIGKILL),
+    "kill -9 of a frozen one": lambda service: [freeze(service), os.kill(pid_of(service), signal.SIGKILL)],
+    "SIGTERM": lambda service: service.process.terminate(),
+    "SIGTERM that it does not hear": lambda service: [freeze(service), service.process.terminate()],
+    "SIGQUIT": lambda service: service.end_at_once(),
+    "a keeper that is frozen too": lambda service: [
+        service.process.send_signal(signal.SIGSTOP),
+        freeze(service),
+        kill_all([service]),
+    ],
+}
+
+
+def pid_of(service: Child) -> int:
+    return descendants(service.process.pid)[0]
+
+
+def freeze(service: Child) -> None:
+    for pid in descendants(service.process.pid):
+        os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_no_shared_memory_outlives_a_service_however_it_ends(place, tmp_path, end):
+    service = child(SHARING, tmp_path, grace_s=0.5)
+    wait_until((place / "made").exists, "the engine has its memory")
+    memory, *_ = (Path(name) for name in (place / "made").read_text().split())
+    try:
+        assert memory.exists()
+        ENDS[end](service)
+        service.process.wait(60)
+        assert not memory.exists()
+    finally:
+        memory.unlink(missing_ok=True)
+    wait_until(lambda: processes_in(place) == [], "all have ended")
+
+
+@pytest.mark.parametrize("end", [end for end in ENDS if "keeper" not in end])
+def test_no_temporary_file_outlives_a_service_however_it_ends(place, tmp_path, end):
+    service = child(SHARING, tmp_path, grace_s=0.5)
+    wait_until((place / "made").exists, "the engine has its files")
+    _, *files = (Path(name) for name in (place / "made").read_text().split())
+    assert all(file.exists() for file in files)
+    ENDS[end](service)
+    service.process.wait(60)
+    assert not any(file.exists() for file in files)
+    wait_until(lambda: processes_in(place) == [], "all have ended")
+
+
+def test_a_resource_tracker_that_does_not_end_by_itself_is_killed(place, tmp_path):
+    hanging = "open('up', 'w').close(); import time; time.sleep(600)  # from multiprocessing.resource_tracker import main"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {hanging!r}]); "
+    service = child(start + SLEEP, tmp_path)
+    wait_until((place / "up").exists, "it runs")
+    began = time.monotonic()
+    service.end_at_once()
+    service.process.wait(60)
+    assert TRACKERS_S <= time.monotonic() - began < 30
+    wait_until(lambda: processes_in(place) == [], "all have ended")
 
 
 async def test_a_child_that_is_not_ready_in_time_names_the_deadline(place, tmp_path):
