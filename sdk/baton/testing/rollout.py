@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import numpy as np
 
+from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import control_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.control_pb2_grpc import RolloutControlServiceServicer
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer
-from baton.errors import DigestMismatchError, InvalidRequestError, NotReadyError, StalePolicyError
+from baton.errors import DigestMismatchError, InvalidRequestError, NotFoundError, NotReadyError, StalePolicyError
 from baton.samples import FinishReason, Ragged, Samples
 from baton.testing import weights
 
@@ -38,6 +39,7 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
         """Every UpdateWeights request so far."""
         self._instance_id = uuid.uuid4().hex
         self._state = pb.REPLICA_STATE_HEALTHY
+        self._group = weights_pb2.WeightGroup()
         self._arrived: tuple[int, str] | None = None
         self._running = 0
         self._generated = 0
@@ -73,9 +75,12 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
         self.updates.append(request)
         if self._state == pb.REPLICA_STATE_PAUSED:
             raise NotReadyError("no weights can be taken: it is paused; call Resume")
+        if not request.group.senders and request.group.group_id != self._group.group_id:
+            raise NotFoundError(f"weight group {request.group.group_id} is none that this replica is in; send all of it")
+        group = request.group if request.group.senders else self._group
         self._state = pb.REPLICA_STATE_STALE
-        payload = await weights.receive(request.group, request.timeout_s)
-        self._state = pb.REPLICA_STATE_UPDATING
+        payload = await weights.receive(group, request.timeout_s)
+        self._state, self._group = pb.REPLICA_STATE_UPDATING, group
         self._arrived = (request.policy_version, weights.digest(payload))
         return pb.UpdateWeightsResponse(weights_digest=self._arrived[1], bytes=len(payload))
 

@@ -51,7 +51,9 @@ async def test_a_replica_that_was_started_again_gets_its_weights_over_a_new_grou
             await publisher.publish(2, timeout_s=20)
     before = {update.group.group_id for update in first.updates}
     assert len(first.updates) == 2 and len(before) == 1
-    assert {update.group.group_id for update in second.updates}.isdisjoint(before)
+    assert [update.group.group_id in before for update in second.updates] == [True, False], "refused, and opened anew"
+    assert [bool(update.group.senders) for update in (*first.updates, *second.updates)] == [True, False, False, True]
+    assert second.policy_version == 2
 
 
 async def test_other_versions_than_the_served_one_are_refused(pair):
