@@ -24,6 +24,7 @@ _OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),  # keepalives in a long silent call are no abuse
     ("grpc.server.max_pending_requests", 50_000),  # beyond 1,000 that arrive at once gRPC would cancel some, unsaid
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.server_max_unrequested_time_in_server", 86_400),  # after 30 s a busy service would lose calls
 ]
 
 log = logging.getLogger(__name__)

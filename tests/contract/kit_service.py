@@ -1,7 +1,8 @@
 """A service on the server kit for `test_server.py`: UpdateWeights says "begun", then takes `timeout_s` seconds, and
-as long as there is a file `hold` beside the ready file."""
+as long as there is a file `hold` beside the ready file. CommitWeights keeps the whole service busy for `timeout_s`."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import grpc
@@ -25,6 +26,12 @@ class Slow(RolloutServiceServicer):
         while self.hold.exists():
             await asyncio.sleep(0.01)
         return pb.UpdateWeightsResponse(bytes=7)
+
+    async def CommitWeights(
+        self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CommitWeightsResponse:
+        time.sleep(request.timeout_s)
+        return pb.CommitWeightsResponse()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
         raise ZeroDivisionError("a defect")

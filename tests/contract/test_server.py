@@ -74,6 +74,18 @@ def held_call(kit: Kit, channel: grpc.Channel) -> grpc.Future:
     return call
 
 
+@pytest.mark.slow
+def test_calls_that_a_busy_service_has_not_begun_wait_as_long_as_their_deadlines_let_them(
+    kit: Kit, channel: grpc.Channel
+) -> None:
+    """gRPC by itself would cancel them after 30 s."""
+    rollout = RolloutServiceStub(channel)
+    busy = rollout.CommitWeights.future(pb.CommitWeightsRequest(timeout_s=32), timeout=120)
+    waiting = [rollout.UpdateWeights.future(pb.UpdateWeightsRequest(), timeout=120) for _ in range(50)]
+    assert busy.result() == pb.CommitWeightsResponse()
+    assert [call.result().bytes for call in waiting] == [7] * 50
+
+
 def test_the_ready_file_names_the_bound_port_and_the_process(kit: Kit, channel: grpc.Channel) -> None:
     assert kit.facts["pid"] == kit.popen.pid
     host, _, port = kit.facts["address"].rpartition(":")
