@@ -91,12 +91,12 @@ class WeightUpdates:
     ) -> pb.UpdateWeightsResponse:  # fmt: skip
         version, room, is_base = request.policy_version, self._engine.staging_bytes, group.content == _BASE
         staged = bool(room) and not is_base and payload_of(group) <= room
-        begun = self._begun(request, serving=staged)
+        begun, begin_s = self._begun(request, serving=staged), request.begin_s or request.timeout_s
         self._staged = request if staged else None
-        await self._guarded(version, "begin", request.begin_s or request.timeout_s, self._beginning(request, staged=staged))
+        await self._guarded(version, "begin", begin_s, self._beginning(request, staged=staged))
         if not staged:
             self.base_digest = ""
-        ready, begin_s = time.perf_counter(), request.begin_s or request.timeout_s
+        ready = time.perf_counter()
         arriving = asyncio.create_task(self._ended(self._arriving(request, group, staged=staged)))
         try:
             if not staged:
