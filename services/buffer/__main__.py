@@ -20,7 +20,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     url = arguments.store or run.store.url
     if url is None:
         raise ConfigError("store.url: not set, and this service starts no store; set it, or add --store redis://HOST:PORT")
-    store = Store(url)
+    store = Store(url, retry_s=run.deadlines.store_s)
     await store.check()
     server = Server(SERVICES, arguments.listen)
     add_services(server.grpc, store, Limits.of(run.store))

@@ -19,8 +19,6 @@ from services.buffer.store_clients import open_client
 from services.buffer.store_errors import FAILURES, explained, heals
 from services.buffer.store_url import parse
 
-RETRY_S = 5.0
-"""How long a command is sent again while the store cannot be used: enough for a restart, or a quick failover."""
 RETRY_PAUSE_S = 0.1
 
 log = logging.getLogger(__name__)
@@ -34,9 +32,11 @@ class Store:
     BackpressureError.
     """
 
-    def __init__(self, url: str) -> None:
-        """Does not connect yet. Raises ConfigError for a URL that cannot be read."""
+    def __init__(self, url: str, *, retry_s: float) -> None:
+        """Does not connect yet. `retry_s`: how long a command is sent again. Raises ConfigError for a URL that cannot be
+        read."""
         self._url = parse(url)
+        self._retry_s = retry_s
         self.shown_url = self._url.shown
         self._client = open_client(self._url)
         self._scripts: dict[str, tuple[str, str]] = {}
@@ -95,7 +95,7 @@ class Store:
                         yield key
                 return
             except FAILURES as error:  # another server has another order, so the scan starts anew
-                give_up = give_up or time.monotonic() + RETRY_S
+                give_up = give_up or time.monotonic() + self._retry_s
                 await self._pause(error, give_up)
 
     async def close(self) -> None:
@@ -111,7 +111,7 @@ class Store:
         return await self._client.execute("EVAL", text, len(keys), *keys, *arguments)
 
     async def _insist(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        give_up = time.monotonic() + RETRY_S
+        give_up = time.monotonic() + self._retry_s
         while True:
             try:
                 return await attempt()

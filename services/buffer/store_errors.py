@@ -48,7 +48,7 @@ def explained(error: BaseException, url: StoreUrl, *, at_sentinel: bool = False)
         return ServiceFaultError(f"the store at {url.shown} refused a command: {error}")
     return StoreUnavailableError(
         f"the store at {url.shown} cannot be used: {error}; see that it runs, and that store.url names it (with rediss "
-        "if it speaks TLS, else redis)"
+        "if it speaks TLS, else redis); if it is only slow, raise deadlines.store_s"
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -46,12 +47,13 @@ def service_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def configure_logging(service: str) -> None:
-    """One line a message on stderr, with the service's name."""
+    """One line a message on stderr, with the service's name. SIGUSR1 writes there what every thread is doing."""
     logging.basicConfig(
         level=os.environ.get("BATON_LOG_LEVEL", "INFO"),
         format=f"%(asctime)s %(levelname).1s {service} %(name)s: %(message)s",
         force=True,
     )
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:

@@ -30,6 +30,7 @@ class Slow(RolloutServiceServicer):
     async def CommitWeights(
         self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitWeightsResponse:
+        print("busy", flush=True)
         time.sleep(request.timeout_s)
         return pb.CommitWeightsResponse()
 

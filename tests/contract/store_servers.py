@@ -18,17 +18,9 @@ from baton.local.store import find_server, free_port
 from processes import Process, ServiceProcess
 from services.buffer.store import Store
 
-PATIENT = """
-import runpy, services.buffer.store
-services.buffer.store.RETRY_S = 20.0
-runpy.run_module("services.buffer", run_name="__main__")
-"""
-"""A buffer that sends commands again for as long as a failover takes on a busy machine."""
-
-
 @asynccontextmanager
-async def open_store(url: str) -> AsyncIterator[Store]:
-    store = Store(url)
+async def open_store(url: str, retry_s: float = 30.0) -> AsyncIterator[Store]:
+    store = Store(url, retry_s=retry_s)
     try:
         yield store
     finally:
@@ -39,7 +31,6 @@ async def open_store(url: str) -> AsyncIterator[Store]:
 async def buffer_on(url: str, run_file: Path, directory: Path) -> AsyncIterator[BufferClient]:
     """A buffer service on that store."""
     service = ServiceProcess("buffer", run_file, directory, "--store", url)
-    service.command[1:3] = ["-c", PATIENT]
     try:
         await asyncio.to_thread(service.start)
         async with BufferClient(service.address, timeout_s=30) as client:

@@ -33,8 +33,9 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess
 def own_buffer(
     own_store: StoreProcess, run_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServiceProcess]:
-    """A buffer on `own_store` that these tests may kill."""
-    process = ServiceProcess("buffer", run_file, tmp_path_factory.mktemp("own-buffer"), "--store", own_store.url)
+    """A buffer on `own_store` that these tests may kill; it gives a silent store up after 5 s."""
+    options = ["--store", own_store.url, "--set", "deadlines.store_s=5"]
+    process = ServiceProcess("buffer", run_file, tmp_path_factory.mktemp("own-buffer"), *options)
     yield process
     process.kill()
 
@@ -92,7 +93,7 @@ async def test_a_store_that_is_gone_is_a_clear_error_in_bounded_time_and_nothing
         ]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, StoreUnavailableError)
-            assert own_store.url in str(error) and "store.url" in str(error)
+            assert all(named in str(error) for named in (own_store.url, "store.url", "deadlines.store_s"))
         assert 4 < time.monotonic() - began < 28
 
         await asyncio.to_thread(own_store.start)
@@ -109,6 +110,21 @@ async def test_a_store_that_is_back_within_seconds_goes_unnoticed(own_store, run
         await asyncio.sleep(0.5)
         await asyncio.to_thread(own_store.start)
         assert await put == 8
+
+
+@pytest.mark.usefixtures("both_run")
+async def test_a_store_that_stands_still_for_seconds_goes_unnoticed(own_store, run_file, run_id, tmp_path):
+    """As one does that waits for a busy disk."""
+    async with buffer_on(own_store.url, run_file, tmp_path) as client:
+        await client.open_episode(run_id, 0, **SIZES)
+        own_store.popen.send_signal(signal.SIGSTOP)
+        try:
+            put = asyncio.create_task(client.put(run_id, 0, make_samples(range(8))))
+            await asyncio.sleep(12)
+        finally:
+            own_store.popen.send_signal(signal.SIGCONT)
+        assert await put == 8
+        assert await lease_numbers(client, run_id, 0, 0) == list(range(8))
 
 
 @pytest.mark.usefixtures("both_run")
@@ -133,7 +149,7 @@ def start(run_file: Path, *options: str) -> subprocess.CompletedProcess:
 
 def test_an_unreachable_store_ends_the_start_with_its_url_but_not_its_password(run_file):
     port = free_port()
-    ended = start(run_file, "--store", f"redis://ann:secret@127.0.0.1:{port}/0")
+    ended = start(run_file, "--store", f"redis://ann:secret@127.0.0.1:{port}/0", "--set", "deadlines.store_s=1")
     assert ended.returncode == 1
     assert f"redis://ann:***@127.0.0.1:{port}/0" in ended.stderr and "store.url" in ended.stderr
     assert "secret" not in ended.stderr and "Traceback" not in ended.stderr

@@ -115,6 +115,14 @@ def test_the_server_maps_errors_and_logs_defects(kit: Kit, channel: grpc.Channel
     assert "ZeroDivisionError: a defect" in kit.output()
 
 
+def test_sigusr1_has_a_service_write_what_it_is_doing_and_go_on(kit: Kit, channel: grpc.Channel) -> None:
+    busy = RolloutServiceStub(channel).CommitWeights.future(pb.CommitWeightsRequest(timeout_s=3), timeout=30)
+    kit.until_said("busy")
+    kit.popen.send_signal(signal.SIGUSR1)
+    assert busy.result() == pb.CommitWeightsResponse()
+    assert "in CommitWeights" in kit.output()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_call_in_flight_finish_and_ends_the_process_cleanly(
     kit: Kit, channel: grpc.Channel, number: int

@@ -28,12 +28,6 @@ pytestmark = pytest.mark.slow
 SIZES = {"expected_samples": 8, "global_batch_size": 8, "micro_batch_size": 8}
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands of a Store of this process are repeated for as long as a failover takes on a busy machine."""
-    monkeypatch.setattr("services.buffer.store.RETRY_S", 20.0)
-
-
 async def keys_of(store: Store, pattern: str) -> list[bytes]:
     return [key async for key in store.scan(pattern)]
 
@@ -73,7 +67,6 @@ async def fail_over(servers: Group, run: str, run_file: Path, directory: Path) -
         assert (await client.get_episode(run, 0)).stored == 8
 
 
-@pytest.mark.usefixtures("patient")
 async def test_commands_outlive_a_master_that_sentinels_replace(run_file, run_id, tmp_path):
     servers = SentinelServers(tmp_path)
     try:
@@ -83,7 +76,6 @@ async def test_commands_outlive_a_master_that_sentinels_replace(run_file, run_id
         servers.kill()
 
 
-@pytest.mark.usefixtures("patient")
 async def test_commands_follow_a_slot_of_a_cluster_and_outlive_its_master(run_file, run_id, tmp_path):
     servers = ClusterServers(tmp_path)
     try:
@@ -108,7 +100,6 @@ async def test_commands_follow_a_slot_of_a_cluster_and_outlive_its_master(run_fi
         servers.kill()
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_cluster_whose_nodes_are_all_replaced_is_found_again_by_the_hosts_of_the_url(tmp_path):
     ports = free_ports(4)
     old, new = (
@@ -133,7 +124,6 @@ async def test_a_cluster_whose_nodes_are_all_replaced_is_found_again_by_the_host
         new.kill()
 
 
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("spoil", "mend"),
     [
@@ -164,11 +154,10 @@ async def test_a_master_that_takes_no_writes_for_a_moment_goes_unnoticed(spoil, 
 @pytest.mark.parametrize(
     "url", ["rediss://{}", "redis+cluster://{}", "redis+sentinel://{}/relay?sentinel_password=secret", "unix://{}"]
 )
-async def test_a_store_of_any_kind_that_stays_away_is_a_clear_error_in_bounded_time(url, monkeypatch, tmp_path):
-    monkeypatch.setattr("services.buffer.store.RETRY_S", 0.5)
+async def test_a_store_of_any_kind_that_stays_away_is_a_clear_error_in_bounded_time(url, tmp_path):
     address = f":secret@127.0.0.1:{free_ports(1)[0]}" if "unix" not in url else f":secret@{tmp_path}/socket"
     began = time.monotonic()
-    async with open_store(url.format(address)) as store:
+    async with open_store(url.format(address), retry_s=0.5) as store:
         key, shown = state_key("run"), url.format(address).replace("secret", "***")
         attempts = [
             store.check(), store.call("GET", key), store.run("put_state", [key], 0, b""), store.pipeline([("GET", key)]),

@@ -34,11 +34,9 @@ ENCODED = "s%2Fec%3Ar%40e%3Ft%23%25"
 async def refusal(url: str) -> str:
     """The message of the ConfigError that the store's check ends with, at once."""
     began = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("services.buffer.store.RETRY_S", 60.0)
-        async with open_store(url) as store:
-            with pytest.raises(ConfigError) as refused:
-                await store.check()
+    async with open_store(url, retry_s=60.0) as store:
+        with pytest.raises(ConfigError) as refused:
+            await store.check()
     assert time.monotonic() - began < 30, "it was tried again"
     assert str(refused.value).startswith("store.url: got ")
     return str(refused.value)

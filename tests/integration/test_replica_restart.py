@@ -108,10 +108,17 @@ class Run:
         """Seconds until `condition()`, a coroutine, is true; fails the test with `what`, and what the run says, after
         `timeout_s`."""
         begun = time.monotonic()
-        while not await condition():
+        while not await self.holds(condition):
             assert time.monotonic() - begun < timeout_s, f"not within {timeout_s} s: {what}\n{await self.report()}"
             await asyncio.sleep(0.02)
         return time.monotonic() - begun
+
+    async def holds(self, condition: Condition) -> bool:
+        """Whether `condition()`; not while the coordinator does not answer, as on a machine whose disk is busy."""
+        try:
+            return await condition()
+        except httpx.TimeoutException:
+            return False
 
     async def report(self) -> str:
         """What the coordinator says of the victim, and the ends of the logs."""
@@ -119,6 +126,8 @@ class Run:
             await self.seen()
         except httpx.HTTPError as error:  # what was seen before is told
             unseen = f" before {error!r}"
+            os.kill(record(self.place)["services"]["coordinator"]["pid"], signal.SIGUSR1)  # its log tells what it does
+            await asyncio.sleep(1)
         else:
             unseen = ""
         last = ", ".join(f"{name} {self.last_seen.get(name)!r}" for name in ("state", "reason", "deaths"))
@@ -139,9 +148,10 @@ class Run:
         return reached
 
     async def seen(self) -> dict:
-        """The victim, as the coordinator sees it."""
-        replicas = (await self.http.get("/status")).json()["replicas"]
-        self.last_seen = {one["address"]: one for one in replicas}[self.victim]
+        """The victim, as the coordinator sees it; fails the test if the run has failed."""
+        status = (await self.http.get("/status")).json()
+        assert not status["error"]
+        self.last_seen = {one["address"]: one for one in status["replicas"]}[self.victim]
         return self.last_seen
 
     async def has_work(self) -> bool:

@@ -156,6 +156,10 @@ class DeadlinesConfig(Section):
     buffer_s: Seconds = 60.0
     """One call to the buffer."""
 
+    store_s: Seconds = 30.0
+    """How long the buffer sends a command again that the store does not answer: it restarts and reads its file, fails over,
+    or waits for its disk. Less than `buffer_s`, or the caller gives up first, and the error does not name the store."""
+
     @property
     def trainer_s(self) -> float:
         """The longest that a command may keep a trainer's ranks, which wait for each other."""

@@ -10,7 +10,7 @@ from services.buffer.store_url import hide_password, parse
 
 def refusal(url: str) -> str:
     with pytest.raises(ConfigError) as refused:
-        Store(url)
+        Store(url, retry_s=1.0)
     return str(refused.value)
 
 
