@@ -18,6 +18,7 @@ from baton.local.store import find_server, free_port
 from processes import Process, ServiceProcess
 from services.buffer.store import Store
 
+
 @asynccontextmanager
 async def open_store(url: str, retry_s: float = 30.0) -> AsyncIterator[Store]:
     store = Store(url, retry_s=retry_s)
