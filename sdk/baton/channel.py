@@ -95,16 +95,21 @@ class ServiceClient:
 
     async def _stream_once_there_is_room(self, method: str, request: Any, timeout_s: float) -> AsyncIterator[Any]:
         """As `_stream`; asks again while the service's budget is full, which it says before its first answer."""
-        deadline, longest, answered = time.monotonic() + timeout_s, 0.1, False
+        deadline, longest, answered, earlier = time.monotonic() + timeout_s, 0.1, False, None
         while True:
             try:
                 async for response in self._stream(method, request, max(deadline - time.monotonic(), 0.0)):
                     answered = True
                     yield response
                 return
-            except BackpressureError:
+            except BackpressureError as error:
                 if answered or time.monotonic() + longest > deadline:
                     raise
+                earlier = error
+            except DeadlineError:
+                if earlier and not answered:
+                    raise earlier from None  # it says what the time went by with
+                raise
             await asyncio.sleep(random.uniform(0, longest))  # not all of them at once
             longest = min(2 * longest, 2.0)
 

@@ -1,10 +1,31 @@
 """What clients have to themselves, over a real grpc.aio server."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import grpc
+import pytest
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer, add_RolloutServiceServicer_to_server
 from baton.clients import RolloutClient
+from baton.clients.rollout import Prompt, SamplingParams
+from baton.errors import BackpressureError, DeadlineError
+from services.common.interceptors import ErrorInterceptor
+
+
+@asynccontextmanager
+async def serving(servicer: RolloutServiceServicer) -> AsyncIterator[str]:
+    """The address of a server that has it."""
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    add_RolloutServiceServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(None)
 
 
 class Listening(RolloutServiceServicer):
@@ -19,15 +40,33 @@ class Listening(RolloutServiceServicer):
 
 
 async def test_clients_of_one_process_have_a_connection_each_so_that_bulk_streams_do_not_share_one() -> None:
-    servicer, server = Listening(), grpc.aio.server()
-    add_RolloutServiceServicer_to_server(servicer, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    try:
-        async with RolloutClient(address) as one, RolloutClient(address) as other:
-            for client in (one, other, one):
-                await client.get_status()
-    finally:
-        await server.stop(None)
+    servicer = Listening()
+    async with serving(servicer) as address, RolloutClient(address) as one, RolloutClient(address) as other:
+        for client in (one, other, one):
+            await client.get_status()
     first, second, again = servicer.peers
     assert first == again != second
+
+
+class Refusing(RolloutServiceServicer):
+    """Has a full queue for so many calls; then it is silent."""
+
+    def __init__(self, refusals: int) -> None:
+        self.left = refusals
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        self.left -= 1
+        if self.left >= 0:
+            raise BackpressureError("the queue is full")
+        await asyncio.sleep(60)
+        yield pb.GenerateResponse()
+
+
+@pytest.mark.parametrize(("refusals", "error"), [(1, BackpressureError), (0, DeadlineError)])
+async def test_a_call_that_runs_out_of_time_tells_what_it_waited_for(refusals: int, error: type[Exception]) -> None:
+    async with serving(Refusing(refusals)) as address, RolloutClient(address) as client:
+        with pytest.raises(error):
+            async for _ in client.generate([Prompt("a", token_ids=[5])], sampling=SamplingParams(), timeout_s=1):
+                pass
