@@ -11,6 +11,7 @@ from typing import Any, Self
 import grpc
 
 from baton.errors import BackpressureError, DeadlineError, ServiceUnavailableError, from_rpc_error
+from baton.samples import GROUP_BYTES
 
 _RETRY = {  # gRPC allows five attempts; with a ready-wait in between they span a restart of the service
     "maxAttempts": 5,
@@ -26,6 +27,7 @@ _KEEPALIVE = [
     ("grpc.initial_reconnect_backoff_ms", 100),  # a service that restarts is back within a second
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+_LARGE_ANSWERS = ("grpc.max_receive_message_length", GROUP_BYTES)
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 """Clients of one process share none: two that stream samples at once would share its windows and its order."""
 
@@ -48,7 +50,8 @@ class ServiceClient:
         self.timeout_s = timeout_s
         methods = [{"service": self.SERVICE, "method": name} for name in self.RETRIED]
         config = {"methodConfig": [{"name": methods, "retryPolicy": _RETRY}]} if methods else {}
-        options = [*_KEEPALIVE, _OWN_CONNECTION, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 1)]
+        own = [("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 1)]
+        options = [*_KEEPALIVE, _LARGE_ANSWERS, _OWN_CONNECTION, *own]
         self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub = type(self).STUB(self._channel)
 

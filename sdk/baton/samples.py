@@ -17,6 +17,9 @@ from baton.ragged import Ragged
 MESSAGE_BYTES = 3 * 1024 * 1024
 """Size of one message of samples, below gRPC's default limit of 4 MiB: what carries it adds fields of its own."""
 
+GROUP_BYTES = 2**28
+"""The most that one group may have. A replica answers with a group in one message, which clients take up to this size."""
+
 Buffer = bytes | memoryview
 _FRAMING_BYTES = 512  # tags and lengths of all columns
 _TEXT_FRAMING_BYTES = 7  # tag and length of one string

@@ -20,6 +20,9 @@ from services.common.interceptors import ErrorInterceptor
 DRAIN_S = 5.0
 """How long calls in flight may go on after SIGTERM."""
 
+GRPC_BYTES = 4 * 2**20
+"""The most of one message that gRPC takes by default."""
+
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
     ("grpc.http2.max_ping_strikes", 0),  # keepalives in a long silent call are no abuse
@@ -74,11 +77,13 @@ def write_ready_file(path: Path, facts: dict[str, object]) -> None:
 class Server:
     """A grpc.aio server with health, reflection, error mapping, and a drain on SIGTERM or SIGINT."""
 
-    def __init__(self, services: Sequence[str], listen: str) -> None:
-        """`services` are full names of gRPC services; `listen` as --listen. Raises SystemExit if it is taken."""
+    def __init__(self, services: Sequence[str], listen: str, *, request_bytes: int = GRPC_BYTES) -> None:
+        """`services` are full names of gRPC services; `listen` as --listen; `request_bytes`: the most of one message to
+        them. Raises SystemExit if `listen` is taken."""
         self.services = services
         self.stopping = asyncio.Event()
-        self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+        options = [*_OPTIONS, ("grpc.max_receive_message_length", request_bytes)]
+        self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
         host, _, port = listen.rpartition(":")
         try:
             bound = self.grpc.add_insecure_port(listen)

@@ -14,6 +14,7 @@ async def serve(options: Namespace) -> None:
     """Loads the engine, then answers until SIGTERM."""
     from baton.config import load_run
     from baton.errors import ConfigError
+    from baton.samples import GROUP_BYTES
     from services.common.http_server import HttpServer, listen
     from services.common.model_store import resolve_model
     from services.rollout.environment import prepare_environment
@@ -25,7 +26,7 @@ async def serve(options: Namespace) -> None:
         raise ConfigError(
             f"models.policy.generator is {policy.generator!r}: start `torchrun -m services.static_rollout`, or write vllm"
         )
-    server = Server(SERVICES, options.listen)  # before the engine: a taken port is known at once
+    server = Server(SERVICES, options.listen, request_bytes=GROUP_BYTES)  # before the engine: a taken port is known at once
     host, _, port = options.openai_listen.rpartition(":")
     listener, openai_address = listen(host.strip("[]"), int(port), "services.openai_port")
     name = run.model_name("policy")

@@ -91,9 +91,10 @@ def _check_start(config: "PolicyConfig") -> None:
 
 async def serve(options: Namespace, engine: object, ranks: object, replica: object) -> None:
     """Rank 0: answers until SIGTERM, then lets the other ranks go."""
+    from baton.samples import GROUP_BYTES
     from services.rollout.servicer import SERVICES, add_services
 
-    server = Server(SERVICES, options.listen)
+    server = Server(SERVICES, options.listen, request_bytes=GROUP_BYTES)
     await engine.prepare()
     add_services(server.grpc, replica)
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(ranks.heartbeat())]

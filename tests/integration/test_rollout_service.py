@@ -104,6 +104,11 @@ async def test_a_prompt_that_fills_the_context_is_refused_by_name(rollout: Rollo
         await collect(rollout.generate(prompts))
 
 
+async def test_a_request_of_more_bytes_than_grpc_takes_by_itself_is_read(rollout: RolloutClient) -> None:
+    with pytest.raises(InvalidRequestError, match=r"prompt long has 2000000 tokens"):
+        await collect(rollout.generate([Prompt("long", token_ids=[5] * 2_000_000)]))
+
+
 async def test_a_prompt_without_input_is_refused(rollout: RolloutClient) -> None:
     with pytest.raises(InvalidRequestError, match="prompt empty has no input"):
         await collect(rollout.generate([Prompt("empty")]))

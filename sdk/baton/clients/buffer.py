@@ -14,15 +14,15 @@ from baton.api.buffer.v1.buffer_pb2_grpc import BufferServiceStub
 from baton.bulk import BulkMessage, Encoded
 from baton.channel import ServiceClient
 from baton.errors import InvalidRequestError
-from baton.samples import MESSAGE_BYTES, Samples
+from baton.samples import GROUP_BYTES, MESSAGE_BYTES, Samples
 
 REQUEST_BYTES = 8 * 2**20
 """About how much one request brings; a larger group goes alone."""
 CHUNK_BYTES = 2**20
 """About how much one message of a request brings, and what the store then keeps as one value: larger ones fall out of
 caches on their way, which costs a fifth of the rate."""
-SAMPLE_BYTES, GROUP_BYTES, PUT_BYTES = MESSAGE_BYTES, 2**28, 2**30
-"""The most that a sample, a group and one call of `put` may have: a sample goes into a message, a group into a request."""
+SAMPLE_BYTES, PUT_BYTES = MESSAGE_BYTES, 2**30
+"""The most that a sample and one call of `put` may have: a sample goes into a message, a group into a request."""
 
 
 @dataclass(frozen=True, slots=True)

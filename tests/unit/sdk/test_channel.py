@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+import numpy as np
 import pytest
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
@@ -12,20 +13,21 @@ from baton.api.rollout.v1.rollout_pb2_grpc import RolloutServiceServicer, add_Ro
 from baton.clients import RolloutClient
 from baton.clients.rollout import Prompt, SamplingParams
 from baton.errors import BackpressureError, DeadlineError
-from services.common.interceptors import ErrorInterceptor
+from baton.ragged import Ragged
+from baton.samples import GROUP_BYTES, Samples
+from services.common.server import Server
 
 
 @asynccontextmanager
 async def serving(servicer: RolloutServiceServicer) -> AsyncIterator[str]:
     """The address of a server that has it."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    add_RolloutServiceServicer_to_server(servicer, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
+    server = Server(["baton.api.rollout.v1.RolloutService"], "127.0.0.1:0", request_bytes=GROUP_BYTES)
+    add_RolloutServiceServicer_to_server(servicer, server.grpc)
+    await server.grpc.start()
     try:
-        yield address
+        yield server.address
     finally:
-        await server.stop(None)
+        await server.grpc.stop(None)
 
 
 class Listening(RolloutServiceServicer):
@@ -70,3 +72,20 @@ async def test_a_call_that_runs_out_of_time_tells_what_it_waited_for(refusals: i
         with pytest.raises(error):
             async for _ in client.generate([Prompt("a", token_ids=[5])], sampling=SamplingParams(), timeout_s=1):
                 pass
+
+
+class Echoing(RolloutServiceServicer):
+    """Answers with what it was asked."""
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        samples = Samples(["a/0"], prompt_ids=Ragged.of([np.frombuffer(request.prompts[0].token_ids, "<i4")], np.int32))
+        yield pb.GenerateResponse(samples=samples.to_proto(), texts=[""])
+
+
+async def test_a_prompt_and_an_answer_of_many_megabytes_travel_whole() -> None:
+    tokens = list(range(4 * 2**20))
+    async with serving(Echoing()) as address, RolloutClient(address) as client:
+        async for generation in client.generate([Prompt("a", token_ids=tokens)]):
+            assert generation.samples.prompt_ids.values.tolist() == tokens
