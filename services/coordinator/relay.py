@@ -92,6 +92,8 @@ class Relay:
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.wrap_future(done)
         except TimeoutError as error:
+            if isinstance(error, DeadlineError):
+                raise  # of the samples that it touched
             raise DeadlineError(
                 f"the relay function did not return within {self._timeout_s:g} s; have it look at fewer samples (tokens are "
                 "loaded when they are touched), or raise deadlines.relay_s"

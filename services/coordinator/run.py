@@ -2,7 +2,7 @@
 
     STARTING -> RUNNING -> SUCCEEDED           all episodes are done
                         -> STOPPING -> STOPPED a stop was asked for: the call in flight ends or is cancelled, nothing follows
-                        -> FAILED              an error, told with its episode and phase
+                        -> FAILED              an error, told with its episode and phase; a checkpoint under way is finished
 
 Whatever the end, the reports are written, the state is stored, and the workers are gone before the last event is seen.
 """
@@ -13,7 +13,7 @@ import time
 import traceback
 from dataclasses import replace
 
-from baton.errors import BatonError
+from baton.errors import BatonError, ConflictError
 from services.coordinator import liveness
 from services.coordinator.clock import StopAsked
 from services.coordinator.connections import Addresses
@@ -77,6 +77,8 @@ class Run:
             life = Life.FAILED
             state.error = _explain(error, state.episode, state.phase)
             log.error("run %s failed: %s", state.run_id, state.error)
+            if type(error) is not ConflictError:  # else another coordinator may drive the run, and needs what it would free
+                await self._last_checkpoint()
         await self._end(life)
 
     async def _supervised(self) -> None:
@@ -107,6 +109,19 @@ class Run:
             self.driver.state.error = f"stopped, but the checkpoint{asked} failed: {error or 'cut off'}"
             return Life.FAILED
         return Life.STOPPED
+
+    async def _last_checkpoint(self) -> None:
+        """Of a run that has failed: waits for the one that is being written, while its trainer lives. The run's error stays
+        the first one."""
+        self.driver.clock.stop_asked = False
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(liveness.watch({"trainer": self._watched["trainer"]}))
+                await self.driver.saving.settle()
+                watch.cancel()
+        except (Exception, asyncio.CancelledError) as lost:  # whatever it is, the run ends
+            asyncio.current_task().uncancel()
+            log.warning("the checkpoint that was being written is lost: %s", str(_root(lost)) or "cut off")
 
     async def _end(self, life: Life) -> None:
         self._ending = True

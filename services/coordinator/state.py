@@ -100,15 +100,20 @@ class StateStore:
         return self._revision > 0
 
     async def claim(self, state: RunState) -> None:
-        """Stores the first state. Raises ConflictError if the store has a run of this name."""
-        value, revision = await self._ledger.get_state(self._run_id, STATE_NAME)
-        if revision:
+        """Stores the first state. Raises ConflictError if the store has a run of this name.
+
+        May be asked for again if the answer was lost: to the store the same bytes are the same write, and those of another
+        coordinator differ, in `started_at` and in the address of its dashboard.
+        """
+        try:
+            await self.save(state)
+        except ConflictError:
+            value, _ = await self._ledger.get_state(self._run_id, STATE_NAME)
             other = RunState.from_json(value)
             raise ConflictError(
                 f"run {self._run_id!r} exists already ({other.life}, episode {other.episode} of {other.num_episodes}, files "
                 f"in {other.output_dir}); resume it, or start under another run id"
-            )
-        await self.save(state)
+            ) from None
 
     async def take_over(self) -> None:
         """Makes the next `save` this coordinator's; one that still drives the run fails at its own next one.

@@ -66,6 +66,7 @@ class Steps:
         self._report.add_step(step.global_step, (episode, pass_index, step_index), step.metrics)
         if step.global_step % self._runtime.log_interval == 0:
             log.info("step %d: %s", step.global_step, brief(step.metrics))
+        self._clock.check_stop()  # the samples of the next step may be long in coming
 
     def _check(self, global_step: int) -> None:
         """Raises ServiceFaultError if the trainer is not where this run left it: its weights are other ones then."""

@@ -17,12 +17,15 @@ LOADED_FIRST = (
 )  # fmt: skip
 """Columns that most relay functions look at: loaded before the function is called, of new episodes only."""
 
+LATER_S = 5.0
+"""How much longer a thread waits than the call that it waits for, whose own error says what was late."""
+
 
 class RelayHistory:
     """The relayed episodes of one run. Stored episodes never change, so what was read once is kept while they are there."""
 
     def __init__(self, client: RelayClient, run_id: str, timeout_s: float) -> None:
-        """`client` belongs to the running event loop; `timeout_s` bounds each wait for what a relay function touches."""
+        """`client` belongs to the running event loop; `timeout_s` is how long its calls take at most."""
         self._client = client
         self._run_id = run_id
         self._timeout_s = timeout_s
@@ -59,7 +62,7 @@ class RelayHistory:
             raise RuntimeError(
                 "a relayed sample loads what it lacks, which would block the event loop; touch it in a thread"
             )
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(self._timeout_s)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(self._timeout_s + LATER_S)
 
     async def _columns(self, episode_id: int, columns: Sequence[str]) -> dict[str, Any]:
         parts = await self._client.read_columns(self._run_id, episode_id, columns)

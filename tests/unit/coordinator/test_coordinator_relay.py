@@ -10,7 +10,7 @@ from harness import config, digits_count, place, questions
 
 from baton.clients import LedgerClient, RelayClient
 from baton.engine import Engine
-from baton.errors import ConfigError
+from baton.errors import ConfigError, DeadlineError
 from baton.testing import FakeTrainer
 from processes import ServiceProcess
 from services.coordinator.relay import relay_function
@@ -160,6 +160,16 @@ async def test_a_function_that_hangs_fails_the_run_within_its_deadline(buffer, r
     assert state.life is Life.FAILED
     assert "did not return within 0.5 s" in state.error and "deadlines.relay_s" in state.error
     assert time.monotonic() - began < 40
+
+
+async def test_a_buffer_that_is_late_with_a_touched_sample_is_not_told_as_a_slow_function(buffer, run_id, tmp_path):
+    def touching(buffers):
+        raise DeadlineError("RelayService.ReadSamples at 127.0.0.1:1 did not answer within 60 s")
+
+    state, _, _ = await run(buffer, run_id, tmp_path, engine_with(touching), runtime={"max_relay_episode": 1})
+    assert state.life is Life.FAILED
+    assert "ReadSamples at 127.0.0.1:1 did not answer within 60 s; raise deadlines.buffer_s" in state.error
+    assert "relay_s" not in state.error
 
 
 async def test_a_function_that_returns_no_list_fails_the_run(buffer, run_id, tmp_path):

@@ -24,6 +24,12 @@ def version_times_index(prompt, index, version):
     return str(version * index)
 
 
+async def second_group_late(context, prompts):
+    async for group in digits_count(context, prompts):
+        yield group
+        await asyncio.sleep(60)
+
+
 async def test_three_episodes_succeed_and_leave_metrics_plot_summary_checkpoint_and_export(buffer, run_id, tmp_path):
     trainer = FakeTrainer()
     fakes = FakeRollout(version_times_index), FakeRollout(version_times_index)
@@ -165,6 +171,7 @@ async def test_a_prompt_that_is_too_long_is_told_with_both_lengths(buffer, run_i
     [
         ("generate", {"rollouts": (FakeRollout(delay_s=60),)}),
         ("train", {"trainer": FakeTrainer(delay_s=0.5)}),
+        ("train", {"trainer": FakeTrainer(delay_s=0.5), "engine": Engine(prompts=questions, flow=second_group_late)}),
     ],
 )
 async def test_a_stop_ends_the_run_within_seconds_in_any_phase(buffer, run_id, tmp_path, phase, fakes):

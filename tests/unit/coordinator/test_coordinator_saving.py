@@ -1,11 +1,15 @@
 """Checkpoints are written behind the run, and nothing counts on one before it is whole."""
 
-from harness import ENGINE, config, place, until
+import asyncio
+
+import pytest
+from harness import ENGINE, config, digits_count, place, questions, until
 
 from baton.clients import LedgerClient
-from baton.errors import InvalidRequestError
+from baton.engine import Engine
+from baton.errors import ConflictError, InvalidRequestError
 from baton.testing import FakeTrainer
-from services.coordinator.state import Life
+from services.coordinator.state import Life, RunState
 
 EVERY = {"save_episode_interval": 1}
 
@@ -93,6 +97,72 @@ async def test_a_stopped_run_waits_for_the_checkpoint_that_is_being_written(buff
         state = (await there.finish())[-1].state
     assert (state.life, state.error) == (Life.STOPPED, "")
     assert state.checkpoint.endswith("step-2")
+
+
+def failing_after(trainer, meanwhile=None, error=LookupError):
+    """An app whose flow raises once a checkpoint is being written, after what happens `meanwhile`."""
+
+    async def flow(context, prompts):
+        if trainer.checkpoints:
+            if meanwhile:
+                await meanwhile()
+            raise error("oops")
+        async for group in digits_count(context, prompts):
+            yield group
+
+    return Engine(prompts=questions, flow=flow)
+
+
+@pytest.mark.parametrize("write_error", [None, InvalidRequestError("cannot write it: no space is left")])
+async def test_a_run_that_fails_waits_for_the_checkpoint_that_is_being_written_and_tells_its_first_error(
+    buffer, run_id, tmp_path, write_error
+):
+    trainer = Recording(writing_s=1.0)
+    trainer.write_error = write_error
+    run = config(runtime=EVERY, store={"ack_on": "checkpoint"})
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=failing_after(trainer), run=run) as there:
+        state = await there.run(run_id)
+    assert (state.life, state.checkpoint.rpartition("-")[2]) == (Life.FAILED, "" if write_error else "2")
+    assert state.error.startswith("episode 1, generate: LookupError: oops")
+    async with LedgerClient(buffer.address) as ledger:
+        stored = RunState.from_json((await ledger.get_state(run_id, "coordinator"))[0])
+    assert (stored.checkpoint, stored.error) == (state.checkpoint, state.error)
+
+
+async def test_a_run_that_fails_waits_for_no_checkpoint_of_a_trainer_that_is_gone(buffer, run_id, tmp_path):
+    async def trainer_dies():
+        await there.trainer.kill()
+
+    trainer = Recording(writing_s=60.0)
+    engine = failing_after(trainer, trainer_dies)
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=engine, run=config(runtime=EVERY)) as there:
+        there.coordinator.start_run(run_id)
+        state = (await there.finish(30))[-1].state
+    assert (state.life, state.checkpoint) == (Life.FAILED, "")
+    assert "LookupError: oops" in state.error
+
+
+async def test_a_run_that_somebody_else_has_changed_waits_for_no_checkpoint_and_frees_nothing(buffer, run_id, tmp_path):
+    trainer = Recording(writing_s=1.0)
+    run, engine = config(runtime=EVERY, store={"ack_on": "checkpoint"}), failing_after(trainer, error=ConflictError)
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=engine, run=run) as there:
+        state = await there.run(run_id)
+    assert (state.life, state.checkpoint) == (Life.FAILED, "")
+    async with LedgerClient(buffer.address) as ledger:
+        assert [episode.episode_id for episode in await ledger.list_episodes(run_id)] == [0, 1]
+
+
+async def test_closing_cuts_off_the_checkpoint_that_a_failed_run_waits_for(buffer, run_id, tmp_path, monkeypatch):
+    monkeypatch.setattr("services.coordinator.coordinator.STOP_GRACE_S", 0.5)
+    trainer = Recording(writing_s=60.0)
+    run = config(runtime=EVERY)
+    async with place(buffer.address, tmp_path, trainer=trainer, engine=failing_after(trainer), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: there.coordinator.get_run().state.error != "")
+        await asyncio.wait_for(there.coordinator.close(), 20)
+        state = (await there.finish(20))[-1].state
+    assert (state.life, state.checkpoint) == (Life.FAILED, "")
+    assert "LookupError: oops" in state.error
 
 
 async def test_a_checkpoint_in_the_midst_of_an_episode_takes_the_place_of_none_that_a_run_can_go_on_from(

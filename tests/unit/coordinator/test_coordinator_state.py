@@ -6,8 +6,9 @@ import time
 import pytest
 
 from baton.clients import LedgerClient
-from baton.errors import ConflictError
+from baton.errors import ConflictError, StoreUnavailableError
 from services.coordinator.clock import PhaseClock
+from services.coordinator.connections import until_ready
 from services.coordinator.events import EventLog
 from services.coordinator.state import KEPT_DIGESTS, Life, RunState, StateStore
 
@@ -35,6 +36,30 @@ async def test_a_second_coordinator_of_the_same_run_is_refused(buffer, run_id):
         with pytest.raises(ConflictError, match=rf"{run_id}' exists already \(running, episode 1 of 3, files in /out\)"):
             await StateStore(client, run_id).claim(state)
         assert RunState.from_json((await client.get_state(run_id, "coordinator"))[0]) == state
+
+
+class LosesAnswers(LedgerClient):
+    """Puts what it is given, but its first answers do not come."""
+
+    lost = 0
+
+    async def put_state(self, *arguments, **options):
+        revision = await super().put_state(*arguments, **options)
+        if self.lost < 2:
+            self.lost += 1
+            raise StoreUnavailableError("the store did not answer within 30 s")
+        return revision
+
+
+async def test_a_claim_whose_answer_was_lost_is_made_again_and_is_no_other_coordinator_s(buffer, run_id):
+    async with LosesAnswers(buffer.address) as client:
+        state = RunState(run_id, 3, "/out")
+        ours = StateStore(client, run_id)
+        await until_ready("the buffer", lambda: ours.claim(state), 10)
+        assert (client.lost, ours.is_ours) == (2, True)
+        with pytest.raises(ConflictError, match=rf"{run_id}' exists already \(starting, episode 0 of 3, files in /out\)"):
+            await StateStore(client, run_id).claim(RunState(run_id, 3, "/out"))
+        await ours.save(state)
 
 
 async def test_watchers_get_every_event_however_late_they_come():
