@@ -197,10 +197,15 @@ class WeightPublisher:
 
     async def _open_for(self, members: list[RolloutClient], terms: _Terms) -> None:
         """Opens a group, unless the open one is of an adapter and all members hold what is below it."""
+        asked = (_guarded(terms.guard(replica), replica.get_status()) for replica in members)
+        statuses = await _all_or_first_error(*asked)  # each within its client's limit, which no option moves
+        held, is_adapter = {status.base_digest for status in statuses}, self._group and self._group.content == _ADAPTER
+        if is_adapter and self._members == members and held == {self._group.base_digest}:
+            return
         try:
             async with asyncio.timeout(terms.begin_s):
                 with _phase("begin", "publish_begin_s"):
-                    await self._opened(members, terms.guard)
+                    await self._opened(list(zip(members, statuses, strict=True)), terms.begin_s)
         except TimeoutError as error:
             if isinstance(error, DeadlineError):
                 raise
@@ -208,20 +213,15 @@ class WeightPublisher:
                 f"begin: the trainer did not open a weight group within {terms.begin_s:g} s; {_fix('publish_begin_s')}"
             ) from error
 
-    async def _opened(self, members: list[RolloutClient], guard: Guard) -> None:
-        statuses = await _all_or_first_error(*(_guarded(guard(replica), replica.get_status()) for replica in members))
-        held, is_adapter = {status.base_digest for status in statuses}, self._group and self._group.content == _ADAPTER
-        if is_adapter and self._members == members and held == {self._group.base_digest}:
-            return
-        everyone = list(zip(members, statuses, strict=True))
-        await self._open(everyone)
+    async def _opened(self, everyone: list[tuple[RolloutClient, rollout_pb2.GetStatusResponse]], begin_s: float) -> None:
+        await self._open(everyone, begin_s)
         base = self._group.base_digest
         if self._group.content == _BASE and base:  # those that hold it need not stand still for it
             lacking = [(member, status) for member, status in everyone if status.base_digest != base]
             if len(lacking) < len(everyone):
-                await self._open(lacking)
+                await self._open(lacking, begin_s)
 
-    async def _open(self, members: list[tuple[RolloutClient, rollout_pb2.GetStatusResponse]]) -> None:
+    async def _open(self, members: list[tuple[RolloutClient, rollout_pb2.GetStatusResponse]], begin_s: float) -> None:
         first_ranks = list(accumulate((status.workers for _, status in members), initial=1))  # rank 0 is the sender
         receivers = [
             trainer_pb2.WeightReceiver(
@@ -230,7 +230,7 @@ class WeightPublisher:
             )
             for replica, status in members
         ]  # fmt: skip
-        self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1, receivers)
+        self._group = await self._trainer.open_weight_group(first_ranks.pop() - 1, receivers, timeout_s=begin_s)
         self._members = [replica for replica, _ in members]
         self._first_ranks, self._known, self._verified = first_ranks, False, False
 

@@ -6,8 +6,8 @@
        |           +-------- publish <--- trainer <--------------+
        +--> given answers, tokenized --------^
 
-    one episode:  generate, score, put, and train each step whose samples are there | close | choose, if it is relayed |
-                  train what is left | publish | commit | checkpoint | evaluate | report
+    one episode:  make prompts | generate, score, put, and train each step whose samples are there | close |
+                  choose, if it is relayed | train what is left | publish | commit | checkpoint | evaluate | report
 
 Samples pass through here once, as columns; weights never do. Every sample carries the policy version and the digest that
 were committed for it. Consumes: prompts and services' answers. Produces: RunState, events, reports. Waits for: one service
@@ -38,7 +38,7 @@ from services.coordinator.given_answers import GivenAnswers
 from services.coordinator.groups import named_apart
 from services.coordinator.intake import Intake
 from services.coordinator.position import Position
-from services.coordinator.prompts import Prompts, build_prompts
+from services.coordinator.prompts import Prompts, build_prompts, made_aside
 from services.coordinator.publishing import Publishing
 from services.coordinator.relay import Relay
 from services.coordinator.report import EpisodeReport, EpisodeTally, RunReport, brief
@@ -111,10 +111,10 @@ class Driver:
             await self._go_on(self._position)
         self.clock.lap()  # the first episode begins now
         for episode in range(self.state.episode, self._config.runtime.num_episode):
+            prompts = await self._next_prompts(episode)
             tally = EpisodeTally(rolled_out=not self._config.is_offline)
             self.saving.between_episodes = False
             sampled_from = (self.state.policy_version, self.state.weights_digest)
-            prompts = self._next_prompts(episode)
             if self._config.runtime.relays(episode):
                 await self._fill(episode, prompts, tally)
                 await self._train_chosen(episode, tally)
@@ -205,10 +205,13 @@ class Driver:
         await self._rewards.close()
         await self._services.close()
 
-    def _next_prompts(self, episode: int) -> list[PromptItem]:
+    async def _next_prompts(self, episode: int) -> list[PromptItem]:
+        """They count as consumed once they are all there: a checkpoint before that is one between episodes."""
+        self.clock.begin("prompts", "the prompts")
         position, count = self.state.prompts_consumed, self._config.prompts_per_episode
+        prompts = await made_aside(self._prompts.take(position, count, episode))
         self.state.prompts_consumed += count
-        return self._prompts.take(position, count, episode)
+        return prompts
 
     async def _fill_and_train(self, episode: int, prompts: list[PromptItem], tally: EpisodeTally) -> None:
         """Trains each step of the first pass as soon as its samples are stored, then the other passes.

@@ -5,7 +5,7 @@ algorithm's loss on them, and of pairs how often the better one is preferred.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 
@@ -24,6 +24,7 @@ from services.coordinator.error_budget import ErrorBudget
 from services.coordinator.flows import rewarded
 from services.coordinator.given_answers import GivenAnswers
 from services.coordinator.issues import Issues
+from services.coordinator.prompts import made_aside
 from services.coordinator.report import RunReport, mean_of_finite
 from services.coordinator.rewards import RewardPool
 from services.coordinator.rollouts import Rollouts
@@ -50,18 +51,22 @@ class Evaluation:
         self._state = state
         self._clock = clock
         self._report = report
+        self._prompts: list[PromptItem] | None = None
         self._measure = (
             HeldOutAnswers(config, services, scorers) if config.is_offline
             else HeldOutPrompts(config, state, scorers, rewards, rollouts, issues, budget)
         )  # fmt: skip
 
-    async def if_due(self, finished_episodes: int, prompts: Sequence[PromptItem]) -> dict[str, float]:
-        """`eval/NAME` -> value; empty between evaluations."""
+    async def if_due(self, finished_episodes: int, held_out: Iterator[PromptItem]) -> dict[str, float]:
+        """`eval/NAME` -> value; empty between evaluations. The prompts are made for the first one, and kept."""
         if not self._interval or finished_episodes % self._interval:
             return {}
         services = self._services
+        if self._prompts is None:
+            self._clock.begin("evaluate", "the held-out prompts")
+            self._prompts = await made_aside(held_out)
         self._clock.begin("evaluate", services.rollout_names if services.rollouts else services.trainer_name)
-        metrics = await self._measure(finished_episodes, prompts)
+        metrics = await self._measure(finished_episodes, self._prompts)
         self._report.add_evaluation(self._state.global_step, finished_episodes, metrics)
         log.info("after %d episodes: %s", finished_episodes, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         return {f"eval/{name}": value for name, value in metrics.items()}

@@ -3,8 +3,11 @@
 A position counts prompts since the run began; the only thing to remember is the position, so a run resumes where it was.
 """
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +57,13 @@ class Prompts:
         self._system_prompt = system_prompt
         self._template = template
 
-    def take(self, position: int, count: int, episode_id: int) -> list[PromptItem]:
-        """The `count` prompts from `position` on, named as groups of the episode."""
-        return [self._item(self._order.index(at), f"e{episode_id}-p{at}") for at in range(position, position + count)]
+    def take(self, position: int, count: int, episode_id: int) -> Iterator[PromptItem]:
+        """The `count` prompts from `position` on, named as groups of the episode; each is made when it is asked for."""
+        return (self._item(self._order.index(at), f"e{episode_id}-p{at}") for at in range(position, position + count))
 
-    def held_out(self) -> list[PromptItem]:
-        """The prompts that are not trained on, in their order."""
-        return [self._item(index, f"eval-p{index}") for index in self._held_out]
+    def held_out(self) -> Iterator[PromptItem]:
+        """The prompts that are not trained on, in their order, made as those of `take`."""
+        return (self._item(index, f"eval-p{index}") for index in self._held_out)
 
     def _item(self, index: int, group_id: str) -> PromptItem:
         record = dict(self._record(index))
@@ -72,6 +75,16 @@ class Prompts:
         if self._system_prompt is not None:
             turns.insert(0, {"role": "system", "content": self._system_prompt})
         return PromptItem(group_id, turns, text, _checked_metadata(record, index))
+
+
+async def made_aside(prompts: Iterator[PromptItem]) -> list[PromptItem]:
+    """All of them, made in a thread: a single one may take a tenth of a second. When the caller is cancelled, the thread
+    ends at the next prompt; the process would wait for it."""
+    left = threading.Event()
+    try:
+        return await asyncio.to_thread(lambda: list(takewhile(lambda _: not left.is_set(), prompts)))
+    finally:
+        left.set()
 
 
 def build_prompts(config: RunConfig, engine: Engine) -> Prompts:

@@ -124,11 +124,11 @@ class Rollouts:
         failures = 0
         while len(lengths) < len(prompts):
             replica = await self._fleet.take(0)
-            part = prompts[len(lengths) : len(lengths) + MOST]
+            part = [_message(item) for item in prompts[len(lengths) : len(lengths) + MOST]]
             try:
                 with blame(f"rollout at {replica.address}", "deadlines.generate_s"):
                     async with self._fleet.while_alive(replica):
-                        lengths += await self._fleet.client(replica).measure_prompts([_message(item) for item in part])
+                        lengths += await self._fleet.client(replica).measure_prompts(part, timeout_s=self._timeout_s)
             except LOST as error:
                 failures += 1
                 if failures == self._max_attempts:

@@ -43,8 +43,8 @@ class RunState:
     episode: int = 0
     """0-based episode in progress, or the number of episodes once they are done."""
     phase: str = ""
-    """"generate", "read", "reward", "put", "relay", "train", "publish", "commit", "checkpoint", "evaluate"; empty between
-    episodes."""
+    """"prompts", "generate", "read", "reward", "put", "relay", "train", "publish", "commit", "checkpoint", "evaluate"; empty
+    between episodes."""
     waiting_for: str = ""
     """The service and address that the phase waits for."""
     policy_version: int = 0

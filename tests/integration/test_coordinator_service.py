@@ -122,7 +122,7 @@ async def test_a_run_is_seen_the_same_over_grpc_and_http(buffer, run_id, tmp_pat
         assert reports[0].metrics["reward/is_digit"] == reports[0].metrics["reward/digits_only"] == 1.0
         phases = [event.status.phase for event in live if event.status.state == pb.RUN_STATE_RUNNING]
         told = [phase for phase, _ in groupby(phases) if phase not in ("", "put")]  # training may begin before the close
-        assert [phase for phase, _ in groupby(told)][:5] == ["generate", "reward", "train", "publish", "commit"]
+        assert [phase for phase, _ in groupby(told)][:6] == ["prompts", "generate", "reward", "train", "publish", "commit"]
 
         status = await client.start_run(run_id)  # again: nothing happens
         assert (status.state, status.episode, status.policy_version) == (pb.RUN_STATE_SUCCEEDED, 3, 4)

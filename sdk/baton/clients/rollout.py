@@ -122,10 +122,10 @@ class RolloutClient(ServiceClient):
             found = {one.group_id: PromptLogprobs.from_proto(one) for one in message.prompt_logprobs}
             yield Generation(Samples.from_proto(message.samples), list(message.texts), found)
 
-    async def measure_prompts(self, prompts: Sequence[Prompt]) -> list[int]:
+    async def measure_prompts(self, prompts: Sequence[Prompt], *, timeout_s: float | None = None) -> list[int]:
         """What each prompt is ranked by: its tokens, unless the run file says words. Raises as `generate`."""
         request = pb.MeasurePromptsRequest(prompts=[prompt.to_proto() for prompt in prompts])
-        return list((await self._call("MeasurePrompts", request)).lengths)
+        return list((await self._call("MeasurePrompts", request, timeout_s)).lengths)
 
     async def get_status(self) -> pb.GetStatusResponse:
         """What the replica serves now."""

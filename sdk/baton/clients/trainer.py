@@ -28,7 +28,7 @@ class TrainerClient(ServiceClient):
         return await self._call("TrainStep", request, timeout_s)
 
     async def open_weight_group(
-        self, receivers: int, replicas: Sequence[pb.WeightReceiver] = ()
+        self, receivers: int, replicas: Sequence[pb.WeightReceiver] = (), *, timeout_s: float | None = None
     ) -> weights_pb2.WeightGroup:  # fmt: skip
         """Starts rendezvous for `receivers` receiving ranks, those of the `replicas`, if any are named. The group says what
         will be sent: the model, an adapter, or the base that an adapter is for and that not all of these hold yet.
@@ -36,7 +36,7 @@ class TrainerClient(ServiceClient):
         Raises WrongModelError, which names them all, if some of these have another model or tokenizer than the trainer.
         """
         request = pb.OpenWeightGroupRequest(receivers=receivers, replicas=replicas)
-        answer = await self._call("OpenWeightGroup", request)
+        answer = await self._call("OpenWeightGroup", request, timeout_s)
         if answer.refused:
             raise WrongModelError("; ".join(answer.refused.values()), answer.refused)
         return answer.group

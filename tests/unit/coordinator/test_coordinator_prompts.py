@@ -68,14 +68,14 @@ def test_groups_are_named_by_episode_and_position():
 
 def test_template_and_system_prompt_wrap_what_the_model_sees_but_not_what_rewards_see(tmp_path):
     run = jsonl(tmp_path, {"prompt": "2+2", "answer": "4"}, template="Solve {prompt}!", system_prompt="Be brief.")
-    item = build_prompts(run, Engine()).take(0, 1, 0)[0]
+    item = next(build_prompts(run, Engine()).take(0, 1, 0))
     assert item.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Solve 2+2!"}]
     assert (item.text, item.metadata) == ("2+2", {"answer": "4"})
 
 
 def test_a_chat_is_taken_as_it_is_and_its_last_turn_is_the_prompt(tmp_path):
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": "2+2"}]
-    item = build_prompts(jsonl(tmp_path, {"q": chat}, prompt_key="q"), Engine()).take(0, 1, 0)[0]
+    item = next(build_prompts(jsonl(tmp_path, {"q": chat}, prompt_key="q"), Engine()).take(0, 1, 0))
     assert (item.messages, item.text, item.metadata) == (chat, "2+2", {})
 
 
@@ -95,12 +95,12 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 @pytest.mark.parametrize("prompt", [5, [], ["x"], [{"role": "user"}]])
 def test_a_prompt_that_is_neither_text_nor_chat_is_refused(prompt):
     with pytest.raises(ConfigError, match=r"prompt 0: .*a text or a list of"):
-        build_prompts(config(), Engine(prompts=[{"prompt": prompt}])).take(0, 1, 0)
+        next(build_prompts(config(), Engine(prompts=[{"prompt": prompt}])).take(0, 1, 0))
 
 
 def test_metadata_that_is_not_json_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"prompt 0: metadata 'answer' cannot be written as JSON"):
-        build_prompts(config(), Engine(prompts=[{"prompt": "x", "answer": {1, 2}}])).take(0, 1, 0)
+        next(build_prompts(config(), Engine(prompts=[{"prompt": "x", "answer": {1, 2}}])).take(0, 1, 0))
 
 
 def test_an_app_without_prompts_and_a_file_beside_an_app_with_prompts_are_refused(tmp_path):
@@ -120,7 +120,7 @@ def test_reasoning_gym_prompts_can_be_verified_from_their_metadata():
     params = {"max_terms": 2, "max_digits": 1}
     task = {"source": "reasoning_gym", "task": "chain_sum", "size": 10, "seed": 5, "params": params}
     prompts = build_prompts(config(prompts=task), Engine())
-    items = prompts.take(0, 12, 0)
+    items = list(prompts.take(0, 12, 0))
     assert items[0].messages[0]["content"] == items[10].messages[0]["content"] != items[1].messages[0]["content"]
     for item in items:
         terms = item.text.removesuffix(" =").rpartition(": ")[2]

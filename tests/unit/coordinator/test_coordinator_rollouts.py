@@ -27,8 +27,8 @@ def generate(rollouts, items, published=None, **sampling):
     return rollouts.generate(items, SamplingParams(**sampling), episode_id=7, published=published or {0: ""})
 
 
-def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0, ranking=False):
-    fleet = Fleet([RolloutClient(one.address) for one in replicas], return_s=return_s)
+def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0, ranking=False, status_s=60.0):
+    fleet = Fleet([RolloutClient(one.address, timeout_s=status_s) for one in replicas], return_s=return_s)
     fleet.version = version
     return Rollouts(
         fleet, batch_size=batch_size, group_size=group_size, timeout_s=10.0, max_attempts=3, ranking=ranking
@@ -98,6 +98,18 @@ async def test_a_replica_that_dies_while_it_is_asked_for_lengths_leaves_that_to_
         rollouts = over(dying, living, ranking=True)
         answered = [group.prompt.group_id async for group in generate(rollouts, of_lengths(1, 2, 3))]
         await killing[0]
+    assert sorted(answered) == ["g0", "g1", "g2"]
+
+
+async def test_lengths_may_take_as_long_to_measure_as_a_generation():
+    class Slow(FakeRollout):
+        async def MeasurePrompts(self, request, context):
+            await asyncio.sleep(1.5)
+            return await super().MeasurePrompts(request, context)
+
+    async with serve(Slow()) as replica:
+        rollouts = over(replica, ranking=True, status_s=0.5)
+        answered = [group.prompt.group_id async for group in generate(rollouts, of_lengths(1, 2, 3))]
     assert sorted(answered) == ["g0", "g1", "g2"]
 
 

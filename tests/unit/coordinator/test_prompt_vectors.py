@@ -5,6 +5,7 @@ replica after the other, the last ones cut evenly. The prompts and their order a
 goes to the replica with the fewest prompts outstanding, so only the last request is smaller.
 """
 
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import chain, cycle, islice, zip_longest
@@ -39,7 +40,7 @@ def prompts_of(
     return run, build_prompts(run, Engine(prompts=rows, flow=digits_count))
 
 
-def numbers(items: list[PromptItem]) -> list[int]:
+def numbers(items: Iterable[PromptItem]) -> list[int]:
     return [item.metadata["i"] for item in items]
 
 
@@ -141,7 +142,7 @@ async def test_requests_of_an_episode_are_never_more_than_chatlearn_s_batches(
     samples: int, replicas: int, batch: int, then: int, now: int
 ) -> None:
     run, prompts = prompts_of(5, samples, batch, replicas)
-    sizes = await requested(prompts.take(0, run.prompts_per_episode, 0), run.prompts_per_request, replicas)
+    sizes = await requested(list(prompts.take(0, run.prompts_per_episode, 0)), run.prompts_per_request, replicas)
     assert sizes == [batch] * (samples // batch) + [samples % batch] * (samples % batch > 0)
     assert len(sizes) == now <= then
 
@@ -162,7 +163,7 @@ async def test_an_evaluation_asks_for_every_held_out_prompt_once_in_chatlearn_s_
     batch: int, size: int, then: list[Batches], now: list[int]
 ) -> None:
     run, prompts = prompts_of(1, 2 * 3 * batch, batch, 3, held=size)
-    held = prompts.held_out()
+    held = list(prompts.held_out())
     assert [number - 1 for number in numbers(held)] == in_order(then) == list(range(size))
     sizes = await requested(held, run.prompts_per_request, 3)
     assert sizes == now
