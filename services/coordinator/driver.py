@@ -101,8 +101,8 @@ class Driver:
         self._reproducible = False
 
     async def episodes(self) -> None:
-        """Version 1 of the weights, then all episodes; or from a checkpoint on. Where answers are given, no weights are
-        published."""
+        """The first version of the weights, then all episodes; or from a checkpoint on. Where answers are given, no
+        weights are published."""
         if self._position is None:
             await self._publish_if_due(0)
             self.state.life = Life.RUNNING
@@ -262,7 +262,7 @@ class Driver:
         if self._config.is_offline or not frequency or finished_episodes % frequency:
             return None
         self.clock.begin("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
-        publication = await self.publishing.next_version()
+        publication = await self.publishing.next_version(self._served)
         await self.save()
         return publication
 
