@@ -175,6 +175,8 @@ class Driver:
         if position.policy_version:
             self.clock.begin("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
             await self.publishing.restore(position, self._served)
+        else:  # the checkpoint is from before the first version
+            await self._publish_if_due(0)
         self.state.life = Life.RUNNING
         known, last = self.report.evaluation(position.episode), position.report
         if known is None:

@@ -1,9 +1,13 @@
 """A run's first version: the next number after whatever its replicas serve already, and none is trained on before it."""
 
-from harness import config, place
+import asyncio
+
+import pytest
+from harness import config, place, until
 
 from baton.errors import RunFailedError
 from baton.testing import FakeRollout, FakeTrainer
+from services.coordinator.resuming import Resume
 from services.coordinator.state import Life
 
 
@@ -41,3 +45,34 @@ async def test_a_version_1_of_other_weights_is_not_taken_for_the_runs_own(buffer
         state = await there.run(f"{run_id}-b")
     assert (state.life, state.policy_version) == (Life.SUCCEEDED, 3), state.error
     assert versions(trainer) == [2, 2, 2, 2, 3, 3]
+
+
+class NotReadyYet(FakeRollout):
+    """Says what it serves once it may `go` on."""
+
+    def __init__(self):
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def GetStatus(self, request, context):
+        await self.go.wait()
+        return await super().GetStatus(request, context)
+
+
+@pytest.mark.parametrize("served", [0, 4])
+async def test_a_run_that_was_stopped_before_its_first_version_begins_with_it(buffer, run_id, tmp_path, served):
+    waiting, replica, trainer = NotReadyYet(), FakeRollout(), FakeTrainer()
+    async with place(buffer.address, tmp_path, rollouts=(waiting,)) as there:
+        there.coordinator.start_run(run_id)
+        state = there.coordinator.run.driver.state
+        await until(lambda: state.waiting_for.startswith("rollout"))
+        there.coordinator.stop_run(run_id, save_checkpoint=True)
+        assert (await there.finish())[-1].state.life is Life.STOPPED, state.error
+        waiting.go.set()
+    replica.policy_version = served
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(replica,)) as there:
+        there.coordinator.start_run(run_id, Resume())
+        state = (await there.finish())[-1].state
+    assert (state.life, state.policy_version) == (Life.SUCCEEDED, served + 4), state.error
+    assert versions(trainer) == [served + 1 + step // 2 for step in range(6)]
+    assert all(digest for samples in trainer.trained for digest in samples.weights_digests)
