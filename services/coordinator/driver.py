@@ -101,8 +101,8 @@ class Driver:
         self._reproducible = False
 
     async def episodes(self) -> None:
-        """Version 1 of the weights, then all episodes; or from a checkpoint on. Where answers are given, no weights are
-        published."""
+        """The first version of the weights, then all episodes; or from a checkpoint on. Where answers are given, no
+        weights are published."""
         if self._position is None:
             await self._publish_if_due(0)
             self.state.life = Life.RUNNING
@@ -175,6 +175,8 @@ class Driver:
         if position.policy_version:
             self.clock.begin("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
             await self.publishing.restore(position, self._served)
+        else:  # the checkpoint is from before the first version
+            await self._publish_if_due(0)
         self.state.life = Life.RUNNING
         known, last = self.report.evaluation(position.episode), position.report
         if known is None:
@@ -265,7 +267,7 @@ class Driver:
         if self._config.is_offline or not frequency or finished_episodes % frequency:
             return None
         self.clock.begin("publish", f"{self._services.trainer_name} and {self._services.rollout_names}")
-        publication = await self.publishing.next_version()
+        publication = await self.publishing.next_version(self._served)
         await self.save()
         return publication
 

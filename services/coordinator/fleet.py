@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from baton.api.rollout.v1 import rollout_pb2
 from baton.clients.rollout import RolloutClient
@@ -13,6 +14,9 @@ from services.coordinator import liveness
 from services.coordinator.replicas import Replica, ReplicaHealth, least_outstanding
 
 log = logging.getLogger(__name__)
+
+CatchUp = Callable[[Replica], Coroutine[Any, Any, None]]
+"""Brings a STALE replica to the present version, or gives up for now."""
 
 INTERVAL_S = 1.0
 """Between two looks at a replica."""
@@ -97,17 +101,20 @@ class Fleet:
         if replica.takes_weights != before:
             self._tell()
 
-    async def watch(self, catch_up: Callable[[Replica], Awaitable[None]]) -> None:
+    async def watch(self, catch_up: CatchUp) -> None:
         """Looks at all replicas, for ever, and has those caught up that are STALE."""
         async with asyncio.TaskGroup() as tasks:
             for replica in self.replicas:
-                tasks.create_task(self._watch_one(replica, catch_up))
+                tasks.create_task(self._watch_one(replica, catch_up, tasks))
 
-    async def _watch_one(self, replica: Replica, catch_up: Callable[[Replica], Awaitable[None]]) -> None:
+    async def _watch_one(self, replica: Replica, catch_up: CatchUp, tasks: asyncio.TaskGroup) -> None:
+        """Goes on looking while it is caught up: who catches it up may wait for what only a look can tell, as its death."""
+        catching: asyncio.Task[None] | None = None
         while True:
             await self.look(replica)
-            if replica.health is ReplicaHealth.STALE and replica.takes_weights and not replica.updating:
-                await catch_up(replica)
+            waits = replica.health is ReplicaHealth.STALE and replica.takes_weights and not replica.updating
+            if waits and (catching is None or catching.done()):
+                catching = tasks.create_task(catch_up(replica))
             await asyncio.sleep(INTERVAL_S)
 
     @asynccontextmanager

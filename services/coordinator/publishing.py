@@ -50,14 +50,15 @@ class Publishing:
         self.published_step = -1
         """Optimizer step whose weights the present version is."""
 
-    async def next_version(self) -> Publication:
+    async def next_version(self, served: Sequence[int] = ()) -> Publication:
         """Makes the trainer's weights the next version on every replica that can be reached; waits for one, if none can.
+        Those of another run may have been `served` when this one began: none is taken back, so its first one follows them.
 
         A replica that dies, hangs or is paused meanwhile is left out, and caught up when it is back; one of another model is
         left out for good. Raises what else goes wrong.
         """
         async with self.trainer:
-            return await self._next_version()
+            return await self._publish(max(self._state.policy_version, *served) + 1)
 
     async def restore(self, position: Position, served: Sequence[int]) -> None:
         """After the trainer has loaded the checkpoint of that position: its version again, of the same digest, to all
@@ -92,7 +93,7 @@ class Publishing:
                 return
             async with self.trainer:  # cut short, it might be served without being known here
                 if _waits(replica) and self._has_moved_on and not self._fleet.healthy():
-                    await self._next_version()
+                    await self._publish(self._state.policy_version + 1)
                 return
         except (BatonError, TimeoutError) as error:
             waited_s = self._deadlines.catch_up_s
@@ -115,9 +116,6 @@ class Publishing:
     @property
     def _has_moved_on(self) -> bool:
         return self.published_step != self._state.global_step
-
-    async def _next_version(self) -> Publication:
-        return await self._publish(self._state.policy_version + 1)
 
     async def _publish(self, version: int, digest: str | None = None) -> Publication:
         for left in reversed(range(TRIES)):

@@ -5,6 +5,7 @@ import socket
 import time
 
 import pytest
+from harness import until
 
 from baton.api.rollout.v1 import rollout_pb2
 from baton.clients import RolloutClient
@@ -108,3 +109,39 @@ async def test_an_engine_that_comes_out_of_its_update_ends_the_wait_for_a_replic
         await fleet.look(replica)
         async with asyncio.timeout(20):
             assert await waiting == [replica]
+
+
+async def test_a_stale_replica_is_looked_at_while_it_is_caught_up_once_and_what_that_raises_ends_the_watch():
+    begun, go, ended = [], asyncio.Event(), []
+
+    async def catch_up(replica):
+        begun.append(replica)
+        try:
+            await go.wait()
+            raise ValueError("a defect")
+        finally:
+            ended.append(replica)
+
+    async with serve(FakeRollout()) as served:
+        fleet = Fleet([RolloutClient(served.address)], return_s=1.0)
+        fleet.version = 1
+        (replica,) = fleet.replicas
+        watching = asyncio.create_task(fleet.watch(catch_up))
+        await until(lambda: begun)
+        await served.kill()
+        await until(lambda: replica.health is ReplicaHealth.DEAD)
+        async with serve(FakeRollout(), port=int(served.address.rpartition(":")[2])):
+            await until(lambda: replica.health is ReplicaHealth.STALE)
+            await asyncio.sleep(1.5)
+            assert (begun, ended) == ([replica], [])
+            go.set()
+            with pytest.raises(ExceptionGroup) as raised:
+                await watching
+            assert [str(error) for error in raised.value.exceptions] == ["a defect"]
+            go.clear()
+            watching = asyncio.create_task(fleet.watch(catch_up))
+            await until(lambda: len(begun) == 2)
+            watching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await watching
+    assert ended == [replica, replica]

@@ -148,6 +148,23 @@ async def test_an_update_that_the_only_replica_dies_in_reaches_it_when_it_is_bac
     assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 1, 2, 2, 3, 3]
 
 
+async def test_the_only_replica_may_die_again_in_the_version_that_it_was_to_come_back_with(buffer, run_id, tmp_path):
+    trainer, first, dying, reborn = FakeTrainer(), AnswersOnce(), DiesInUpdate(), FakeRollout()
+    run = config(runtime={"num_episode": 2}, deadlines={"restart_s": 20.0})
+    async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(first,), run=run) as there:
+        there.coordinator.start_run(run_id)
+        await until(lambda: trainer.global_step == 1)
+        await there.rollouts[0].kill()
+        replica = there.coordinator.run.driver.fleet.replicas[0]
+        async with again(there.rollouts[0], dying) as dying.served:
+            await until(lambda: replica.deaths == 2, 20)
+        async with again(there.rollouts[0], reborn):
+            state = (await there.finish())[-1].state
+    assert (state.life, state.policy_version, reborn.policy_version) == (Life.SUCCEEDED, 4, 4), state.error
+    assert [int(samples.policy_version_max[0]) for samples in trainer.trained] == [1, 2, 3, 3]
+    trained_once(trainer)
+
+
 class DiesInCommit(FakeRollout):
     """Goes away when it is to commit version 2; what listens at its address from then on, until `is_back`, is silent."""
 
