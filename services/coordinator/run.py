@@ -39,6 +39,7 @@ class Run:
         self._watched |= {f"trainer group {name}": address for name, address in addresses.groups.items()}
         self._save_on_stop = False
         self._export = ""
+        self._prepared = False
         self._ending = False
         self._task = asyncio.create_task(self._run())
 
@@ -84,6 +85,7 @@ class Run:
     async def _supervised(self) -> None:
         """The driver's work, cut short by the death of the trainer that it may be waiting for; replicas may come and go."""
         await self.driver.prepare()
+        self._prepared = True
         try:
             async with asyncio.TaskGroup() as tasks:
                 watches = [
@@ -98,11 +100,12 @@ class Run:
             raise _root(errors) from None
 
     async def _stopped(self) -> Life:
-        """Writes the checkpoint that was asked for, if one was, and waits for one that is being written."""
+        """Writes the checkpoint that was asked for, if one was, and waits for one that is being written. Before the run was
+        prepared there is nothing to save: the trainer's weights are not the run's yet."""
         saving = self.driver.saving
         self.driver.clock.stop_asked = False
         try:
-            await (saving.checkpoint() if self._save_on_stop else saving.settle())
+            await (saving.checkpoint() if self._save_on_stop and self._prepared else saving.settle())
         except (BatonError, asyncio.CancelledError) as error:
             asyncio.current_task().uncancel()
             asked = " that was asked for" if self._save_on_stop else ""

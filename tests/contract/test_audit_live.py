@@ -24,7 +24,7 @@ class Overtaken(Store):
 
 
 async def test_a_step_that_is_trained_during_the_proof_is_no_fault(store: StoreProcess, buffer: ServiceProcess, run_id: str):
-    reads = Overtaken(store.url)
+    reads = Overtaken(store.url, retry_s=20.0)
     async with BufferClient(buffer.address, timeout_s=20) as client:
         await client.open_episode(run_id, 0, expected_samples=None, global_batch_size=4, micro_batch_size=2)
         await client.put(run_id, 0, make_samples(range(4)))

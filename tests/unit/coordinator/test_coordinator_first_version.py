@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from harness import config, place, until
 
+from baton.clients.rollout_control import RolloutControlClient
 from baton.errors import RunFailedError
 from baton.testing import FakeRollout, FakeTrainer
 from services.coordinator.resuming import Resume
@@ -61,14 +62,16 @@ class NotReadyYet(FakeRollout):
 
 @pytest.mark.parametrize("served", [0, 4])
 async def test_a_run_that_was_stopped_before_its_first_version_begins_with_it(buffer, run_id, tmp_path, served):
-    waiting, replica, trainer = NotReadyYet(), FakeRollout(), FakeTrainer()
-    async with place(buffer.address, tmp_path, rollouts=(waiting,)) as there:
+    paused, replica, trainer = FakeRollout(), FakeRollout(), FakeTrainer()
+    async with place(buffer.address, tmp_path, rollouts=(paused,)) as there:
+        async with RolloutControlClient(there.rollouts[0].address) as client:
+            await client.pause()
         there.coordinator.start_run(run_id)
-        state = there.coordinator.run.driver.state
-        await until(lambda: state.waiting_for.startswith("rollout"))
-        there.coordinator.stop_run(run_id, save_checkpoint=True)
-        assert (await there.finish())[-1].state.life is Life.STOPPED, state.error
-        waiting.go.set()
+        run = there.coordinator.run
+        await until(lambda: run.driver.state.phase == "publish")
+        run.stop(save_checkpoint=True)
+        await run.close(grace_s=5)
+        assert run.driver.state.life is Life.STOPPED, run.driver.state.error
     replica.policy_version = served
     async with place(buffer.address, tmp_path, trainer=trainer, rollouts=(replica,)) as there:
         there.coordinator.start_run(run_id, Resume())
@@ -76,3 +79,21 @@ async def test_a_run_that_was_stopped_before_its_first_version_begins_with_it(bu
     assert (state.life, state.policy_version) == (Life.SUCCEEDED, served + 4), state.error
     assert versions(trainer) == [served + 1 + step // 2 for step in range(6)]
     assert all(digest for samples in trainer.trained for digest in samples.weights_digests)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_stop_before_the_run_has_what_it_needs_saves_nothing(buffer, run_id, tmp_path, resumed):
+    """The trainer's weights are not the run's yet."""
+    if resumed:
+        async with place(buffer.address, tmp_path, run=config(runtime={"num_episode": 1})) as there:
+            assert (await there.run(run_id)).life is Life.SUCCEEDED
+    before, waiting = sorted(tmp_path.glob("checkpoints/*")), NotReadyYet()
+    async with place(buffer.address, tmp_path, rollouts=(waiting,)) as there:
+        there.coordinator.start_run(run_id, Resume() if resumed else None)
+        state = there.coordinator.run.driver.state
+        await until(lambda: state.waiting_for.startswith("rollout"))
+        there.coordinator.stop_run(run_id, save_checkpoint=True)
+        assert (await there.finish())[-1].state.life is Life.STOPPED, state.error
+        waiting.go.set()
+    assert sorted(tmp_path.glob("checkpoints/*")) == before
+    assert len(before) == resumed
