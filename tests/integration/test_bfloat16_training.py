@@ -1,4 +1,5 @@
-"""Weights in bfloat16 are trained in float32: what is too small for one update is not too small for many."""
+"""Models in bfloat16: what must not be rounded to it. Weights are trained in float32, so that what is too small for one
+update is not too small for many; rotary angles are float32's."""
 
 import os
 from pathlib import Path
@@ -84,3 +85,28 @@ def test_a_distributed_optimizer_gives_the_same_weights(model: Path, whole: list
         for name, tensor in whole[rank][-1].items():
             np.testing.assert_array_equal(divided[rank][-1][name], tensor, err_msg=name)
             np.testing.assert_array_equal(tensor, whole[0][-1][name], err_msg=name)
+
+
+def angles(rank: int, size: int, port: int, model: Path, positions: int) -> list[np.ndarray]:
+    """Of a policy that is trained, and of one that only generates."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from baton.config.trainable import TrainableConfig
+    from services.trainer.megatron.parallel import Layout
+
+    layout = Layout.start(tensor=1, pipeline=1, device="cpu", timeout_s=60, seed=0)
+    from services.trainer.megatron.engine import Engine
+    from services.trainer.megatron.stage import load_policy
+
+    policies = Engine(TrainableConfig(dtype="bfloat16"), layout, model, total_steps=1).policy, load_policy(
+        model, layout, torch.bfloat16
+    )
+    return [policy.angles(torch.arange(positions)).numpy() for policy in policies]
+
+
+def test_rotary_angles_are_those_of_float32_at_any_position(model: Path) -> None:
+    positions, dimensions = 40_000, 32
+    frequencies = 10_000.0 ** -(np.arange(0, dimensions, 2) / dimensions)
+    expected = np.arange(positions)[:, None] * frequencies
+    ((trained, generating),) = run_ranks(angles, 1, free_port(), model, positions, timeout_s=120)
+    for found in (trained, generating):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)

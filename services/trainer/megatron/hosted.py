@@ -48,7 +48,6 @@ class HostedModel:
         module = PolicyModel(core, self.shape) if head == "logprobs" else ScalarModel(core, self.shape, head)
         shared = _share(module, share.policy) if share else ()
         self.policy = module.to(layout.device, dtype)
-        self.policy.inverse_frequencies = self.policy.inverse_frequencies.float()  # positions beyond 256 need more than bf16
         self._start_weights(load or directory, seed, adaptive=config.adaptive_parallel_strategy_on_checkpoint, skip=shared)
         self.model: torch.nn.Module = self.policy
 

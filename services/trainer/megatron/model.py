@@ -1,7 +1,8 @@
 """The policy: Megatron-Core's GPT over packed rows, returning log-probabilities of response tokens only."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 from megatron.core import parallel_state
@@ -41,6 +42,14 @@ class PolicyModel(GPTModel):
         )
         self.shape = shape
         self.register_buffer("inverse_frequencies", _inverse_frequencies(shape), persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """As torch's, behind `to` and its like; but the rotary frequencies stay float32, since rounding them to bfloat16
+        turns what is a thousand positions away by a radian."""
+        frequencies = self.inverse_frequencies
+        super()._apply(fn, recurse)
+        self.inverse_frequencies = frequencies.to(self.inverse_frequencies.device)
+        return self
 
     @property
     def first_layer(self) -> int:

@@ -22,7 +22,6 @@ def load_policy(directory: Path, layout: Layout, dtype: torch.dtype) -> PolicyMo
     shape.check_parallelism(layout.tensor_size, layout.pipeline_size)
     core = transformer_config(shape, tensor=layout.tensor_size, pipeline=layout.pipeline_size, dtype=dtype)
     policy = PolicyModel(core, shape).to(layout.device, dtype)
-    policy.inverse_frequencies = policy.inverse_frequencies.float()  # positions beyond 256 need more than bf16
     load_hf(policy, directory, layout)
     return policy.eval().requires_grad_(False)
 
