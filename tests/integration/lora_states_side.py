@@ -80,11 +80,13 @@ def checkpoints(directory: Path) -> dict[str, Any]:
 
 
 def one_stage(directory: Path) -> dict[str, Any]:
-    """Losses after a checkpoint of adapters that are on the last of two stages only, and after it is read."""
+    """Losses after a checkpoint of adapters that are on the last of two stages only, and after it is read. Every gradient
+    is clipped, also on the stage that has none."""
     from services.trainer.megatron import checkpoint
 
     losses, layout, later = {}, arranged(1, 2), range(WRITTEN, WRITTEN + 2)
-    written, read = (engine_of(layout, directory / "tied", {"part_module_name": "layers.3"}) for _ in range(2))
+    adapters = {"part_module_name": "layers.3"}
+    written, read = (engine_of(layout, directory / "tied", adapters, clip_grad=1e-3) for _ in range(2))
     for step in range(WRITTEN):
         loss_of(written, layout, step)
     path = checkpoint.save({"ppo_policy": written}, directory / "one-stage", {"global_step": WRITTEN})

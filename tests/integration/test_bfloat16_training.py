@@ -110,3 +110,44 @@ def test_rotary_angles_are_those_of_float32_at_any_position(model: Path) -> None
     ((trained, generating),) = run_ranks(angles, 1, free_port(), model, positions, timeout_s=120)
     for found in (trained, generating):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def loaded(rank: int, size: int, port: int, model: Path, directory: Path, distributed: bool) -> list[Weights]:
+    """The weights of a checkpoint, and those of another engine that has loaded them without an optimizer and stepped at a
+    rate of zero."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from baton.config.trainable import TrainableConfig
+    from services.trainer.megatron import checkpoint
+    from services.trainer.megatron.parallel import Layout
+    from services.trainer.packing import pack
+
+    layout = Layout.start(tensor=1, pipeline=1, device="cpu", timeout_s=60, seed=0)
+    from services.trainer.megatron.engine import Engine
+
+    config = TrainableConfig(dtype="bfloat16", lr=0.1, weight_decay=0.0, use_distributed_optimizer=distributed)
+    row = pack(Samples(
+        sample_ids=["a"], prompt_ids=Ragged.of([range(3, 9)], np.int32), response_ids=Ragged.of([range(9, 30)], np.int32)
+    ))  # fmt: skip
+    engines = [Engine(config, layout, model, total_steps=2) for _ in range(2)]
+
+    def weights(engine: Engine) -> Weights:
+        return {name: parameter.detach().float().numpy() for name, parameter in engine.policy.named_parameters()}
+
+    def step(engine: Engine, rate: float) -> None:
+        engine.forward_backward([row], lambda _, scores: (-scores.logprobs_N.mean(), None))
+        engine.step(rate)
+
+    step(engines[0], 0.1)
+    path = checkpoint.save({"ppo_policy": engines[0]}, directory / str(distributed), {"global_step": 1})
+    checkpoint.load_checkpoint(engines[1], None, None, load=path)
+    step(engines[1], 0.0)
+    return [weights(engine) for engine in engines]
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_weights_that_are_loaded_without_their_optimizer_are_what_it_goes_on_from(
+    model: Path, tmp_path: Path, distributed: bool
+) -> None:
+    ((written, read),) = run_ranks(loaded, 1, free_port(), model, tmp_path, distributed, timeout_s=120)
+    for name, tensor in written.items():
+        np.testing.assert_array_equal(read[name], tensor, err_msg=name)

@@ -187,6 +187,13 @@ def _optimizers(run: RunConfig) -> Iterator[str]:
         if trainer is None:
             continue
         yield from idle_problems(f"models.{name}", trainer)
+        if trainer.dtype == "float16":
+            yield problem(
+                f"models.{name}.dtype",
+                trainer.dtype,
+                "must be bfloat16 or float32: a trained model's losses are not scaled, as float16 needs",
+                "write bfloat16",
+            )
         if trainer.pad_samples and run.runtime.train_micro_batch_tokens:
             yield problem(
                 f"models.{name}.pad_samples",

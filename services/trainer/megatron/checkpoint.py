@@ -137,9 +137,10 @@ def load_checkpoint(
 ) -> int:  # fmt: skip
     """Initialises one model from a checkpoint, whatever layout wrote it. Returns the checkpoint's step. A collective.
 
-    `optimizer`, `opt_param_scheduler`: the model's own, to be restored with it; None: they stay as they are. `load`: the
-    checkpoint's directory; None: the one that `models.<role>.load` names. It must hold a model of the same role, or else
-    the first one with the same head is taken. `adaptive_parallel_strategy`: False refuses another layout than the model's.
+    `optimizer`, `opt_param_scheduler`: the model's own, to be restored with it; None: they stay as they are, but for an
+    optimizer's copy of the weights. `load`: the checkpoint's directory; None: the one that `models.<role>.load` names. It
+    must hold a model of the same role, or else the first one with the same head is taken. `adaptive_parallel_strategy`:
+    False refuses another layout than the model's.
     Raises NotFoundError and InvalidRequestError as `load` does, before anything is changed.
     """
     model = model[0] if isinstance(model, Sequence) else model
@@ -160,6 +161,8 @@ def load_checkpoint(
         model.restored(weights)
     if optimizer is not None:
         set_count(optimizer, known["updates"])
+    elif (own := getattr(model, "optimizer", None)) is not None:
+        own.reload_model_params()  # its float32 weights, which the next step writes over the model's
     if opt_param_scheduler is not None:
         _restore(opt_param_scheduler, known["schedule"])
     return int(reader.marker.get("global_step", 0))

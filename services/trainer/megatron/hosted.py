@@ -90,10 +90,11 @@ class HostedModel:
         if not batches:
             return []
         self.model.eval()
-        with torch.no_grad():
-            answer = self._run(batches, _reported, forward_only=True)
-        self.model.train()
-        return answer
+        try:
+            with torch.no_grad():
+                return self._run(batches, _reported, forward_only=True)
+        finally:
+            self.model.train()
 
     def _run(self, batches: Sequence[PackedBatch], loss: LossFunction, *, forward_only: bool) -> list[Any]:
         """The pipeline over all micro-batches. Returns what `loss` reported, on the last stage."""

@@ -21,6 +21,8 @@ def _l2_norm(_chunk: int, _overflow: torch.Tensor, lists: Lists, _per_tensor: bo
 def _scale(_chunk: int, _overflow: torch.Tensor, lists: Lists, factor: float) -> None:
     """Writes the first list's tensors times `factor` to the second's, which are the same where Megatron clips."""
     sources, targets = lists
+    if not targets:  # a stage that trains nothing; torch takes no empty list
+        return
     if any(source is not target for source, target in zip(sources, targets, strict=True)):
         torch._foreach_copy_(targets, sources)
     torch._foreach_mul_(targets, factor)

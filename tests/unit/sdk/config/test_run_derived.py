@@ -60,7 +60,7 @@ def test_a_role_without_a_model_has_that_of_the_role_it_belongs_to(run_of):
         ({"reference": {}}, {"reference": "float32"}),
         ({"reference": {"dtype": "bfloat16"}}, {"reference": "bfloat16"}),
         ({"reference": {"model": "r"}}, {"reference": "bfloat16"}),
-        ({"ppo_value": {"dtype": "float16"}, "value": {}}, {"ppo_value": "float16", "value": "float16"}),
+        ({"ppo_value": {"dtype": "float32"}, "value": {}}, {"ppo_value": "float32", "value": "float32"}),
         ({"value": {}}, {"value": "bfloat16"}),
     ],
 )

@@ -127,6 +127,10 @@ BROKEN = {
         policy(lora={"enable_lora": True}),
         "models.policy.lora.enable_lora: got true; must be false: only a trained model has adapters",
     ),
+    "nothing is trained in float16": (
+        trainer(dtype="float16"),
+        'models.ppo_policy.dtype: got "float16"; must be bfloat16 or float32: a trained model',
+    ),
     "min_lr is at most lr": (
         trainer(lr=1e-6, min_lr=1e-5, lr_decay_style="cosine"),
         "models.ppo_policy.min_lr: got 1e-05; must be at most lr",
