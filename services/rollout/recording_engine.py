@@ -1,6 +1,7 @@
 """The engine as vLLM's own servers call it: what they have it sample is recorded, token by token, under its group."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class RecordingEngine:
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
         asked = ASKED.get()
         group_id = asked.group_id or request_id
+        request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"  # agents name requests, maybe two that are under way alike
         work = self._sample(outputs, group_id, prompt, params, request_id, options, asked.exact_version)
         task = self._replica.begin(group_id, params.n, work, asked.exact_version, asked.min_version)
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+from agents import CHAT, Agent, agents
 from exact_sampling import answers, check_described, reference
 from rollout_side import until_begun, until_running, vllm_service
 from transformers import AutoTokenizer
@@ -25,7 +26,6 @@ CONTEXT, LIMIT, LONG = 16384, 8, 16000
 ROOM = 4000
 """Tokens that may wait to be taken."""
 TOLERANCE = 2e-3
-CHAT = [{"role": "user", "content": "w3 w4 w5"}]
 
 
 @pytest.fixture(scope="module")
@@ -63,32 +63,11 @@ async def control(process: ServiceProcess) -> AsyncIterator[RolloutControlClient
         yield client
 
 
-class Agent:
-    """An OpenAI client that samples into a group, or into none."""
-
-    def __init__(self, client: openai.AsyncOpenAI, model: str) -> None:
-        self.client, self.model = client, model
-
-    async def chat(self, messages=CHAT, **options):
-        return await self.client.chat.completions.create(model=self.model, messages=messages, **options)
-
-    async def complete(self, prompt, **options):
-        return await self.client.completions.create(model=self.model, prompt=prompt, **options)
-
-
 @pytest.fixture
 async def agent(recording: RolloutRecordingClient, model: Path) -> AsyncIterator[Callable[..., Awaitable[Agent]]]:
     """Makes agents; `agent(group, **headers)`."""
-    clients = []
-
-    async def make(group: str = "", **headers: str) -> Agent:
-        url = await recording.base_url(group)
-        clients.append(openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, default_headers=headers))
-        return Agent(clients[-1], str(model))
-
-    yield make
-    for client in clients:
-        await client.close()
+    async with agents(recording, str(model)) as make:
+        yield make
 
 
 def one(recorded: list[Generation]) -> Samples:
