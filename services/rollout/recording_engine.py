@@ -106,6 +106,8 @@ class RecordingEngine:
                         flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
                         responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads, load)
                         piece.logprobs = None if params.logprobs is None else likeliest_alone(flat)
+                    if output.prompt_logprobs is not None:  # vLLM's servers look for None where a flat one has no rows
+                        output.prompt_logprobs = [row or None for row in output.prompt_logprobs]
                     outputs.put_nowait(output)
             completions = [response.completion(load) for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
@@ -124,5 +126,7 @@ def _check(params: SamplingParams, searches: bool) -> None:
             "structured outputs (response_format, tool_choice, guided decoding) cannot be recorded: the raw model's "
             "log-probabilities are lost; leave them out, and check the answer instead"
         )
+    if getattr(params, "repetition_detection", None):
+        raise ValueError("repetition_detection cannot be recorded: no finish reason of samples says so; leave it out")
     if getattr(params, "logprob_token_ids", None):
         raise ValueError("logprob_token_ids cannot be recorded; leave them out")

@@ -127,6 +127,18 @@ async def test_a_stream_is_recorded_as_if_it_were_none(agent, recording) -> None
         np.testing.assert_array_equal(getattr(streamed.samples, column).values, getattr(plain.samples, column).values)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_is_echoed_has_its_log_probabilities_and_is_recorded_once(agent, recording, stream) -> None:
+    answer = await (await agent("echo")).complete("w3 w4 w5", echo=True, logprobs=1, stream=stream)
+    pieces = [piece async for piece in answer] if stream else [answer]
+    said = [choice.logprobs for piece in pieces for choice in piece.choices if choice.logprobs]
+    logprobs = [logprob for part in said for logprob in part.token_logprobs]
+    assert [token for part in said for token in part.tokens][:3] == ["w3", "w4", "w5"]
+    assert logprobs[0] is None and all(logprob < 0 for logprob in logprobs[1:3])
+    samples = one(await recording.recorded(["echo"]))
+    np.testing.assert_array_equal(samples.rollout_logprobs.values, np.float32(logprobs[3:]))
+
+
 async def test_without_a_group_every_answer_is_one_of_its_own(agent, recording) -> None:
     nobody = await agent()
     answers = await asyncio.gather(nobody.chat(), nobody.chat())
@@ -243,6 +255,10 @@ REFUSED = {
     "a response format": ({"response_format": {"type": "json_object"}}, r"structured outputs .* cannot be recorded"),
     "a regular expression": (
         {"extra_body": {"structured_outputs": {"regex": "w[0-9]"}}}, r"structured outputs .* cannot be recorded",
+    ),
+    "an end at repetitions": (
+        {"extra_body": {"repetition_detection": {"max_pattern_size": 1, "min_count": 2}}},
+        "repetition_detection cannot be recorded",
     ),
     "a stop text that cannot come": ({"stop": ["nothing"]}, "stop text 'nothing': the tokenizer has no tokens for it"),
     "a tool that must be called": (
