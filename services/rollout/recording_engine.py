@@ -1,6 +1,7 @@
 """The engine as vLLM's own servers call it: what they have it sample is recorded, token by token, under its group."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class RecordingEngine:
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
         asked = ASKED.get()
         group_id = asked.group_id or request_id
+        request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"  # agents name requests, maybe two that are under way alike
         work = self._sample(outputs, group_id, prompt, params, request_id, options, asked.exact_version)
         task = self._replica.begin(group_id, params.n, work, asked.exact_version, asked.min_version)
         try:
@@ -104,6 +106,8 @@ class RecordingEngine:
                         flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
                         responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads, load)
                         piece.logprobs = None if params.logprobs is None else likeliest_alone(flat)
+                    if output.prompt_logprobs is not None:  # vLLM's servers look for None where a flat one has no rows
+                        output.prompt_logprobs = [row or None for row in output.prompt_logprobs]
                     outputs.put_nowait(output)
             completions = [response.completion(load) for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
@@ -122,5 +126,7 @@ def _check(params: SamplingParams, searches: bool) -> None:
             "structured outputs (response_format, tool_choice, guided decoding) cannot be recorded: the raw model's "
             "log-probabilities are lost; leave them out, and check the answer instead"
         )
+    if getattr(params, "repetition_detection", None):
+        raise ValueError("repetition_detection cannot be recorded: no finish reason of samples says so; leave it out")
     if getattr(params, "logprob_token_ids", None):
         raise ValueError("logprob_token_ids cannot be recorded; leave them out")

@@ -232,7 +232,7 @@ class Replica:
             raise NotReadyError(f"{self.running} responses are under way; call Pause first")
         self.engine.check_sleep()
         self.gate.close(pb.REPLICA_STATE_ASLEEP, "it is asleep; call Wake")
-        self._dropped = level == 2
+        self._dropped = self._dropped or level == 2  # a second sleep, of whatever level, brings nothing back
         await self.engine.sleep(level)
 
     async def wake(self) -> None:
@@ -244,6 +244,7 @@ class Replica:
         if self._dropped:
             self._updates.forget()
             self.gate.drop("its weights were dropped by a sleep of level 2")
+            self._dropped = False
 
     def _adapter_versions(self) -> list[int]:
         loads, served = self.engine.adapters.loads if self.engine.adapters else [], self._updates.served

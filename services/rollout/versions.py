@@ -12,7 +12,7 @@ class VersionGate:
     """HEALTHY -> UPDATING (begin) -> HEALTHY (commit), or -> STALE (fail) until a whole update is committed.
 
     An update that is staged leaves it HEALTHY until all is there: -> UPDATING (pause), to copy it -> HEALTHY (commit).
-    HEALTHY -> PAUSED or ASLEEP (close) -> HEALTHY (open), in which there is no update.
+    HEALTHY -> PAUSED or ASLEEP (close) -> HEALTHY (open), in which none begins, and what arrives meanwhile is not committed.
     """
 
     version: int = 0
@@ -85,7 +85,8 @@ class VersionGate:
             self.fail(version, f"it was served as weights {self.digest}, and weights {digest} arrived")
             raise DigestMismatchError(self.reason)
         self._pending = (version, digest)
-        self.reason = f"version {version} has arrived and waits for its commit"
+        if not self.closed:
+            self.reason = f"version {version} has arrived and waits for its commit"
 
     def lay_base(self, version: int) -> None:
         """The weights that adapters are for have arrived: STALE until an adapter is committed."""
@@ -110,11 +111,14 @@ class VersionGate:
     def check(self, version: int, digest: str) -> bool:
         """Whether a commit of `version` has anything to do.
 
-        Raises NotReadyError if `version` has not arrived, DigestMismatchError if it did with another digest.
+        Raises NotReadyError if `version` has not arrived, or the gate was closed meanwhile, DigestMismatchError if it did
+        arrive, with another digest.
         """
         updating = self.state in (pb.REPLICA_STATE_UPDATING, pb.REPLICA_STATE_STALE)
         if not updating and (version, digest) == (self.version, self.digest):
             return False
+        if self.closed:
+            raise NotReadyError(f"version {version} cannot be committed: {self.reason}")
         if self._pending is None or self._pending[0] != version:
             raise NotReadyError(
                 f"version {version} cannot be committed: it has not arrived here ({self.reason or 'no update began'})"

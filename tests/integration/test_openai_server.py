@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+from agents import CHAT, Agent, agents
 from exact_sampling import answers, check_described, reference
 from rollout_side import until_begun, until_running, vllm_service
 from transformers import AutoTokenizer
@@ -25,7 +26,6 @@ CONTEXT, LIMIT, LONG = 16384, 8, 16000
 ROOM = 4000
 """Tokens that may wait to be taken."""
 TOLERANCE = 2e-3
-CHAT = [{"role": "user", "content": "w3 w4 w5"}]
 
 
 @pytest.fixture(scope="module")
@@ -63,32 +63,11 @@ async def control(process: ServiceProcess) -> AsyncIterator[RolloutControlClient
         yield client
 
 
-class Agent:
-    """An OpenAI client that samples into a group, or into none."""
-
-    def __init__(self, client: openai.AsyncOpenAI, model: str) -> None:
-        self.client, self.model = client, model
-
-    async def chat(self, messages=CHAT, **options):
-        return await self.client.chat.completions.create(model=self.model, messages=messages, **options)
-
-    async def complete(self, prompt, **options):
-        return await self.client.completions.create(model=self.model, prompt=prompt, **options)
-
-
 @pytest.fixture
 async def agent(recording: RolloutRecordingClient, model: Path) -> AsyncIterator[Callable[..., Awaitable[Agent]]]:
     """Makes agents; `agent(group, **headers)`."""
-    clients = []
-
-    async def make(group: str = "", **headers: str) -> Agent:
-        url = await recording.base_url(group)
-        clients.append(openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, default_headers=headers))
-        return Agent(clients[-1], str(model))
-
-    yield make
-    for client in clients:
-        await client.close()
+    async with agents(recording, str(model)) as make:
+        yield make
 
 
 def one(recorded: list[Generation]) -> Samples:
@@ -146,6 +125,18 @@ async def test_a_stream_is_recorded_as_if_it_were_none(agent, recording) -> None
     assert streamed.samples.sample_ids == ["stream/0"] and plain.samples.sample_ids == ["stream/1"]
     for column in ("response_ids", "rollout_logprobs", "model_logprobs", "span_tokens"):
         np.testing.assert_array_equal(getattr(streamed.samples, column).values, getattr(plain.samples, column).values)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_is_echoed_has_its_log_probabilities_and_is_recorded_once(agent, recording, stream) -> None:
+    answer = await (await agent("echo")).complete("w3 w4 w5", echo=True, logprobs=1, stream=stream)
+    pieces = [piece async for piece in answer] if stream else [answer]
+    said = [choice.logprobs for piece in pieces for choice in piece.choices if choice.logprobs]
+    logprobs = [logprob for part in said for logprob in part.token_logprobs]
+    assert [token for part in said for token in part.tokens][:3] == ["w3", "w4", "w5"]
+    assert logprobs[0] is None and all(logprob < 0 for logprob in logprobs[1:3])
+    samples = one(await recording.recorded(["echo"]))
+    np.testing.assert_array_equal(samples.rollout_logprobs.values, np.float32(logprobs[3:]))
 
 
 async def test_without_a_group_every_answer_is_one_of_its_own(agent, recording) -> None:
@@ -264,6 +255,10 @@ REFUSED = {
     "a response format": ({"response_format": {"type": "json_object"}}, r"structured outputs .* cannot be recorded"),
     "a regular expression": (
         {"extra_body": {"structured_outputs": {"regex": "w[0-9]"}}}, r"structured outputs .* cannot be recorded",
+    ),
+    "an end at repetitions": (
+        {"extra_body": {"repetition_detection": {"max_pattern_size": 1, "min_count": 2}}},
+        "repetition_detection cannot be recorded",
     ),
     "a stop text that cannot come": ({"stop": ["nothing"]}, "stop text 'nothing': the tokenizer has no tokens for it"),
     "a tool that must be called": (

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agents import agents
 from rollout_side import collect, engine_stopped, until_begun, until_running
 from training import logprobs_of, train, trainer, write_run_file
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.rollout.v1 import rollout_pb2 as pb
-from baton.clients import RolloutClient, RolloutControlClient, TrainerClient
+from baton.clients import RolloutClient, RolloutControlClient, RolloutRecordingClient, TrainerClient
 from baton.clients.rollout import Generation, Prompt, SamplingParams
 from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, NotReadyError
 from baton.partial import continuations, joined
@@ -103,6 +104,24 @@ async def test_groups_that_the_engine_has_hardly_begun_are_aborted_too(
     assert await control.abort() == 64
     groups = await call
     assert {why for group in groups.values() for why in group.samples.finish_reasons} == {FinishReason.ABORT}
+
+
+async def test_requests_of_agents_with_one_id_are_each_recorded_and_can_be_aborted(
+    process: ServiceProcess, model: Path, rollout: RolloutClient, control: RolloutControlClient
+) -> None:
+    """As of an agent that passes on the id of what it was asked itself, or asks again before it has the first answer."""
+    options = {"extra_body": {"ignore_eos": True}}
+    async with RolloutRecordingClient(process.address) as recording, agents(recording, str(model)) as agent:
+        speaker = await agent("same", **{"X-Request-Id": "twice"})
+        call = asyncio.create_task(speaker.chat(max_tokens=LONG, **options))
+        await until_begun(rollout, 1)
+        await speaker.chat(max_tokens=5, **options)
+        assert await control.abort(["same"]) == 1
+        assert (await call).id == "chatcmpl-twice"
+        recorded = [generation.samples for generation in await recording.recorded(["same"])]
+        await recording.forget()
+    assert [samples.finish_reasons.tolist() for samples in recorded] == [[FinishReason.LENGTH], [FinishReason.ABORT]]
+    assert recorded[0].response_ids.lengths.tolist() == [5]
 
 
 async def test_a_pause_that_waits_ends_with_whole_responses_and_refuses_new_ones_until_it_is_over(

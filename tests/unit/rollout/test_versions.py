@@ -188,6 +188,27 @@ def test_a_closed_replica_takes_neither_requests_nor_weights_until_it_is_opened(
     gate.begin(4)
 
 
+@pytest.mark.parametrize("state", [pb.REPLICA_STATE_PAUSED, pb.REPLICA_STATE_ASLEEP])
+@pytest.mark.parametrize("closed", ["before it arrived", "before its commit"])
+def test_what_arrives_while_the_replica_is_closed_is_not_served_until_it_is_opened(state: int, closed: str) -> None:
+    gate = served(3)
+    gate.begin(4, serving=True)
+    if closed == "before it arrived":
+        gate.close(state, "taken aside")
+    gate.arrived(4, "d4")
+    if closed == "before its commit":
+        gate.close(state, "taken aside")
+    with pytest.raises(NotReadyError, match="version 4 cannot be committed: taken aside"):
+        gate.commit(4, "d4")
+    with pytest.raises(NotReadyError, match="taken aside"):
+        gate.admit(None, None)
+    assert (gate.state, gate.version) == (state, 3)
+    gate.open()
+    gate.admit(3, None)
+    gate.commit(4, "d4")
+    gate.admit(4, None)
+
+
 def test_what_serves_nothing_cannot_be_closed_and_is_not_opened() -> None:
     gate = served(3)
     gate.begin(4)

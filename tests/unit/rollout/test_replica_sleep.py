@@ -1,0 +1,66 @@
+"""A replica that sleeps: what it serves once it is awake."""
+
+import pytest
+
+from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.errors import NotReadyError
+from services.rollout.service import Replica
+
+HEALTHY = pb.REPLICA_STATE_HEALTHY
+
+
+class SleepingEngine:
+    """An engine that holds weights or not; as vLLM does, it leaves a second sleep of either level at the first."""
+
+    def __init__(self) -> None:
+        self.holds_weights, self._asleep = True, False
+
+    def check_sleep(self) -> None:
+        """It can."""
+
+    async def sleep(self, level: int) -> None:
+        """Level 2 drops the weights."""
+        if not self._asleep:
+            self._asleep, self.holds_weights = True, level == 1
+
+    async def wake(self) -> None:
+        """The memory is there again."""
+        self._asleep = False
+
+
+def replica() -> tuple[Replica, SleepingEngine]:
+    """One that serves version 3."""
+    engine = SleepingEngine()
+    made = Replica(engine, "model", max_outstanding=8)
+    commit(made, 3)
+    return made, engine
+
+
+def commit(replica: Replica, version: int) -> None:
+    replica.gate.begin(version)
+    replica.gate.arrived(version, f"d{version}")
+    replica.gate.commit(version, f"d{version}")
+
+
+@pytest.mark.parametrize("levels", [(1,), (1, 1), (2,), (2, 1), (2, 1, 1)])
+async def test_a_woken_replica_serves_its_version_only_if_no_sleep_dropped_the_weights(levels: tuple[int, ...]) -> None:
+    slept, engine = replica()
+    for level in levels:
+        await slept.sleep(level)
+    await slept.wake()
+    if engine.holds_weights:
+        slept.gate.admit(3, None)
+    else:
+        with pytest.raises(NotReadyError, match="dropped by a sleep of level 2"):
+            slept.gate.admit(3, None)
+
+
+async def test_weights_that_came_after_a_drop_are_served_after_the_next_sleep() -> None:
+    slept, _ = replica()
+    await slept.sleep(2)
+    await slept.wake()
+    commit(slept, 3)
+    await slept.sleep(1)
+    await slept.wake()
+    assert slept.gate.state == HEALTHY
+    slept.gate.admit(3, None)
