@@ -18,7 +18,9 @@ from baton.config.roles import BUILTIN_MODEL
 from baton.config.rules import broken_rules, broken_start_rules
 from baton.config.runtime import RuntimeConfig, RuntimeEnvConfig
 from baton.config.services import DeadlinesConfig, ServicesConfig, StoreConfig
+from baton.config.substitution import escape
 from baton.config.task import AppPrompts, JsonlPrompts, PromptConfig, RewardsConfig
+from baton.config.yaml_reader import RunFileDumper
 
 # Role -> the roles whose model it has when it names none, the nearest first.
 _MODEL_OF = {
@@ -92,7 +94,8 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """A run file, complete in itself, that loads as this run; options left at their defaults are left
         out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        tree = escape(self.model_dump(mode="json", exclude_unset=True))
+        return yaml.dump(tree, Dumper=RunFileDumper, sort_keys=False)
 
     @property
     def is_offline(self) -> bool:
