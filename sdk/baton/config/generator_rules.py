@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 VLLM_ONLY = (
     "max_num_batched_tokens", "block_size", "gpu_memory_utilization", "cpu_kv_cache_gib", "vllm_load_format", "quantization",
-    "revision", "tokenizer_revision", "tokenizer_mode", "weight_staging_gib", "engine_args", "use_beam_search",
+    "tokenizer_revision", "tokenizer_mode", "weight_staging_gib", "engine_args", "use_beam_search",
     "prompt_logprobs",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "eval_presence_penalty", "eval_frequency_penalty",
     "eval_repetition_penalty",

@@ -156,6 +156,11 @@ class RunConfig(Section):
                 return model
         return self.models.policy.tokenizer or BUILTIN_MODEL
 
+    def revision_of(self, role: str) -> str | None:
+        """Branch, tag or commit of the model of `role` on the hub; None: the default one. The policy's holds for its model
+        in every role."""
+        return self.models.policy.revision if self.model_name(role) == self.model_name("policy") else None
+
     def load_of(self, role: str) -> str | None:
         """Directory of the checkpoint that the model of `role` starts from; None: its `model`. A reference that is the
         policy's model, and value, which is ppo_value's, start from where the trained model does unless they name another."""
