@@ -84,6 +84,8 @@ def _arguments(engine: VllmEngine, model: str, options: dict[str, Any]) -> Names
         "structured_outputs_config": config.structured_outputs_config,
     }
     vars(arguments).update(ours | options)
+    if isinstance(arguments.api_key, str):
+        arguments.api_key = [arguments.api_key]  # vLLM takes every element for a key, and a text's are its letters
     return arguments
 
 
