@@ -1,6 +1,7 @@
 """What a run file's `openai_args` make of vLLM's own server."""
 
 from http import HTTPStatus
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,3 +32,20 @@ def test_a_key_is_a_key_and_none_of_its_letters_is(keys: str | list[str]) -> Non
     assert {key: answer.status_code for key, answer in answers.items()} == {
         "secret": HTTPStatus.NOT_FOUND, "s": HTTPStatus.UNAUTHORIZED, "": HTTPStatus.UNAUTHORIZED,
     }  # fmt: skip
+
+
+PARSER = """
+from vllm.tool_parsers.abstract_tool_parser import ToolParser, ToolParserManager
+
+@ToolParserManager.register_module("mine")
+class Mine(ToolParser):
+    pass
+"""
+
+
+def test_a_plugin_s_tool_parser_is_known_by_its_name(tmp_path: Path) -> None:
+    from vllm.tool_parsers.abstract_tool_parser import ToolParserManager
+
+    (tmp_path / "parser_of_this_test.py").write_text(PARSER)
+    arguments(tool_parser_plugin=str(tmp_path / "parser_of_this_test.py"), tool_call_parser="mine")
+    assert ToolParserManager.get_tool_parser("mine").__name__ == "Mine"
