@@ -185,6 +185,11 @@ class RunConfig(Section):
         is_policy = self.model_name(role) == self.model_name("policy")
         return self.models.roles()[role].tokenizer or (self.models.policy.tokenizer if is_policy else None)
 
+    def tokenizer_revision(self, role: str) -> str | None:
+        """Branch, tag or commit of the tokenizer of `role` on the hub; None: the default one."""
+        policy = self.models.policy
+        return policy.tokenizer_revision if self.tokenizer_name(role) == policy.tokenizer else None
+
     def generation_batch_size(self, role: str) -> int:
         """Prompts in one request to `role`; never more than an episode gives each of its replicas."""
         model = self.models.roles()[role]

@@ -133,6 +133,14 @@ def test_the_trainer_reads_texts_by_the_policys_tokenizer(run_of):
     }  # fmt: skip
 
 
+def test_the_policys_tokenizer_revision_is_of_its_tokenizer_alone(run_of):
+    policy = {"model": "p", "tokenizer": "t", "tokenizer_revision": "v1"}
+    run = run_of(models={"policy": policy, "reward": {"model": "r"}, "reference": {"tokenizer": "u"}})
+    assert {role: run.tokenizer_revision(role) for role in ("ppo_policy", "reward", "reference")} == {
+        "ppo_policy": "v1", "reward": None, "reference": None,
+    }  # fmt: skip
+
+
 def test_the_policys_revision_is_of_its_model_in_every_role(run_of):
     run = run_of(models={"policy": {"model": "p", "revision": "v1"}, "reward": {"model": "r"}, "reference": {}})
     assert {role: run.revision_of(role) for role in ("policy", "ppo_policy", "reference", "reward")} == {
