@@ -22,12 +22,14 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "baton"
 
 
-def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
-    """Returns a local directory for a path, the built-in name or a hub id, whose own Python code is had only if it is
-    trusted. Raises ConfigError if there is none."""
+def resolve_model(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """Returns a local directory for a path, the built-in name or a hub id, of which `revision` is a branch, tag or commit,
+    and whose own Python code is had only if it is trusted. Raises ConfigError if there is none."""
+    path = Path(name).expanduser()
+    if revision is not None and (name == BUILT_IN or path.is_dir()):
+        raise ConfigError(f"models.policy.revision: got {revision!r}; {name} is not had from a model hub; leave it out")
     if name == BUILT_IN:
         return _built_in()
-    path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")):
@@ -35,8 +37,9 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = [*_MODEL_FILES, *(["*.py"] if trust_remote_code else [])]
     try:
-        return Path(snapshot_download(name, allow_patterns=[*_MODEL_FILES, *(["*.py"] if trust_remote_code else [])]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"model {name!r} is no local directory, not the built-in {BUILT_IN!r}, and could not be had from the model hub "

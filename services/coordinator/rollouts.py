@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from baton.clients.rollout import Generation, Prompt, SamplingParams
-from baton.errors import NotReadyError, ServiceFaultError, ServiceUnavailableError
+from baton.errors import DeadlineError, NotReadyError, ServiceFaultError, ServiceUnavailableError
 from baton.flow import Group, PromptItem
 from baton.samples import FinishReason
 from services.coordinator.connections import blame
@@ -92,7 +92,7 @@ class Rollouts:
                     async with aclosing(self._request(replica, waiting, overrides, episode_id, published)) as groups:
                         async for group in groups:
                             yield group
-                except LOST as error:
+                except (*LOST, DeadlineError) as error:
                     attempts = await self._give_up(replica, deaths, waiting, attempts, error, lost)
                 finally:
                     replica.outstanding -= len(waiting)
@@ -164,7 +164,8 @@ class Rollouts:
         lost: Lost | None,
     ) -> int:  # fmt: skip
         """After a request was lost to a replica that had died `deaths` times, which `lost` is told. Returns the attempts so
-        far, of which one that a pause ended is none; raises the error of the last one."""
+        far, of which one that a pause ended is none, or kept over its deadline; raises the error of the last one, and any
+        other DeadlineError."""
         if isinstance(error, ServiceUnavailableError):
             replica.broke(str(error))
         await self._fleet.look(replica)
@@ -172,6 +173,8 @@ class Rollouts:
             self._homes.pop(group_id, None)
         if not waiting or replica.health is ReplicaHealth.PAUSED:
             return attempts
+        if isinstance(error, DeadlineError):  # else a pause may have kept the request, which is not its fault
+            raise error
         attempts += 1
         if lost:
             await lost(waiting, str(error), again=attempts < self._max_attempts)

@@ -30,7 +30,7 @@ async def serve(options: Namespace) -> None:
     host, _, port = options.openai_listen.rpartition(":")
     listener, openai_address = listen(host.strip("[]"), int(port), "services.openai_port")
     name = run.model_name("policy")
-    directory = resolve_model(name, trust_remote_code=policy.trust_remote_code)
+    directory = resolve_model(name, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
     prepare_environment(policy)
 
     from services.rollout.engine import VllmEngine

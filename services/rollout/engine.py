@@ -26,7 +26,7 @@ from baton.errors import (
 )
 from baton.samples import FinishReason
 from services.common.model_facts import model_facts
-from services.common.tokenizers import no_tokenizer, require_own
+from services.common.tokenizers import no_tokenizer, require_own, require_revisions
 from services.rollout.adapters import Adapter, Adapters
 from services.rollout.beam_search import BeamSearch
 from services.rollout.engine_args import engine_args
@@ -280,6 +280,7 @@ def _whole(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _check_tokenizer(config: PolicyConfig, name: str) -> None:
     """Before processes start that would have to be ended. Raises ConfigError."""
+    require_revisions(name, config.tokenizer_revision)
     try:
         tokenizer = get_tokenizer(
             name, tokenizer_mode=config.tokenizer_mode, trust_remote_code=config.trust_remote_code,

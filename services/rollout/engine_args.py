@@ -31,7 +31,6 @@ def engine_args(config: PolicyConfig, model: Path, seed: int, lora: LoraConfig |
         "enforce_eager": config.enforce_eager,
         "load_format": config.vllm_load_format,
         "quantization": config.quantization,
-        "revision": config.revision,
         "tokenizer_revision": config.tokenizer_revision,
         "tokenizer_mode": config.tokenizer_mode,
         "trust_remote_code": config.trust_remote_code,

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from baton.errors import (
@@ -84,6 +85,10 @@ def _arguments(engine: VllmEngine, model: str, options: dict[str, Any]) -> Names
         "structured_outputs_config": config.structured_outputs_config,
     }
     vars(arguments).update(ours | options)
+    if isinstance(arguments.api_key, str):
+        arguments.api_key = [arguments.api_key]  # vLLM takes every element for a key, and a text's are its letters
+    if arguments.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(arguments.tool_parser_plugin)  # as vLLM's launcher does, which is not run here
     return arguments
 
 

@@ -29,7 +29,7 @@ def start(options: Namespace) -> None:
     run = load_run(options.run_file, options.set)
     config, name = run.models.policy, run.model_name("policy")
     _check_start(config)
-    directory = resolve_model(name, trust_remote_code=config.trust_remote_code)
+    directory = resolve_model(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(config.tokenizer or directory, trust_remote_code=config.trust_remote_code)
     facts = directory_facts(directory, tokenizer)
     stop_ids = StopTexts(tokenizer).option_ids(config.stop_tokens)

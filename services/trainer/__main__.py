@@ -86,8 +86,9 @@ async def serve(options: Namespace, run: "RunConfig", trainer: "Trainer", ranks:
     server = Server(SERVICES, options.listen)
     models = trainer.models
     sources = {role: run.tokenizer_name(role) or models.by_role[role].source for role in models.group.roles}
+    revisions = {role: run.tokenizer_revision(role) for role in models.group.roles}
     add_TrainerServiceServicer_to_server(TrainerServicer(run, trainer, ranks), server.grpc)
-    add_ScoringServiceServicer_to_server(ScoringServicer(ranks, Texts(sources)), server.grpc)
+    add_ScoringServiceServicer_to_server(ScoringServicer(ranks, Texts(sources, revisions)), server.grpc)
     add_LoopServiceServicer_to_server(LoopServicer(models, ranks), server.grpc)
     heartbeat = asyncio.create_task(ranks.heartbeat())
     try:

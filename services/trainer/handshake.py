@@ -9,9 +9,10 @@ from services.common.model_facts import directory_facts
 from services.common.tokenizers import find_tokenizer
 
 
-def own_facts(model: Path, tokenizer: str | Path) -> dict[str, str]:
-    """Those of the directory `model`; without `tokenizer` if there is none, which training does not need."""
-    return directory_facts(model, find_tokenizer(tokenizer))
+def own_facts(model: Path, tokenizer: str | Path, revision: str | None = None) -> dict[str, str]:
+    """Those of the directory `model`; without `tokenizer`, of this revision, if there is none, which training does not
+    need."""
+    return directory_facts(model, find_tokenizer(tokenizer, revision))
 
 
 def refused(own: Mapping[str, str], request: pb.OpenWeightGroupRequest) -> dict[str, str]:

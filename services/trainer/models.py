@@ -43,9 +43,9 @@ class Models:
         for role, config in group.roles.items():
             if role == "value" and "ppo_value" in group.roles:
                 continue  # it is ppo_value's model as it is now
-            directory, head = resolve_model(run.model_name(role)), head_of(role, run)
+            directory, head = _directory_of(role, run), head_of(role, run)
             if layout.world_rank == 0 and run.model_name(role) != run.model_name("policy"):
-                check_vocabulary(role, directory, resolve_model(run.model_name("policy")))
+                check_vocabulary(role, directory, _directory_of("policy", run))
             if head != "logprobs":
                 check_head(directory, role, required=role == "reward")
             directories[role], planned[role] = directory, PlannedModel(config, ModelShape.read(directory), head)
@@ -105,6 +105,10 @@ class Models:
         if role in self._known:
             return f"ask the group that models.{role}.group names"
         return f"the run file has no models.{role}; the run's roles are {', '.join(self._known)}"
+
+
+def _directory_of(role: str, run: RunConfig) -> Path:
+    return resolve_model(run.model_name(role), revision=run.revision_of(role))
 
 
 def _base_of(role: str, group: TrainerGroup, directories: Mapping[str, Path]) -> str | None:

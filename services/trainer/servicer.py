@@ -43,7 +43,8 @@ class TrainerServicer(TrainerServiceServicer):
         if self._own_facts is None:
             source = self._trainer.models.policy.source
             tokenizer = self._run.tokenizer_name("ppo_policy") or source
-            self._own_facts = await asyncio.to_thread(own_facts, source, tokenizer)
+            revision = self._run.tokenizer_revision("ppo_policy")
+            self._own_facts = await asyncio.to_thread(own_facts, source, tokenizer, revision)
         if misfits := refused(self._own_facts, request):
             return pb.OpenWeightGroupResponse(refused=misfits)
         request.content = self._contents.chosen(request)

@@ -16,9 +16,9 @@ from services.common.tokenizers import load_tokenizer
 class Texts:
     """The tokenizers of a group's roles, each loaded when it is first asked for."""
 
-    def __init__(self, sources: Mapping[str, str | Path]) -> None:
-        """`sources`: where each role's tokenizer is."""
-        self._sources = sources
+    def __init__(self, sources: Mapping[str, str | Path], revisions: Mapping[str, str | None] | None = None) -> None:
+        """`sources`: where each role's tokenizer is; `revisions`: which one is meant of those on a hub."""
+        self._sources, self._revisions = sources, revisions or {}
         self._loaded: dict[str, Any] = {}
         self._lock = Lock()
 
@@ -39,7 +39,7 @@ class Texts:
             raise InvalidRequestError(f"this trainer group hosts {hosts}, and not {role}; ask the group that does")
         with self._lock:
             if role not in self._loaded:
-                self._loaded[role] = load_tokenizer(self._sources[role])
+                self._loaded[role] = load_tokenizer(self._sources[role], revision=self._revisions.get(role))
             return self._loaded[role]
 
 

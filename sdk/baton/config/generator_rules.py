@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 VLLM_ONLY = (
     "max_num_batched_tokens", "block_size", "gpu_memory_utilization", "cpu_kv_cache_gib", "vllm_load_format", "quantization",
-    "revision", "tokenizer_revision", "tokenizer_mode", "weight_staging_gib", "engine_args", "use_beam_search",
+    "tokenizer_revision", "tokenizer_mode", "weight_staging_gib", "engine_args", "use_beam_search",
     "prompt_logprobs",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "eval_presence_penalty", "eval_frequency_penalty",
     "eval_repetition_penalty",
@@ -24,7 +24,8 @@ MOST_RANK = 512
 
 
 def generator_problems(run: RunConfig) -> Iterator[str]:
-    """One line for each option of `models.policy` that only the other generator has, and for adapters that it lacks."""
+    """One line for each option of `models.policy` that only the other generator has, and for adapters and greedy groups that
+    it lacks."""
     policy, lora = run.models.policy, run.models.ppo_policy.lora
     if lora.sends_adapter:
         if policy.generator == "megatron":
@@ -51,6 +52,13 @@ def generator_problems(run: RunConfig) -> Iterator[str]:
                 "set models.policy.generator to megatron, or leave it out",
             )
         return
+    if policy.temperature == 0 and run.group_size > 1 and not run.is_offline:
+        yield problem(
+            "models.policy.temperature",
+            policy.temperature,
+            f"must be more than 0: static batches refuse {run.group_size} greedy responses to one prompt: all are equal",
+            "raise it, set runtime.num_inference_per_prompt to 1, or models.policy.generator to vllm",
+        )
     for name in VLLM_ONLY:
         value = getattr(policy, name)
         if name in policy.model_fields_set and value != type(policy).model_fields[name].get_default(

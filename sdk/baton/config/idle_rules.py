@@ -86,7 +86,10 @@ def idle_problems(path: str, section: Section) -> Iterator[str]:
             yield problem(f"{path}.{name}", getattr(section, name), f"has no effect {words}", fix)
 
 
-_OF_GIVEN_ANSWERS = ("model", "tokenizer", "seq_length", "model_config_file", "trainable", "n", "load", "lora")
+_OF_GIVEN_ANSWERS = (
+    "model", "revision", "tokenizer", "tokenizer_revision", "seq_length", "model_config_file", "trainable", "n", "load",
+    "lora",
+)  # fmt: skip
 """Options of models.policy that a run without a rollout has a use for, or that another rule is about."""
 
 

@@ -58,10 +58,10 @@ class PolicyConfig(SamplingConfig):
     """Quantisation method of the engine. null: what the model's files say."""
 
     revision: str | None = None
-    """Branch, tag or commit of a model on the hub. null: the default one."""
+    """Branch, tag or commit of the model on the hub, for every role that has this model. null: the default one."""
 
     tokenizer_revision: str | None = None
-    """Branch, tag or commit of a tokenizer on the hub. null: the default one."""
+    """Branch, tag or commit of `tokenizer` on the hub, for every role that has it. null: the default one."""
 
     tokenizer_mode: str = "auto"
     """Which implementation of the tokenizer the engine takes."""

@@ -18,7 +18,9 @@ from baton.config.roles import BUILTIN_MODEL
 from baton.config.rules import broken_rules, broken_start_rules
 from baton.config.runtime import RuntimeConfig, RuntimeEnvConfig
 from baton.config.services import DeadlinesConfig, ServicesConfig, StoreConfig
+from baton.config.substitution import escape
 from baton.config.task import AppPrompts, JsonlPrompts, PromptConfig, RewardsConfig
+from baton.config.yaml_reader import RunFileDumper
 
 # Role -> the roles whose model it has when it names none, the nearest first.
 _MODEL_OF = {
@@ -92,7 +94,8 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """A run file, complete in itself, that loads as this run; options left at their defaults are left
         out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        tree = escape(self.model_dump(mode="json", exclude_unset=True))
+        return yaml.dump(tree, Dumper=RunFileDumper, sort_keys=False)
 
     @property
     def is_offline(self) -> bool:
@@ -153,6 +156,11 @@ class RunConfig(Section):
                 return model
         return self.models.policy.tokenizer or BUILTIN_MODEL
 
+    def revision_of(self, role: str) -> str | None:
+        """Branch, tag or commit of the model of `role` on the hub; None: the default one. The policy's holds for its model
+        in every role."""
+        return self.models.policy.revision if self.model_name(role) == self.model_name("policy") else None
+
     def load_of(self, role: str) -> str | None:
         """Directory of the checkpoint that the model of `role` starts from; None: its `model`. A reference that is the
         policy's model, and value, which is ppo_value's, start from where the trained model does unless they name another."""
@@ -176,6 +184,11 @@ class RunConfig(Section):
         every role."""
         is_policy = self.model_name(role) == self.model_name("policy")
         return self.models.roles()[role].tokenizer or (self.models.policy.tokenizer if is_policy else None)
+
+    def tokenizer_revision(self, role: str) -> str | None:
+        """Branch, tag or commit of the tokenizer of `role` on the hub; None: the default one."""
+        policy = self.models.policy
+        return policy.tokenizer_revision if self.tokenizer_name(role) == policy.tokenizer else None
 
     def generation_batch_size(self, role: str) -> int:
         """Prompts in one request to `role`; never more than an episode gives each of its replicas."""

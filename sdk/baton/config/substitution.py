@@ -81,3 +81,12 @@ def substitute(value: Any, path: str, problems: list[str], env: Mapping[str, str
     except _Unset as problem:
         problems.append(f"{path}: {problem}")
         return value
+
+
+def escape(value: Any) -> Any:
+    """A copy of `value` that `substitute` makes `value` of again: what looks like a placeholder in it is a text."""
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape(item) for item in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value

@@ -51,6 +51,10 @@ class RunFileLoader(yaml.SafeLoader):
         return int(text, 0 if is_prefixed else 10)
 
 
+class RunFileDumper(yaml.SafeDumper):
+    """Safe dumper that quotes every text that YAML 1.1 or RunFileLoader would take for something else."""
+
+
 RunFileLoader.add_constructor("tag:yaml.org,2002:int", RunFileLoader.construct_int)
 for _tag, _pattern, _first in (
     ("bool", _BOOL, "yYnNtTfFoO"),
@@ -59,7 +63,8 @@ for _tag, _pattern, _first in (
     ("null", _NULL, ["~", "n", "N", ""]),
     ("merge", re.compile(r"^<<$"), "<"),
 ):
-    RunFileLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+    for _class in (RunFileLoader, RunFileDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from baton.config import RunConfig, load_run
+from baton.config.yaml_reader import RunFileDumper, RunFileLoader
 from baton.local import devices, preflight
 from baton.local.run_directory import RunDirectory
 
@@ -80,9 +81,9 @@ def _load(run_file: Path, overrides: Sequence[str], app: str | None) -> RunConfi
 def _complete(config: RunConfig) -> str:
     """The run file that needs no other file: the models' own files are merged already, and lie elsewhere. Which checkpoint
     was resumed is of one start alone."""
-    tree = yaml.safe_load(config.to_yaml())
+    tree = yaml.load(config.to_yaml(), RunFileLoader)
     tree.get("runtime", {}).pop("load_data_checkpoint_iteration", None)
     for role in tree["models"].values():
         if role:
             role.pop("model_config_file", None)
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.dump(tree, Dumper=RunFileDumper, sort_keys=False)

@@ -48,8 +48,21 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "~")) or not _HUB_ID.match(name)
 
 
+def _loads_here(config: RunConfig, role: str) -> bool:
+    """Whether a service that is started here loads the model of `role`. The policy's is every trainer group's, too."""
+    services = config.services
+    if services.coordinator_address:
+        return False
+    here = [group for name, group in config.trainer_groups().items() if not services.address_of(name)]
+    if role == "policy":
+        return bool(here or (config.rollout_replicas and not services.rollout_addresses))
+    return any(role in group.roles for group in here)
+
+
 def _missing_directories(config: RunConfig) -> Iterator[str]:
     for role, model in config.models.roles().items():
+        if not _loads_here(config, role):
+            continue
         for option in ("model", "tokenizer", "load"):
             name = getattr(model, option)
             if name is None or (option != "load" and not _is_path(name)):

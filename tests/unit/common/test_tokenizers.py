@@ -4,10 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from baton.errors import ConfigError
-from models import make_model
+from models import make_model, make_tokenizer
 from services.common.tokenizers import find_tokenizer, load_tokenizer
 
 CODE = """
@@ -50,6 +51,12 @@ def test_a_tokenizer_without_code_needs_no_trust(tmp_path: Path) -> None:
     assert load_tokenizer(make_model(tmp_path / "model", layers=2)).decode([4, 5]) == "w1 w2"
 
 
+def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
+    told = r"models\.policy\.tokenizer_revision: got 'v1'; .* is not had from a model hub; leave it out, or name a tokenizer"
+    with pytest.raises(ConfigError, match=told):
+        load_tokenizer(make_model(tmp_path / "model", layers=1), revision="v1")
+
+
 def test_for_a_directory_without_a_tokenizer_none_is_made_up(tmp_path: Path) -> None:
     directory = make_model(tmp_path / "model", layers=2)
     for file in directory.glob("tokenizer*"):
@@ -57,3 +64,18 @@ def test_for_a_directory_without_a_tokenizer_none_is_made_up(tmp_path: Path) -> 
     assert find_tokenizer(directory) is None
     with pytest.raises(ConfigError, match=r"models\.policy\.tokenizer: '.*model' has no tokenizer; write a directory"):
         load_tokenizer(directory)
+
+
+@pytest.mark.parametrize(("revision", "text"), [(None, "w0 w1"), ("older", "w1 w0")])
+def test_a_tokenizer_of_the_hub_is_the_one_of_its_revision(
+    revision: str | None, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--somebody--tokenizer"
+    (repository / "refs").mkdir(parents=True)
+    for name, commit, words in (("main", "1" * 40, ["w0", "w1"]), ("older", "2" * 40, ["w1", "w0"])):
+        (repository / "refs" / name).write_text(commit)
+        make_tokenizer(make_model(repository / "snapshots" / commit, layers=1), words)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert load_tokenizer("somebody/tokenizer", revision=revision).decode([3, 4]) == text
+    assert find_tokenizer("somebody/tokenizer", revision).decode([3, 4]) == text

@@ -9,7 +9,7 @@ from harness import AnswersOnce, Held, until
 from baton.clients import RolloutClient, RolloutControlClient
 from baton.clients.rollout import SamplingParams
 from baton.engine import PromptItem
-from baton.errors import DigestMismatchError, InvalidRequestError, ServiceFaultError, ServiceUnavailableError
+from baton.errors import DeadlineError, DigestMismatchError, InvalidRequestError, ServiceFaultError, ServiceUnavailableError
 from baton.samples import FinishReason
 from baton.testing import FakeRollout, serve
 from services.coordinator.digests import check_digests
@@ -27,11 +27,11 @@ def generate(rollouts, items, published=None, **sampling):
     return rollouts.generate(items, SamplingParams(**sampling), episode_id=7, published=published or {0: ""})
 
 
-def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0, ranking=False, status_s=60.0):
+def over(*replicas, batch_size=1, group_size=2, version=0, return_s=5.0, ranking=False, status_s=60.0, timeout_s=10.0):
     fleet = Fleet([RolloutClient(one.address, timeout_s=status_s) for one in replicas], return_s=return_s)
     fleet.version = version
     return Rollouts(
-        fleet, batch_size=batch_size, group_size=group_size, timeout_s=10.0, max_attempts=3, ranking=ranking
+        fleet, batch_size=batch_size, group_size=group_size, timeout_s=timeout_s, max_attempts=3, ranking=ranking
     )  # fmt: skip
 
 
@@ -200,6 +200,26 @@ async def test_a_paused_replica_is_waited_for_longer_than_one_that_is_gone():
         with pytest.raises(ServiceUnavailableError, match=r"none came back within 0\.2 s"):
             await waiting
         watching.cancel()
+
+
+@pytest.mark.parametrize("paused", [True, False])
+async def test_a_request_that_a_paused_replica_keeps_over_its_deadline_is_made_again_and_no_other(paused):
+    fake = Held()
+    async with serve(fake) as only, RolloutControlClient(only.address) as operator:
+        rollouts = over(only, timeout_s=0.5)
+        asking = asyncio.create_task(anext(generate(rollouts, prompts(1))))
+        await until(lambda: fake.requests)
+        if not paused:
+            with pytest.raises(DeadlineError, match=r"deadlines\.generate_s"):
+                await asking
+            return
+        await operator.pause()
+        await until(lambda: rollouts._fleet.replicas[0].health is ReplicaHealth.PAUSED)
+        fake.go.set()
+        await operator.resume()
+        await rollouts._fleet.look(rollouts._fleet.replicas[0])
+        assert (await asking).prompt.group_id == "g0"
+    assert len(fake.requests) == 2
 
 
 async def test_a_group_with_aborted_responses_is_not_taken_but_asked_for_again():

@@ -33,6 +33,14 @@ def test_what_would_make_samples_or_updates_wrong_is_refused_by_name_with_the_re
         arguments(**{name: value})
 
 
+def test_a_revision_of_a_tokenizer_that_is_a_directory_is_refused(tmp_path: Path) -> None:
+    from services.rollout.engine import VllmEngine
+
+    for tokenizer in (None, str(tmp_path)):
+        with pytest.raises(ConfigError, match=r"models\.policy\.tokenizer_revision: got 'v1'; .* not had from a model hub"):
+            VllmEngine(PolicyConfig(tokenizer=tokenizer, tokenizer_revision="v1"), tmp_path, 0)
+
+
 def adapted(directory: Path, *, tied: bool, **lora: Any) -> Any:
     from transformers import LlamaConfig
 

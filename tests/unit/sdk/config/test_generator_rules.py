@@ -39,6 +39,25 @@ def test_vllms_options_at_their_defaults_start_with_static_batches(run_of):
     run_of(runtime=GROUPED, **policy(generator="megatron", gpu_memory_utilization=0.9, engine_args={})).require_startable()
 
 
+def test_static_batches_do_not_start_with_several_greedy_responses_to_a_prompt(run_of):
+    run = run_of(runtime=GROUPED, **policy(generator="megatron", temperature=0))
+    with pytest.raises(ConfigError, match=r"models\.policy\.temperature: got 0.0; .* refuse 8 greedy responses"):
+        run.require_startable()
+
+
+@pytest.mark.parametrize(
+    ("generator", "temperature", "runtime"), [("megatron", 0.5, GROUPED), ("vllm", 0, GROUPED), ("megatron", 0, {})]
+)
+def test_other_temperatures_vllm_and_single_responses_are_as_they_were(run_of, generator, temperature, runtime):
+    assert not list(generator_problems(run_of(runtime=runtime, **policy(generator=generator, temperature=temperature))))
+
+
+def test_given_answers_are_not_sampled_whatever_the_temperature(run_of):
+    data = {"algorithm": {"name": "dpo"}, "prompts": {"source": "jsonl", "path": "answers.jsonl"}}
+    run = run_of(**data, models={"policy": {"generator": "megatron", "temperature": 0}, "reference": {}})
+    assert not list(generator_problems(run))
+
+
 def adapted(generator: str = "vllm", **lora: Any) -> dict[str, Any]:
     return {"models": {"policy": {"generator": generator}, "ppo_policy": {"lora": {"enable_lora": True, **lora}}}}
 

@@ -101,5 +101,5 @@ def test_an_option_of_the_rollout_is_refused_where_answers_are_given(run_of, pat
 
 
 def test_what_names_the_model_and_what_is_inert_everywhere_starts_where_answers_are_given(run_of):
-    options = {"model": "m", "tokenizer": "t", "log_stats": True}
+    options = {"model": "m", "revision": "v1", "tokenizer": "t", "tokenizer_revision": "v1", "log_stats": True}
     run_with(run_of, "models.policy.seq_length", 128, **options).require_startable()

@@ -133,6 +133,21 @@ def test_the_trainer_reads_texts_by_the_policys_tokenizer(run_of):
     }  # fmt: skip
 
 
+def test_the_policys_tokenizer_revision_is_of_its_tokenizer_alone(run_of):
+    policy = {"model": "p", "tokenizer": "t", "tokenizer_revision": "v1"}
+    run = run_of(models={"policy": policy, "reward": {"model": "r"}, "reference": {"tokenizer": "u"}})
+    assert {role: run.tokenizer_revision(role) for role in ("ppo_policy", "reward", "reference")} == {
+        "ppo_policy": "v1", "reward": None, "reference": None,
+    }  # fmt: skip
+
+
+def test_the_policys_revision_is_of_its_model_in_every_role(run_of):
+    run = run_of(models={"policy": {"model": "p", "revision": "v1"}, "reward": {"model": "r"}, "reference": {}})
+    assert {role: run.revision_of(role) for role in ("policy", "ppo_policy", "reference", "reward")} == {
+        "policy": "v1", "ppo_policy": "v1", "reference": "v1", "reward": None,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("deadline", ["train_step_s", "score_s", "publish_s", "checkpoint_s", "generate_s"])
 def test_ranks_wait_for_each_other_as_long_as_any_command_of_the_trainer_may_take(run_of, deadline):
     assert run_of(deadlines={deadline: 9000}).deadlines.trainer_s == 9000

@@ -271,3 +271,16 @@ def test_a_dumped_run_loads_as_the_same_run(files, run_of):
     again = load_run(files(run=run.to_yaml()))
     assert again == run
     assert again.inert_options() == run.inert_options() != {}
+
+
+@pytest.mark.parametrize("text", ["0812", "08", "1e5", "1.5e3", "0o7", "12:30", "2026-01-01", "yes", "", "<<", "${HOME}"])
+def test_a_dumped_text_stays_text(files, run_of, text):
+    functions = [{"function": "verifier", "params": {text: [text]}}]
+    run = run_of(rewards={"functions": functions})
+    assert load_run(files(run=run.to_yaml())) == run
+
+
+@pytest.mark.parametrize("number", [812, 1e5, 1e-6, 1.5e300, -0.5, True, None])
+def test_a_dumped_number_stays_a_number(files, run_of, number):
+    run = run_of(rewards={"functions": [{"function": "verifier", "params": {"a": number}}]})
+    assert repr(load_run(files(run=run.to_yaml()))) == repr(run)

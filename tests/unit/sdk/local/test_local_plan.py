@@ -27,6 +27,17 @@ def test_the_saved_run_file_holds_includes_model_files_environment_and_overrides
     assert plan.directory.run_file.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "value"), [("$${LIMIT} of $$${LIMIT}", "${LIMIT} of $${LIMIT}"), ("${TEMPLATE}", "${UNSET}")]
+)
+def test_the_saved_run_file_has_no_placeholders_left_to_replace(run_file, tmp_path, monkeypatch, written, value):
+    monkeypatch.setenv("TEMPLATE", "${UNSET}")
+    prompts = ["source=reasoning_gym", "task=chain_sum", f"params.marks=['{written}']", f"system_prompt={written}"]
+    plan, _ = make_plan(run_file, [f"prompts.{option}" for option in prompts], output_dir=tmp_path / "runs")
+    assert (plan.config.prompts.system_prompt, plan.config.prompts.params) == (value, {"marks": [value]})
+    assert load_run(plan.directory.run_file).prompts == plan.config.prompts
+
+
 def test_options_without_effect_are_said_once_with_their_reason(run_file, tmp_path):
     _, remarks = make_plan(run_file, output_dir=tmp_path / "runs")
     assert len(remarks) == 1

@@ -27,6 +27,38 @@ def test_a_model_directory_that_does_not_exist_is_named_with_its_option(name):
         preflight.check(run(models={"policy": {"model": name}}), app=None)
 
 
+ELSEWHERE = {
+    "trainer_address": "gpu-host:1", "rollout_addresses": ["gpu-host:2"], "group_addresses": {"scorers": "gpu-host:3"},
+}  # fmt: skip
+SCORED = {"policy": {}, "reference": {"group": "scorers"}}
+
+
+@pytest.mark.parametrize(
+    ("services", "role", "option"),
+    [
+        ({"coordinator_address": "c:1"}, "policy", "model"),
+        ({"coordinator_address": "c:1"}, "ppo_policy", "load"),
+        (ELSEWHERE, "policy", "model"),
+        (ELSEWHERE, "reference", "tokenizer"),
+        ({"trainer_address": "gpu-host:1"}, "ppo_policy", "load"),
+        ({"group_addresses": {"scorers": "gpu-host:3"}}, "reference", "model"),
+    ],
+)
+def test_directories_of_services_that_run_elsewhere_do_not_matter(services, role, option):
+    preflight.check(run(models=SCORED | {role: SCORED.get(role, {}) | {option: "/no/such"}}, services=services), app=None)
+
+
+@pytest.mark.parametrize(
+    ("here", "role"),
+    [*((option, "policy") for option in ELSEWHERE), ("group_addresses", "reference")],
+)
+def test_one_service_that_is_started_here_needs_the_directories_that_it_loads(here, role):
+    services = {option: value for option, value in ELSEWHERE.items() if option != here}
+    config = run(models=SCORED | {role: SCORED[role] | {"model": "/no/such"}}, services=services)
+    with pytest.raises(ConfigError, match=rf"models.{role}.model: got '/no/such'; must be a directory that exists"):
+        preflight.check(config, app=None)
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "smollm2-135m-instruct"])
 def test_a_hub_id_is_not_taken_for_a_path(name):
     preflight.check(run(models={"policy": {"model": name}}), app=None)
