@@ -58,7 +58,7 @@ class Publishing:
         left out for good. Raises what else goes wrong.
         """
         async with self.trainer:
-            return await self._publish(max(self._state.policy_version, *served) + 1)
+            return await self._publish(max([self._state.policy_version, *served]) + 1)
 
     async def restore(self, position: Position, served: Sequence[int]) -> None:
         """After the trainer has loaded the checkpoint of that position: its version again, of the same digest, to all

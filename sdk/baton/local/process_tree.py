@@ -10,8 +10,9 @@ from pathlib import Path
 # Positions in /proc/PID/stat, counted after the command's closing bracket; see proc_pid_stat(5).
 _STATE, _PARENT, _START_TIME = 0, 1, 19
 
-_KILL_S = 5.0
-"""How long to go on killing. A process that survives this hangs in the kernel, and nobody can end it."""
+_KILL_S = 30.0
+"""How long to go on killing. Where the machine is busy, the kernel may take ten seconds to free what a process had; one that
+survives this hangs there, and nobody can end it."""
 
 TRACKERS_S = 2.0
 """How long Python's resource trackers may take to end by themselves, once all others have ended; longer where this process
