@@ -15,7 +15,7 @@ run: setup  ## train SmolLM2-135M on arithmetic, on this machine's CPU, and show
 	@.venv/bin/baton run deploy/runs/quickstart.yaml
 
 test: setup  ## all tests, on real parts, two files at a time (some forty minutes on 2 cores)
-	@$(PY) -m pytest -q -n 2 --dist loadfile
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## the tests that start no model process and kill nothing (under 2 minutes)
 	@$(PY) -m pytest -q -m "not slow"
