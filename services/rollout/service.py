@@ -200,7 +200,9 @@ class Replica:
         """Refuses requests from now on. Returns the responses that stand still.
 
         Raises DeadlineError if those that are waited for take longer than `timeout_s`; the replica stays paused then.
+        NotReadyError if it is asleep.
         """
+        self._check_awake()
         if in_flight != control_pb2.IN_FLIGHT_WAIT:
             self._check_interruptible()
         self.gate.close(pb.REPLICA_STATE_PAUSED, "it is paused; call Resume")
@@ -218,11 +220,15 @@ class Replica:
 
     async def resume(self) -> None:
         """Ends a pause; what stood still goes on."""
-        if self.gate.state == pb.REPLICA_STATE_ASLEEP:
-            raise NotReadyError("this replica is asleep; call Wake")
+        self._check_awake()
         if self.gate.closed:
             await self.engine.resume()
             self.gate.open()
+
+    def _check_awake(self) -> None:
+        """A pause, or its end, would hide that the engine's memory is not there."""
+        if self.gate.state == pb.REPLICA_STATE_ASLEEP:
+            raise NotReadyError("this replica is asleep; call Wake")
 
     async def sleep(self, level: int) -> None:
         """Gives the accelerator's memory back: the weights go to the host's memory (level 1) or away (2)."""

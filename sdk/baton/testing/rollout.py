@@ -87,6 +87,8 @@ class FakeRollout(RolloutServiceServicer, RolloutControlServiceServicer):
     async def CommitWeights(
         self, request: pb.CommitWeightsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitWeightsResponse:
+        if self._state == pb.REPLICA_STATE_PAUSED:
+            raise NotReadyError(f"version {request.policy_version} cannot be committed: it is paused; call Resume")
         if (request.policy_version, request.weights_digest) != self._arrived:
             asked = (request.policy_version, request.weights_digest)
             raise DigestMismatchError(f"was asked to commit {asked}, but {self._arrived} arrived")

@@ -3,6 +3,7 @@
 import pytest
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
+from baton.api.rollout.v1.control_pb2 import IN_FLIGHT_WAIT
 from baton.errors import NotReadyError
 from services.rollout.service import Replica
 
@@ -63,4 +64,14 @@ async def test_weights_that_came_after_a_drop_are_served_after_the_next_sleep() 
     await slept.sleep(1)
     await slept.wake()
     assert slept.gate.state == HEALTHY
+    slept.gate.admit(3, None)
+
+
+async def test_a_replica_that_sleeps_cannot_be_paused_so_that_only_waking_it_has_it_serve_again() -> None:
+    slept, _ = replica()
+    await slept.sleep(1)
+    with pytest.raises(NotReadyError, match="asleep; call Wake"):
+        await slept.pause(IN_FLIGHT_WAIT, 1.0)
+    assert slept.gate.state == pb.REPLICA_STATE_ASLEEP
+    await slept.wake()
     slept.gate.admit(3, None)

@@ -1,4 +1,4 @@
-"""What clients have to themselves, over a real grpc.aio server."""
+"""What all clients' calls have in common: connections, waits and sizes, over the server kit."""
 
 import asyncio
 from collections.abc import AsyncIterator
