@@ -278,6 +278,7 @@ async def test_a_replica_in_which_an_update_breaks_is_left_out_with_its_reason_a
         there.coordinator.start_run(run_id)
         await until(lambda: other.policy_version == 2)
         replica = there.coordinator.run.driver.fleet.replicas[0]
+        await until(lambda: replica.fault)  # the other one's commit may be seen before this one's answer
         seen.append(replica.fault)
         state = (await there.finish(40))[-1].state
     assert (state.life, state.policy_version, other.policy_version) == (Life.SUCCEEDED, 6, 6), state.error
