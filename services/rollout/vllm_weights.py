@@ -106,7 +106,7 @@ class WeightReceiver(WeightTransferEngine[GroupInfo, UpdateInfo]):
         """Around what is done with a group: one that breaks is left, so that no other member waits for this one; one that
         does not is taken up again."""
         reception, self._reception = self._reception, None
-        with leaving_if_broken(reception.lanes):
+        with leaving_if_broken(reception.groups):
             yield reception
         self._reception = reception
 

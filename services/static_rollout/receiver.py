@@ -28,7 +28,7 @@ class WeightReceiver:
         """
         if request.group.group_id != self._group_id:
             self._join(request)
-        with leaving_if_broken(self._reception.lanes):
+        with leaving_if_broken(self._reception.groups):
             report = self._reception.take(self._sink, (lambda: self._copies) if request.verify else None, request.timeout_s)
         return report | {"path": weights_pb2.LOAD_PATH_DIRECT}
 
@@ -42,7 +42,7 @@ class WeightReceiver:
         number = request.first_rank + self._layout.world_rank
         self._reception = Reception(group, number, self._layout.device, request.timeout_s)
         dtype = next(self._policy.parameters()).dtype
-        with leaving_if_broken(self._reception.lanes):
+        with leaving_if_broken(self._reception.groups):
             held = list(regions.held(self._policy, self._layout, dtype))
             self._copies = Copies(self._reception.plans, held)
             self._sink = DirectSink(self._copies, self._reception.lanes, self._layout.device)

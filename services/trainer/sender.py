@@ -21,6 +21,7 @@ from services.common.weight_sync.transfer import (
     Lane,
     NoWire,
     Transfer,
+    groups_of,
     leaving_if_broken,
     send,
 )
@@ -123,7 +124,7 @@ class WeightSender:
         try:
             if self._gathering is None:
                 self._gathering = self._join(timeout_s)
-            with leaving_if_broken([self._gathering.lane]):
+            with leaving_if_broken(groups_of([self._gathering.lane])):
                 return self._send(deadline, begun, verify=verify)
         except BaseException:
             self._gathering = None  # its connections too, so that no receiver waits for the rest
@@ -143,12 +144,15 @@ class WeightSender:
 
     def _join(self, timeout_s: float) -> Gathering:
         sender, wire = self._group.senders[0], NoWire()
-        if sender.members:
-            group = BroadcastGroup(
-                self._store, self._host, rank=0, size=len(sender.members) + 1, backend=self._group.backend,
-                group_id=self._group.group_id, timeout_s=timeout_s, give_up=self._give_up,
-            )  # fmt: skip
-            wire = BroadcastWire(group, self._group.backend)
         buckets = plan_buckets(described(sender), sender.bucket_bytes)
-        lane = Lane(buckets, wire, torch.device("cpu") if self._group.backend == "gloo" else self._device)
-        return Gathering(lane, self._regions, self._device)
+        joined: list[BroadcastGroup] = []
+        with leaving_if_broken(joined):
+            if sender.members:
+                group = BroadcastGroup(
+                    self._store, self._host, rank=0, size=len(sender.members) + 1, backend=self._group.backend,
+                    group_id=self._group.group_id, timeout_s=timeout_s, give_up=self._give_up,
+                )  # fmt: skip
+                joined.append(group)
+                wire = BroadcastWire(group, self._group.backend)
+            lane = Lane(buckets, wire, torch.device("cpu") if self._group.backend == "gloo" else self._device)
+            return Gathering(lane, self._regions, self._device)

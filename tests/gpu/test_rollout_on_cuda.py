@@ -50,3 +50,20 @@ async def test_a_sleeping_replica_gives_its_memory_back_and_a_woken_one_answers_
                 np.testing.assert_array_equal(after.response_ids.values, before.response_ids.values)
     finally:
         service.kill()
+
+
+async def test_a_replica_that_sleeps_lighter_after_it_dropped_its_weights_still_asks_for_them(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", layers=2)
+    service = vllm_service(
+        tmp_path, model, seq_length=64, gpu_memory_utilization=0.3, engine_args={"enable_sleep_mode": True}
+    )
+    try:
+        service.start(timeout_s=240)
+        async with RolloutClient(service.address) as rollout, RolloutControlClient(service.address) as control:
+            await control.sleep(2)
+            await control.sleep(1)
+            await control.wake()
+            with pytest.raises(NotReadyError, match="dropped by a sleep of level 2"):
+                await collect(rollout.generate(PROMPT, sampling=GREEDY))
+    finally:
+        service.kill()

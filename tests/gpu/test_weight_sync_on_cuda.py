@@ -22,3 +22,19 @@ def test_weights_come_through_the_memory_of_one_gpu_and_by_nccl_bit_for_bit() ->
         for update in case["updates"]:
             assert update["digest"] == update["sent"] == update["held"] == update["expected"], case["transport"]
         assert case["updates"][2]["verified_bytes"] == case["updates"][2]["bytes"]
+
+
+def test_a_member_that_dies_before_nccl_has_connected_it_does_not_hold_the_other() -> None:
+    command = [sys.executable, str(Path(__file__).parent / "dying_members_on_cuda.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    *ends, last = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if "end" in last:
+        ends.append(last)
+    else:
+        assert last["again"]
+    assert len(ends) == 4
+    for end in ends:
+        assert "the members of a weight group were being connected" in end["told"]
+        assert end["end"] in end["told"]
+        assert end["seconds"] < 8.0

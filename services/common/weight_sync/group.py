@@ -46,9 +46,7 @@ def _meet(store: dist.Store, rank: int, size: int, timeout_s: float, give_up: th
             raise RuntimeError(f"another member gave up: {cause}")
         if time.monotonic() > deadline or (give_up is not None and give_up.is_set()):
             missing = [other for other in range(size) if not store.check([f"here/{other}"])]
-            cause = f"ranks {missing} are missing"
-            tell(store, f"rank {rank}: {cause}")
-            raise RuntimeError(cause)
+            raise RuntimeError(f"ranks {missing} are missing")
         time.sleep(0.02)
 
 
@@ -76,6 +74,7 @@ class BroadcastGroup:
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = self._timeout + NCCL_SLACK
                 self._backend = dist.ProcessGroupNCCL(prefixed, rank, size, options)
+                self._connect(give_up)
             else:
                 options = dist.ProcessGroupGloo._Options()
                 address = _own_address(host, store.port)
@@ -83,6 +82,7 @@ class BroadcastGroup:
                 options._timeout = timedelta(seconds=meet_s)
                 self._backend = dist.ProcessGroupGloo(prefixed, rank, size, options)
         except RuntimeError as error:
+            tell(prefixed, f"rank {rank}: {error}")
             raise DeadlineError(
                 f"weight group {group_id}: rank {rank} of {size} did not meet the others at {host}:{store.port} within "
                 f"{meet_s:g} s ({error}); is every receiver up, and is that port reachable from it?"
@@ -99,6 +99,27 @@ class BroadcastGroup:
             raise DeadlineError(f"weight group {group_id}: no sender answers at {host}:{port} ({error})") from error
         return cls(store, host, rank=rank, size=size, backend=backend, group_id=group_id, timeout_s=timeout_s)
 
+    def _connect(self, give_up: threading.Event | None) -> None:
+        """NCCL connects the members in their first broadcast, and would wait there for ever for one that has died since they
+        met. So a thread makes it, which is left behind if it never comes back."""
+        device, outcome = torch.cuda.current_device(), []
+
+        def broadcast() -> None:
+            try:
+                torch.cuda.set_device(device)
+                Broadcast(self, self._begin(torch.zeros(1, device="cuda")), 1).wait()
+                torch.cuda.current_stream().synchronize()
+                outcome.append(None)
+            except Exception as error:
+                outcome.append(error)
+
+        threading.Thread(target=broadcast, name="weight-group-connect", daemon=True).start()
+        deadline = time.monotonic() + self._timeout.total_seconds()
+        until(lambda: outcome, [self], deadline, give_up, waiting="the members of a weight group were being connected")
+        if outcome[0] is not None:
+            self.leave(f"{type(outcome[0]).__name__}: {outcome[0]}")
+            raise outcome[0]
+
     def bound(self, deadline: float, give_up: threading.Event | None = None) -> None:
         """Broadcasts from now on end by this time of time.monotonic(), or soon after another thread sets `give_up`."""
         self._deadline, self.give_up = deadline, give_up
@@ -111,15 +132,18 @@ class BroadcastGroup:
     def start(self, tensor: torch.Tensor) -> "Broadcast":
         """Begins to send (rank 0) or fill (others) one contiguous tensor, on a GPU after the current stream's work so far.
         Raises DeadlineError if a member is missing."""
+        try:
+            return Broadcast(self, self._begin(tensor), tensor.nbytes)
+        except RuntimeError as error:
+            raise self.broken(tensor.nbytes, error) from error
+
+    def _begin(self, tensor: torch.Tensor) -> dist.Work:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = self._timeout + NCCL_SLACK if self.is_nccl else self._remaining()  # NCCL's is kept by `settle`
         if self.is_nccl:
             options.asyncOp = True  # on a stream of its own
-        try:
-            return Broadcast(self, self._backend.broadcast([tensor], options), tensor.nbytes)
-        except RuntimeError as error:
-            raise self.broken(tensor.nbytes, error) from error
+        return self._backend.broadcast([tensor], options)
 
     def broken(self, nbytes: int, cause: object) -> DeadlineError:
         """What a broadcast that did not end is told as."""
@@ -176,9 +200,10 @@ def settle(groups: Sequence[BroadcastGroup], device: torch.device, deadline: flo
 
 
 def until(
-    is_done: Callable[[], bool], groups: Sequence[BroadcastGroup], deadline: float, give_up: threading.Event | None
+    is_done: Callable[[], object], groups: Sequence[BroadcastGroup], deadline: float, give_up: threading.Event | None, *,
+    waiting: str = "weights were still on their way",
 ) -> None:  # fmt: skip
-    """Asks over and over.
+    """Asks over and over until the answer is true; `waiting` tells what for.
 
     Raises DeadlineError, and leaves the groups, at the `deadline` of time.monotonic(), if another thread sets `give_up`, or
     about LOOK_S after another member has left one of them, or its sender is gone.
@@ -191,7 +216,7 @@ def until(
             if cause := _why_end(deadline, give_up, look_out):
                 for group in groups:
                     group.leave(cause)
-                raise DeadlineError(f"weights were still on their way when {cause}; a member of the group hangs or died")
+                raise DeadlineError(f"{waiting} when {cause}; a member of the group hangs or died")
             time.sleep(0.0001)
     finally:
         if look_out is not None:

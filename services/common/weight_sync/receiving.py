@@ -19,6 +19,8 @@ from services.common.weight_sync.transfer import (
     Sink,
     Transfer,
     Wire,
+    groups_of,
+    leaving_if_broken,
     receive,
     take_again,
 )
@@ -29,25 +31,28 @@ def join(
 ) -> list[Lane]:  # fmt: skip
     """Joins every sender's process group as receiver `number`, while the senders do, or maps its memory. Raises
     DeadlineError if a sender is missing, InvalidRequestError if the group is not for this receiver."""
-    lanes = []
-    for sender in group.senders:
-        buckets = plan_buckets(described(sender), sender.bucket_bytes)
-        wire: Wire
-        if number in sender.members:
-            rank = 1 + list(sender.members).index(number)
-            joined = BroadcastGroup.join(
-                sender.store_host, sender.store_port, rank=rank, size=len(sender.members) + 1, backend=group.backend,
-                group_id=group.group_id, timeout_s=timeout_s,
-            )  # fmt: skip
-            wire, where = BroadcastWire(joined, group.backend), torch.device("cpu") if group.backend == "gloo" else device
-        elif sender.storages:
-            wire, where = SharedWire(sender, buckets, device), device
-        else:
-            raise InvalidRequestError(
-                f"receiver {number} is no member of weight group {group.group_id}; open the group for as many receivers as "
-                "there are workers"
-            )
-        lanes.append(Lane(buckets, wire, where, staged=staged))
+    lanes: list[Lane] = []
+    joined: list[BroadcastGroup] = []
+    with leaving_if_broken(joined):
+        for sender in group.senders:
+            buckets = plan_buckets(described(sender), sender.bucket_bytes)
+            wire: Wire
+            if number in sender.members:
+                rank = 1 + list(sender.members).index(number)
+                own = BroadcastGroup.join(
+                    sender.store_host, sender.store_port, rank=rank, size=len(sender.members) + 1, backend=group.backend,
+                    group_id=group.group_id, timeout_s=timeout_s,
+                )  # fmt: skip
+                joined.append(own)
+                wire, where = BroadcastWire(own, group.backend), torch.device("cpu") if group.backend == "gloo" else device
+            elif sender.storages:
+                wire, where = SharedWire(sender, buckets, device), device
+            else:
+                raise InvalidRequestError(
+                    f"receiver {number} is no member of weight group {group.group_id}; open the group for as many receivers "
+                    "as there are workers"
+                )
+            lanes.append(Lane(buckets, wire, where, staged=staged))
     return lanes
 
 
@@ -64,6 +69,7 @@ class Reception:
     ) -> None:  # fmt: skip
         """Joins."""
         self.lanes = join(group, number, device, timeout_s, staged=staged)
+        self.groups = groups_of(self.lanes)
         self.plans = [lane.buckets for lane in self.lanes]
         self.device = device
         self._report: dict[str, Any] = {}

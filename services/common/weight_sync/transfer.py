@@ -131,25 +131,27 @@ class Deadline:
 
     def bound(self, lanes: Sequence[Lane]) -> None:
         """Has the lanes' broadcasts end by then."""
-        for group in _groups(lanes):
+        for group in groups_of(lanes):
             group.bound(self.at, self.give_up)
 
     def settle(self, lanes: Sequence[Lane], device: torch.device) -> None:
         """Waits for the device. Raises DeadlineError."""
-        settle(_groups(lanes), device, self.at, self.give_up)
+        settle(groups_of(lanes), device, self.at, self.give_up)
 
 
-def _groups(lanes: Sequence[Lane]) -> list[BroadcastGroup]:
+def groups_of(lanes: Sequence[Lane]) -> list[BroadcastGroup]:
+    """The process groups by which lanes go."""
     return [lane.wire.group for lane in lanes if isinstance(lane.wire, BroadcastWire)]
 
 
 @contextmanager
-def leaving_if_broken(lanes: Sequence[Lane]) -> Iterator[None]:
-    """Around a whole update: whatever breaks it off on this side is told to the other members, who would wait for it."""
+def leaving_if_broken(groups: Sequence[BroadcastGroup]) -> Iterator[None]:
+    """Around a whole update, or what prepares it: whatever breaks it off on this side is told to the other members, who
+    would wait for it. The groups are looked at only then."""
     try:
         yield
     except BaseException as error:
-        for group in _groups(lanes):
+        for group in groups:
             group.leave(f"{type(error).__name__}: {error}")
         raise
 

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from baton.api.common.v1 import weights_pb2
 from baton.errors import DeadlineError
 from processes import free_port
 from ranks import Rank
+from services.common.weight_sync import receiving
 from services.common.weight_sync.departures import LOOK_S
 from services.common.weight_sync.group import BroadcastGroup, until
-from services.common.weight_sync.plan import Part, plan_buckets
-from services.common.weight_sync.transfer import BroadcastWire, Lane, leaving_if_broken
+from services.common.weight_sync.plan import Part, describe
+from services.common.weight_sync.transfer import leaving_if_broken
 
 HOST = "127.0.0.1"
 LONG_S = 60.0
@@ -92,13 +94,31 @@ def test_a_sender_that_is_told_to_give_up_takes_its_receivers_with_it() -> None:
 def test_a_member_in_which_something_breaks_says_what_and_the_others_wait_no_longer() -> None:
     groups, ends = group_of(2), []
     sender = waiting(groups[0], ends)
-    buckets = plan_buckets([Part.whole("w", torch.float32, (2, 2))], 64)
-    lane = Lane(buckets, BroadcastWire(groups[1], "gloo"), torch.device("cpu"))
-    with pytest.raises(ValueError, match="no room"), leaving_if_broken([lane]):
+    with pytest.raises(ValueError, match="no room"), leaving_if_broken([groups[1]]):
         raise ValueError("no room for the weights")
     sender.join(LONG_S)
     assert "another member left: rank 1: ValueError: no room for the weights" in ends[0][0]
     assert ends[0][1] < SOON_S
+
+
+def test_a_receiver_that_misses_one_sender_does_not_let_the_other_one_wait() -> None:
+    group, ends = weights_pb2.WeightGroup(group_id="g", backend="gloo", receivers=1), []
+    for _ in range(2):
+        sender = group.senders.add(store_host=HOST, store_port=free_port(), members=[1], bucket_bytes=64)
+        describe([Part.whole("w", torch.float32, (2, 2))], sender)
+    store = dist.TCPStore(HOST, group.senders[0].store_port, is_master=True, wait_for_workers=False)
+
+    def send() -> None:
+        there = BroadcastGroup(store, HOST, rank=0, size=2, backend="gloo", group_id="g", timeout_s=LONG_S)
+        ends.append(error_of(lambda: until(is_never_done, [there], time.monotonic() + LONG_S, None)))
+
+    present = threading.Thread(target=send)
+    present.start()
+    told, _ = error_of(lambda: receiving.join(group, 1, torch.device("cpu"), 2.0))
+    assert f"no sender answers at {HOST}:{group.senders[1].store_port}" in told
+    present.join(LONG_S)
+    assert "another member left: rank 1: DeadlineError: weight group g: no sender answers" in ends[0][0]
+    assert ends[0][1] < 2.0 + SOON_S
 
 
 def send_nothing(port: int) -> None:
