@@ -43,6 +43,7 @@ class Loop:
         return {
             "ForwardBackward": lambda raw: self._forward_backward(pb.ForwardBackwardRequest.FromString(raw)),
             "OptimStep": lambda raw: self._optim_step(pb.OptimStepRequest.FromString(raw)).SerializeToString(),
+            "ClearGradients": lambda raw: self._clear(raw.decode()),
         }
 
     def _forward_backward(self, request: pb.ForwardBackwardRequest) -> bytes:
@@ -70,6 +71,13 @@ class Loop:
         if request.want_scores:
             response.scores.values = answer_of(layout, found.outputs)
         return response.SerializeToString()
+
+    def _clear(self, role: str) -> bytes:
+        engine = self._trainer.models.engine(role)
+        engine.clear()
+        if engine is self._trainer.models.policy:
+            self._totals.clear()
+        return b""
 
     def _checked(
         self, samples: Samples, objective: Objective, request: pb.ForwardBackwardRequest, shape: ModelShape

@@ -10,7 +10,7 @@ import numpy as np
 
 from baton.api.trainer.v1 import loop_pb2 as pb
 from baton.api.trainer.v1.loop_pb2_grpc import LoopServiceServicer
-from baton.errors import InvalidRequestError
+from baton.errors import InvalidRequestError, ServiceFaultError
 from baton.samples import Samples
 from services.trainer.models import Models
 from services.trainer.ranks import Ranks
@@ -62,9 +62,18 @@ class LoopServicer(LoopServiceServicer):
 
     async def _accumulate(self, request: pb.ForwardBackwardRequest) -> pb.ForwardBackwardResponse:
         async with self._lock:
-            answered = self._roles.setdefault(request.role or "ppo_policy", _Role()).accumulated
+            role = request.role or "ppo_policy"
+            answered = self._roles.setdefault(role, _Role()).accumulated
             if request.request_id not in answered:
-                raw = await self._ranks.execute("ForwardBackward", request.SerializeToString())
+                try:
+                    raw = await self._ranks.execute("ForwardBackward", request.SerializeToString())
+                except ServiceFaultError as error:  # a refusal comes before the first gradient, and from all ranks
+                    answered.clear()
+                    await self._ranks.execute("ClearGradients", role.encode())
+                    raise ServiceFaultError(
+                        f"the gradients of {role} since its last update are gone, those of the calls before this one too: "
+                        f"begin that update anew. The fault was: {error}"
+                    ) from error
                 answered[request.request_id] = _combined([pb.ForwardBackwardResponse.FromString(part) for part in raw])
             return answered[request.request_id]
 

@@ -5,12 +5,11 @@ The commands run on all ranks at once; `combine_*` makes rank 0's answer out of 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from baton.api.common.v1 import weights_pb2
 from baton.api.trainer.v1 import trainer_pb2 as pb
@@ -18,16 +17,12 @@ from baton.clients.buffer import MicroBatch
 from baton.config import RunConfig
 from baton.errors import InvalidRequestError, NotReadyError
 from services.common.weight_sync.digest import joined
-from services.trainer import whole_directory
 from services.trainer.checks import check_digests, check_fits
+from services.trainer.exporting import export
 from services.trainer.leasing import Lease, Leasing
 from services.trainer.megatron import checkpoint
 from services.trainer.megatron.checkpoint_saver import CheckpointSaver
-from services.trainer.megatron.engine import Engine
-from services.trainer.megatron.hf import export_hf, finish_export
-from services.trainer.megatron.lora.peft_files import finish_adapter, write_part
-from services.trainer.megatron.model import PolicyModel
-from services.trainer.megatron.parallel import Layout, seed_step
+from services.trainer.megatron.parallel import seed_step
 from services.trainer.models import Models
 from services.trainer.objectives import objective_for
 from services.trainer.ranks import Handler
@@ -210,44 +205,13 @@ class Trainer:
         return b""
 
     def export(self, directory: Path) -> bytes:
-        """Writes one Hugging Face directory for each trained model, with the adapters added if it has any; and these in
-        PEFT's format into one beside it, if they are of the model that the run file names. Returns this rank's bytes as
-        decimal text."""
+        """Writes one Hugging Face directory for each trained model. Returns this rank's bytes as decimal text."""
         self.models.engine("ppo_policy")
         written = 0
         for role, engine in self.models.trained.items():
             target = directory if role == "ppo_policy" else directory.with_name(f"{directory.name}-value")
-            written += _export(engine, target)
-            if engine.adapted and not engine.rebased:
-                written += _export_adapter(engine, target.with_name(f"{target.name}-adapter"))
+            written += export(engine, target)
         return str(written).encode()
-
-
-def _export(engine: Engine, directory: Path) -> int:
-    """Writes the model; returns this rank's bytes. A collective."""
-    shape, dtype = engine.policy.shape, next(engine.policy.parameters()).dtype
-    return _write_whole(engine, directory, export_hf, lambda partial: finish_export(engine.source, partial, dtype, shape))
-
-
-def _export_adapter(engine: Engine, directory: Path) -> int:
-    """As `_export`."""
-    about = engine.lora, engine.policy.shape, str(engine.source), engine.base
-    return _write_whole(engine, directory, write_part, lambda partial: finish_adapter(partial, *about))
-
-
-def _write_whole(
-    engine: Engine, directory: Path, write: Callable[[PolicyModel, Layout, Path], int], finish: Callable[[Path], None]
-) -> int:  # fmt: skip
-    """Every rank of the first data-parallel replica writes its part, and rank 0 finishes what they wrote."""
-    layout = engine.layout
-    partial = whole_directory.begin(directory, empty=layout.world_rank == 0)
-    dist.barrier()
-    written = write(engine.policy, layout, partial) if layout.data_rank == 0 else 0
-    dist.barrier()
-    if layout.world_rank == 0:
-        finish(partial)
-        whole_directory.finish(directory)
-    return written
 
 
 def combine_steps(parts: Sequence[bytes]) -> pb.TrainStepResponse:

@@ -10,13 +10,18 @@ from baton.errors import InvalidRequestError
 SUFFIX = ".partial"
 
 
+def partial_of(target: Path) -> Path:
+    """The directory to write into."""
+    return target.with_name(target.name + SUFFIX)
+
+
 def begin(target: Path, *, empty: bool) -> Path:
     """Makes the directory to write into, and empties it of what a killed writer left.
 
-    Every rank calls it, so that all of them raise InvalidRequestError if it cannot be made; one rank passes `empty`, and
-    nobody writes before that rank is done.
+    Every rank calls it, and one of them passes `empty`. Raises InvalidRequestError on a rank that cannot make its part of
+    the way, and on that one alone: the ranks tell each other what became of it before one of them writes.
     """
-    partial = target.with_name(target.name + SUFFIX)
+    partial = partial_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if empty:
@@ -32,17 +37,17 @@ def finish(target: Path) -> None:
 
     Raises InvalidRequestError if one is there, on a file system that cannot exchange two names.
     """
-    partial = target.with_name(target.name + SUFFIX)
+    partial = partial_of(target)
     if target.exists():
         _exchange(partial, target)
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)  # the new one is there: what is left of the older one is no failure
     else:
         partial.replace(target)
 
 
 def remove(target: Path) -> None:
     """Removes a directory that was finished; what is left of it, if this process is killed, has not its name."""
-    partial = target.with_name(target.name + SUFFIX)
+    partial = partial_of(target)
     target.replace(partial)
     shutil.rmtree(partial)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import train, trainer, write_run_file
+from training import ranks_of, train, trainer, write_run_file
 
 from baton.checkpoint_files import checkpoints_in, faults
 from baton.clients import TrainerClient
@@ -53,11 +53,6 @@ async def client(process: TrainerProcess) -> AsyncIterator[TrainerClient]:
 async def other_client(other: TrainerProcess) -> AsyncIterator[TrainerClient]:
     async with TrainerClient(other.address, timeout_s=60) as client:
         yield client
-
-
-def ranks_of(process: TrainerProcess) -> list[int]:
-    """Process ids of torchrun's children."""
-    return [int(pid) for pid in Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()]
 
 
 def stop(pid: int) -> None:

@@ -54,6 +54,11 @@ def trainer(
         process.stop()
 
 
+def ranks_of(process: TrainerProcess) -> list[int]:
+    """Process ids of torchrun's children."""
+    return [int(pid) for pid in Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()]
+
+
 def training_samples(seed: int = 0) -> Samples:
     """Four groups of four with unequal lengths, sampled from weights "good" as version 1."""
     rng = np.random.default_rng(seed)

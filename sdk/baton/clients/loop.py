@@ -39,7 +39,8 @@ class LoopClient(ServiceClient):
 
         `loss` is an `algorithm` section of the run file, as {"name": "grpo"}; None: the run's own. It is normalised over
         these samples: over several calls for one update, `scale` is each call's share. `scores`: what the loss was computed
-        from. A call that is repeated with the same `request_id` adds nothing.
+        from. A call that is repeated with the same `request_id` adds nothing. Raises ServiceFaultError if a rank failed in
+        the midst of it: the role's gradients since its last update are gone then, and that update is to be begun anew.
         """
         spec = pb.LossSpec(
             algorithm="" if loss is None else json.dumps(dict(loss)), scale=scale, micro_batch_size=micro_batch_size

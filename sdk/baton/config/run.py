@@ -225,7 +225,8 @@ class RunConfig(Section):
         return found
 
     def remarks(self) -> list[str]:
-        """What whoever starts the run should know: options that do nothing, and one model in two number formats."""
+        """What whoever starts the run should know: options that do nothing, and what has the policy begin elsewhere than
+        the model that it is compared with."""
         lines = [f"{option} has no effect: {reason}" for option, reason in self.inert_options().items()]
         others = {"reference": "the divergence from it does not begin at zero"} if self.models.reference else {}
         if not self.is_offline:
@@ -234,7 +235,19 @@ class RunConfig(Section):
         for role, so in others.items():
             if self.model_name(role) == self.model_name("ppo_policy") and (dtype := self.dtype_name(role)) != trained:
                 lines.append(f"models.{role}.dtype is {dtype}, and models.ppo_policy.dtype {trained}: {so}")
+        if self._reference_lacks_adapter():
+            lines.append(
+                f"models.ppo_policy.lora.load: models.reference is the model without this adapter: {others['reference']}; "
+                "name the two merged by models.reference.load, as the export of the run that trained the adapter"
+            )
         return lines
+
+    def _reference_lacks_adapter(self) -> bool:
+        """Whether the policy starts from an adapter, and the reference from the model below it."""
+        lora = self.models.ppo_policy.lora
+        if self.models.reference is None or not (lora.enable_lora and lora.load):
+            return False
+        return self.model_name("reference") == self.model_name("ppo_policy") and self.load_of("reference") is None
 
     def require_startable(self, *, has_relay_sample_fn: bool = False) -> None:
         """Raises ConfigError if the run could load but not train: what only matters once it starts.

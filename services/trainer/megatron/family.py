@@ -8,6 +8,8 @@ from typing import Any
 from baton.errors import ConfigError
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+"""All that the scaling of that kind depends on; what else its section of config.json holds is spelling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class ModelShape:
     max_positions: int
     norm_eps: float
     rope_base: float
-    rope_scaling: dict[str, Any] | None
+    rope_scaling: dict[str, float] | None
+    """The numbers of Llama 3's, if the model has it."""
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
@@ -63,7 +66,7 @@ class ModelShape:
             max_positions=raw["max_position_embeddings"],
             norm_eps=raw["rms_norm_eps"],
             rope_base=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
-            rope_scaling=rope if _rope_kind(rope) == "llama3" else None,
+            rope_scaling={name: float(rope[name]) for name in _LLAMA3} if _rope_kind(rope) == "llama3" else None,
             tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",

@@ -157,11 +157,18 @@ class HfFiles:
 def export_hf(model: PolicyModel, layout: Layout, partial: Path) -> int:
     """Writes this pipeline stage's safetensors into `partial`. Returns the bytes that this rank wrote.
 
-    A collective over the ranks of data-parallel rank 0; rank 0 calls `finish_export` after every rank has returned.
+    A collective over the ranks of data-parallel rank 0; rank 0 calls `finish_export` after every rank has returned. A rank
+    that cannot write gathers with the others to the end, and raises then.
     """
-    files = HfFiles(partial, layout.pipeline_rank)
+    files, problem = HfFiles(partial, layout.pipeline_rank), None
     for name, tensor in gather_hf(model, layout):
-        files.add(name, tensor)
+        try:
+            if problem is None:
+                files.add(name, tensor)
+        except Exception as error:  # whatever it is: the other ranks go on with what they gather
+            problem = error
+    if problem is not None:
+        raise problem
     files.flush()
     return files.bytes
 

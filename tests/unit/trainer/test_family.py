@@ -65,13 +65,21 @@ def test_the_rotary_base_is_found_in_either_spelling(spelling: dict[str, Any], t
         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3_ROPE}},
         {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3_ROPE}},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3_ROPE}},
+        {"rope_theta": 500000, "rope_scaling": {"rope_type": "llama3", **LLAMA3_ROPE, "factor": 8}},
     ],
-    ids=["old", "oldest", "new"],
+    ids=["old", "oldest", "new", "whole numbers"],
 )
-def test_llama_3s_scaling_is_found_in_every_spelling(spelling: dict[str, Any], tmp_path: Path) -> None:
+def test_llama_3s_scaling_is_the_same_four_numbers_in_every_spelling(spelling: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing else, so that no spelling passes for another model than the same one in another."""
     shape = read(tmp_path, config(**spelling))
-    assert shape.rope_base == 5e5
-    assert {name: shape.rope_scaling[name] for name in LLAMA3_ROPE} == LLAMA3_ROPE
+    assert (shape.rope_base, shape.rope_scaling) == (5e5, LLAMA3_ROPE)
+
+
+def test_a_scaling_that_lacks_a_number_is_refused_naming_file_and_number(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", **LLAMA3_ROPE}
+    del rope["factor"]
+    with pytest.raises(ConfigError, match=r"config\.json lacks factor"):
+        read(tmp_path, config(rope_scaling=rope))
 
 
 @pytest.mark.parametrize("kind", [{"rope_type": "default"}, {"type": "default"}])

@@ -98,6 +98,25 @@ def test_one_model_in_two_number_formats_is_remarked(run_of):
 
 
 @pytest.mark.parametrize(
+    ("lora", "reference", "remarked"),
+    [
+        ({"load": "adapter"}, {}, True),
+        ({"load": "adapter"}, {"model": "m"}, True),
+        ({"load": "adapter"}, {"load": "merged"}, False),
+        ({"load": "adapter"}, {"model": "merged"}, False),
+        ({"load": "adapter"}, None, False),
+        ({}, {}, False),
+        ({"load": "adapter", "enable_lora": False}, {}, False),
+    ],
+)
+def test_a_reference_without_the_adapter_that_the_policy_starts_from_is_remarked(run_of, lora, reference, remarked):
+    policy = {"model": "m", "lora": {"enable_lora": True, **lora}}
+    remarks = run_of(models={"policy": {"model": "m"}, "ppo_policy": policy, "reference": reference}).remarks()
+    told = "models.ppo_policy.lora.load: models.reference is the model without this adapter: "
+    assert [remark.startswith(told) for remark in remarks] == [True] * remarked
+
+
+@pytest.mark.parametrize(
     ("options", "seeds"),
     [
         ({}, [42, 43]),

@@ -55,7 +55,8 @@ class LoopServiceServicer(object):
 
     def ForwardBackward(self, request_iterator, context):
         """ForwardBackward adds the gradient of one loss on all samples of the call to the role's gradients; the stream is one
-        batch. Idempotent by request_id until the next OptimStep of the role.
+        batch. Idempotent by request_id until the next OptimStep of the role. A fault while it computes, as too little memory
+        on one rank, takes the role's gradients since that with it, those of earlier calls too; the error says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
