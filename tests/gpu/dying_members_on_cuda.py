@@ -100,10 +100,14 @@ def send_one() -> bool:
 
 if __name__ == "__main__":
     torch.cuda.set_device(0)
-    print(json.dumps({"end": "its time is over"} | as_sender(4.0, lambda port, give_up: None)), flush=True)
-    print(json.dumps({"end": "it was given up"} | as_sender(60.0, lambda port, give_up: give_up.set())), flush=True)
-    print(json.dumps({"end": "a receiver is gone"} | as_sender(60.0, calling_off)), flush=True)
-    print(json.dumps({"end": "the sender is gone"} | as_receiver()), flush=True)
+    ends = {
+        "were being connected when its time is over": lambda: as_sender(4.0, lambda port, give_up: None),
+        "were being connected when it was given up": lambda: as_sender(60.0, lambda port, give_up: give_up.set()),
+        "were being connected when another member left: a receiver is gone": lambda: as_sender(60.0, calling_off),
+        "could not be connected": as_receiver,
+    }
+    for end, outcome in ends.items():
+        print(json.dumps({"end": end} | outcome()), flush=True)
     if torch.cuda.device_count() > 1:
         print(json.dumps({"again": send_one()}), flush=True)
     sys.exit(0)

@@ -35,6 +35,5 @@ def test_a_member_that_dies_before_nccl_has_connected_it_does_not_hold_the_other
         assert last["again"]
     assert len(ends) == 4
     for end in ends:
-        assert "the members of a weight group were being connected" in end["told"]
         assert end["end"] in end["told"]
         assert end["seconds"] < 8.0

@@ -107,7 +107,7 @@ class BroadcastGroup:
         def broadcast() -> None:
             try:
                 torch.cuda.set_device(device)
-                Broadcast(self, self._begin(torch.zeros(1, device="cuda")), 1).wait()
+                self._begin(torch.zeros(1, device="cuda")).wait()
                 torch.cuda.current_stream().synchronize()
                 outcome.append(None)
             except Exception as error:
@@ -115,10 +115,11 @@ class BroadcastGroup:
 
         threading.Thread(target=broadcast, name="weight-group-connect", daemon=True).start()
         deadline = time.monotonic() + self._timeout.total_seconds()
-        until(lambda: outcome, [self], deadline, give_up, waiting="the members of a weight group were being connected")
+        until(lambda: outcome, [self], deadline, give_up, waiting="a weight group's members were being connected")
         if outcome[0] is not None:
-            self.leave(f"{type(outcome[0]).__name__}: {outcome[0]}")
-            raise outcome[0]
+            cause = str(outcome[0]).partition("\n")[0]  # what follows is a trace of C++
+            self.leave(cause)
+            raise DeadlineError(f"a weight group's members could not be connected ({cause}); has one of them died?")
 
     def bound(self, deadline: float, give_up: threading.Event | None = None) -> None:
         """Broadcasts from now on end by this time of time.monotonic(), or soon after another thread sets `give_up`."""
