@@ -75,7 +75,7 @@ class Driver:
         self._budget = ErrorBudget(config.rewards.max_error_rate)
         self._intake = Intake(config, services, state.run_id, self.clock, self._budget)
         self._steps = Steps(config, services, self.publishing, state, self.clock, report)
-        self._relay = Relay(config, engine, services.relay, state.run_id)
+        self._relay = Relay(config, engine, services, state.run_id)
         self.saving = Saving(config, services, self.publishing, state, self.clock, report.folder, self._relay)
         self._resume = resume
         self._resuming = Resuming(config, services, state, self._store, self.clock, report)
@@ -232,8 +232,7 @@ class Driver:
     async def _train_chosen(self, episode: int, tally: EpisodeTally) -> None:
         """Trains what the relay function chooses from the history, which the episode is part of now."""
         self.clock.begin("relay", "the relay function")
-        with self._services.at_buffer():
-            relayed = await self._relay.choose(episode, self.state.policy_version)
+        relayed = await self._relay.choose(episode, self.state.policy_version)
         tally.add_metrics(relayed.metrics)
         await self._steps.passes(0, episode, relayed.steps, relayed.policy_versions, tally)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from baton.clients import RelayClient
 from baton.config import RunConfig
 from baton.engine import Engine, RelaySampleFunction, import_function
 from baton.errors import BatonError, ConfigError, DeadlineError, RunFailedError
@@ -22,6 +21,7 @@ from baton.relay.builtins import BUILTINS, OF_WHOLE_GROUPS, SEEDED, broken_param
 from baton.relay.chosen import TrainingSet, training_set
 from baton.relay.history import RelayHistory
 from baton.relay.samples import EpisodeRelayBuffer
+from services.coordinator.connections import Services
 from services.coordinator.report import sample_ages
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,13 @@ class Relayed:
 class Relay:
     """The relay of one run."""
 
-    def __init__(self, config: RunConfig, engine: Engine, client: RelayClient, run_id: str) -> None:
+    def __init__(self, config: RunConfig, engine: Engine, services: Services, run_id: str) -> None:
         """Raises ConfigError if relay is on and there is not exactly one function. Needs a running event loop."""
         self._config = config
-        self._client = client
+        self._services = services
         self._run_id = run_id
         self._timeout_s = config.deadlines.relay_s
-        self._history = RelayHistory(client, run_id, config.deadlines.buffer_s)
+        self._history = RelayHistory(services.relay, run_id, config.deadlines.buffer_s)
         self._function = relay_function(config, engine)
         self.shown_from: int | None = None
         """Oldest episode that the function has seen last."""
@@ -58,14 +58,16 @@ class Relay:
     async def choose(self, episode: int, policy_version: int) -> Relayed:
         """Makes the training set of a closed episode, which ages are counted from `policy_version` in."""
         store, limit = self._config.store, self._config.runtime.relay_limit
-        trimmed = await self._client.trim_history(
-            self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
-            evict_for_bytes=store.relay_when_full == "evict", spare_from=self.spare_from,
-        )  # fmt: skip
-        buffers = await self._history.buffers(trimmed.shown)
+        with self._services.at_buffer():
+            trimmed = await self._services.relay.trim_history(
+                self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
+                evict_for_bytes=store.relay_when_full == "evict", spare_from=self.spare_from,
+            )  # fmt: skip
+            buffers = await self._history.buffers(trimmed.shown)
         self.shown_from = buffers[0].episode_id
         chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
-        total, steps = await self._client.select(self._run_id, episode, chosen.references, chosen.made)
+        with self._services.at_buffer():
+            total, steps = await self._services.relay.select(self._run_id, episode, chosen.references, chosen.made)
         if total == 0:
             log.warning("the relay function chose no samples in episode %d: nothing is trained", episode)
         return Relayed(
@@ -75,8 +77,9 @@ class Relay:
     def _called(self, buffers: list[EpisodeRelayBuffer]) -> Any:
         """What the function returns. Raises RunFailedError with what it raises."""
         try:
-            return self._function(buffers)
-        except BatonError:  # of the samples that it touched
+            with self._services.at_buffer():  # which has the tensors of the samples that it touches
+                return self._function(buffers)
+        except BatonError:
             raise
         except BaseException as error:  # it is the user's code: SystemExit too
             frame = traceback.extract_tb(error.__traceback__)[-1]
