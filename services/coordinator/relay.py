@@ -21,7 +21,7 @@ from baton.relay.builtins import BUILTINS, OF_WHOLE_GROUPS, SEEDED, broken_param
 from baton.relay.chosen import TrainingSet, training_set
 from baton.relay.history import RelayHistory
 from baton.relay.samples import EpisodeRelayBuffer
-from services.coordinator.connections import Services
+from services.coordinator.connections import Connections
 from services.coordinator.report import sample_ages
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Relayed:
 class Relay:
     """The relay of one run."""
 
-    def __init__(self, config: RunConfig, engine: Engine, services: Services, run_id: str) -> None:
+    def __init__(self, config: RunConfig, engine: Engine, services: Connections, run_id: str) -> None:
         """Raises ConfigError if relay is on and there is not exactly one function. Needs a running event loop."""
         self._config = config
         self._services = services
