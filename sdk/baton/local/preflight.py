@@ -12,6 +12,8 @@ from baton.engine import Engine, load_engine
 from baton.local import devices
 from baton.local.store import LOOPBACK, find_server
 
+_FOR_ITSELF = re.compile(r"^(localhost|127\.[\d.]+|::1)$")
+"""Hosts by which a machine reaches itself alone."""
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -28,7 +30,7 @@ def check(config: RunConfig, *, app: str | None) -> None:
     if config.services.coordinator_address is None:
         config.logging.require_installed()
     config.require_startable(has_relay_sample_fn=has_relay_sample_fn)
-    problems = [*_missing_directories(config), *_taken_ports(config)]
+    problems = [*_missing_directories(config), *_taken_ports(config), *_unreachable_host(config)]
     if problems:
         raise ConfigError("\n".join(problems))
     devices.place(config, devices.machine_gpus())
@@ -105,3 +107,24 @@ def _taken_ports(config: RunConfig) -> Iterator[str]:
                     yield f"{option}: port {port} is taken; end what uses it, or set another port (0 takes a free one)"
                 else:
                     yield f"services.host: cannot listen on {host}:{port} ({option}): {error.strerror}; correct the address"
+
+
+def _unreachable_host(config: RunConfig) -> Iterator[str]:
+    """A service elsewhere asks one that is started here, by an address that is none of this machine's for others."""
+    services = config.services
+    if services.coordinator_address or not (_is_for_itself(services.host) or services.host in ("0.0.0.0", "::")):
+        return
+    trainers = [address for name in config.trainer_groups() if (address := services.address_of(name))]
+    asked = {"lease samples from the buffer": trainers} if not services.buffer_address else {}
+    if not services.trainer_address:
+        asked["fetch weights from the trainer"] = services.rollout_addresses
+    for what, askers in asked.items():
+        if far := [address for address in askers if not _is_for_itself(address.rpartition(":")[0])]:
+            yield (
+                f"services.host: got {services.host!r}; must be an address by which {', '.join(far)} can reach this "
+                f"machine, to {what} that is started here; write this machine's address or name"
+            )
+
+
+def _is_for_itself(host: str) -> bool:
+    return bool(_FOR_ITSELF.match(host.strip("[]")))

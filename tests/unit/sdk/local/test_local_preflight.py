@@ -45,6 +45,7 @@ SCORED = {"policy": {}, "reference": {"group": "scorers"}}
     ],
 )
 def test_directories_of_services_that_run_elsewhere_do_not_matter(services, role, option):
+    services = {"buffer_address": "store-host:4"} | services
     preflight.check(run(models=SCORED | {role: SCORED.get(role, {}) | {option: "/no/such"}}, services=services), app=None)
 
 
@@ -91,13 +92,38 @@ def test_the_port_of_every_replica_is_checked():
 def test_ports_of_services_that_run_elsewhere_do_not_matter():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        services = {"trainer_port": port, "trainer_address": "gpu-host:7000"}
+        services = {"trainer_port": port, "trainer_address": "gpu-host:7000", "buffer_address": "store-host:4"}
         preflight.check(run(services=services), app=None)
 
 
 def test_a_host_that_is_not_this_machine_is_named():
     with pytest.raises(ConfigError, match=r"services.host: cannot listen on 192.0.2.1:0"):
         preflight.check(run(services={"host": "192.0.2.1"}), app=None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize(
+    ("services", "message"),
+    [
+        ({"rollout_addresses": ["gpu-host:2"]}, "gpu-host:2 can reach this machine, to fetch weights from the trainer"),
+        ({"trainer_address": "gpu-host:1"}, "gpu-host:1 can reach this machine, to lease samples from the buffer"),
+        ({"group_addresses": {"scorers": "gpu-host:3"}}, "gpu-host:3 can reach this machine, to lease samples"),
+    ],
+)
+def test_a_host_that_services_elsewhere_cannot_reach_is_named_before_models_are_loaded(host, services, message):
+    with pytest.raises(ConfigError, match=rf"services.host: got '{host}'; must be an address by which {message}"):
+        preflight.check(run(models=SCORED, services=services | {"host": host}), app=None)
+
+
+def test_listening_on_all_addresses_does_not_tell_a_trainer_elsewhere_which_one_to_ask():
+    services = {"trainer_address": "gpu-host:1", "host": "0.0.0.0"}
+    with pytest.raises(ConfigError, match=r"services.host: got '0.0.0.0'; must be an address by which gpu-host:1"):
+        preflight.check(run(services=services), app=None)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1"])
+def test_services_that_run_on_this_machine_already_reach_it(address):
+    preflight.check(run(services={"trainer_address": address, "rollout_addresses": [address]}), app=None)
 
 
 @pytest.mark.parametrize(
