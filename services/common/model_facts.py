@@ -25,7 +25,7 @@ def model_facts(config: Any, tokenizer: Any | None) -> dict[str, str]:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     theta = rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0)
-    scaling = {name: value for name, value in sorted(rope.items()) if name not in ("rope_theta", "rope_type", "type")}
+    scaling = {name: _text(value) for name, value in sorted(rope.items()) if name not in ("rope_theta", "rope_type", "type")}
     facts |= {"head_dim": _text(head_dim), "rope_theta": _text(float(theta)), "rope_scaling": json.dumps(scaling)}
     facts["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     return facts if tokenizer is None else facts | _vocabulary(tokenizer)

@@ -12,6 +12,8 @@ from baton.errors import InvalidRequestError
 from models import make_model, make_tokenizer
 from services.trainer.handshake import own_facts, refused
 
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4}
+
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,10 +78,12 @@ def test_another_vocabulary_is_told_by_its_size_and_digest(own: Path, tmp_path: 
 def test_what_changes_no_weight_or_is_known_on_one_side_only_is_taken(own: Path, tmp_path: Path) -> None:
     longer = altered(own, tmp_path / "longer", max_position_embeddings=1024)
     rounded = altered(own, tmp_path / "rounded", rms_norm_eps=9.999999974752427e-07, rope_parameters=None)
+    scaled = [altered(own, tmp_path / f"by-{factor}", rope_parameters=LINEAR | {"factor": factor}) for factor in (8, 8.0)]
     without_tokenizer = facts_of(longer)
     assert "tokenizer" not in without_tokenizer
     assert refused(facts_of(own), request(without_tokenizer, facts_of(rounded), {})) == {}
     assert refused(without_tokenizer, request(facts_of(own))) == {}
+    assert refused(facts_of(scaled[0]), request(facts_of(scaled[1]))) == {}
     assert refused(facts_of(own), pb.OpenWeightGroupRequest(receivers=3)) == {}
 
 
