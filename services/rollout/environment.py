@@ -11,10 +11,12 @@ _SHORT = 55
 
 
 def prepare_environment(config: PolicyConfig) -> None:
-    """Gives each of several workers on a CPU cores of its own, keeps vLLM from reporting usage, and with `enforce_eager`
-    keeps torch from compiling (vLLM compiles a few helpers even then, which takes a C++ compiler and some 15 s), and puts
-    vLLM's sockets, which it leaves behind, into a directory that is removed at the end. Values already set win."""
+    """Gives each of several workers on a CPU cores of its own, keeps vLLM from reporting usage, has it start its processes
+    anew, and with `enforce_eager` keeps torch from compiling (vLLM compiles a few helpers even then, which takes a C++
+    compiler and some 15 s), and puts vLLM's sockets, which it leaves behind, into a directory that is removed at the end.
+    Values already set win."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would have gRPC's locks, held by no thread of it
     if config.enforce_eager:
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     workers = config.tensor_model_parallel_size * config.pipeline_model_parallel_size

@@ -42,3 +42,13 @@ def test_the_sockets_are_removed_at_the_end_and_their_paths_are_never_too_long(n
 def test_a_place_of_the_users_own_is_used_and_kept(tmp_path: Path) -> None:
     assert sockets_of_a_service(VLLM_RPC_BASE_PATH=str(tmp_path)) == tmp_path
     assert (tmp_path / "a-socket").exists()
+
+
+@pytest.mark.parametrize(("own", "used"), [({}, "spawn"), ({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "fork")])
+def test_the_engines_process_is_no_fork_of_one_that_has_threads_unless_the_user_says_so(
+    own: dict[str, str], used: str
+) -> None:
+    program = f"{SERVICE}\nprint(os.environ['VLLM_WORKER_MULTIPROC_METHOD'])"
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"} | own
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[-1:] == [used], done.stderr
