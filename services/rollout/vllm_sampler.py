@@ -30,6 +30,7 @@ _REQUESTS = {
 }  # fmt: skip
 """Where vLLM's own logits processors keep whom they work for."""
 _WRAPPED = "_baton_raw_logprobs"
+_ALIKE = "_baton_alike"
 _mark = 0
 
 
@@ -50,10 +51,9 @@ class _Kind:
     """(sampler, batch) -> log-probabilities that it asks for, besides the sampled tokens' own."""
     temperatures: Callable[[Any, Any], torch.Tensor | None]
     """(sampler, batch) -> [requests], 0 where nothing is drawn; None if nowhere."""
-    is_whole: Callable[[Any, Any], bool]
-    """(sampler, batch) -> whether all is sampled from the raw model itself."""
-    fewer: Callable[[Any, int], Any]
-    """The batch as if it asked for so many; or as it is, if that takes no time."""
+    alike: Callable[[Any, Any, int], tuple[Any, bool]]
+    """(sampler, batch, number) -> the batch as if it asked for so many, or as it is if that takes no time; and whether all
+    is sampled from the raw model itself."""
 
 
 def install() -> None:
@@ -64,8 +64,7 @@ def install() -> None:
         "forward", "sampling_metadata",
         asked=lambda sampler, metadata: metadata.max_num_logprobs,
         temperatures=lambda sampler, metadata: metadata.temperature,
-        is_whole=lambda sampler, metadata: _samples_whole(metadata),
-        fewer=lambda metadata, count: replace(metadata, max_num_logprobs=count),
+        alike=lambda sampler, metadata, number: _alike(metadata, number),
     ))  # fmt: skip
     try:
         from vllm.v1.worker.gpu.sample.sampler import Sampler as GpuSampler
@@ -75,8 +74,7 @@ def install() -> None:
         "__call__", "input_batch",
         asked=lambda sampler, batch: sampler.sampling_states.max_num_logprobs(batch.idx_mapping_np),
         temperatures=lambda sampler, batch: sampler.sampling_states.temperature.gpu[batch.idx_mapping],
-        is_whole=lambda sampler, batch: _leaves_logits(sampler, batch),
-        fewer=lambda batch, count: batch,
+        alike=lambda sampler, batch, number: (batch, _leaves_logits(sampler, batch)),
     ))  # fmt: skip
 
 
@@ -90,19 +88,31 @@ def _wrap(sampler: type, kind: _Kind) -> None:
         asked = kind.asked(self, batch) or 0
         if asked < RAW_COLUMN:
             return sample(self, logits, batch, *arguments[1:], **options)
-        is_whole = kind.is_whole(self, batch)
+        number = max(asked - UNCUT_COLUMN, 0)  # to find the likeliest of a large vocabulary takes time
+        fewer, is_whole = kind.alike(self, batch, number)
         raw = None if is_whole else logits.log_softmax(dim=-1, dtype=torch.float32)  # the sampler may change the logits
-        fewer = kind.fewer(batch, max(asked - UNCUT_COLUMN, 0))  # to find the likeliest of a large vocabulary takes time
         output = sample(self, logits, fewer, *arguments[1:], **options)
-        own, found = output.sampled_token_ids[:, :1].long(), output.logprobs_tensors
-        columns = [found.logprobs[:, :1] if raw is None else raw.gather(-1, own)]
-        if asked >= UNCUT_COLUMN:
-            columns += columns if raw is None else [_uncut(raw, kind.temperatures(self, batch)).gather(-1, own)]
-        output.logprobs_tensors = _with_columns(found, asked, torch.full_like(own, _mark), columns)
+        found = output.logprobs_tensors
+        if raw is None:
+            columns = [_first(found.logprobs)] * min(asked, UNCUT_COLUMN)
+        else:
+            own = output.sampled_token_ids[:, :1].long()
+            columns = [raw.gather(-1, own)]
+            if asked >= UNCUT_COLUMN:
+                columns.append(_uncut(raw, kind.temperatures(self, batch)).gather(-1, own))
+        output.logprobs_tensors = _with_columns(found, asked, columns)
         return output
 
     setattr(with_others, _WRAPPED, True)
     setattr(sampler, kind.method, with_others)
+
+
+def _alike(metadata: Any, number: int) -> tuple[Any, bool]:
+    """Found once: vLLM makes another one whenever a request comes or goes."""
+    known = vars(metadata)
+    if _ALIKE not in known:
+        known[_ALIKE] = replace(metadata, max_num_logprobs=number), _samples_whole(metadata)
+    return known[_ALIKE]
 
 
 def _samples_whole(metadata: Any) -> bool:
@@ -137,16 +147,20 @@ def _uncut(raw: torch.Tensor, temperatures: torch.Tensor | None) -> torch.Tensor
     return (raw / divisors[:, None]).log_softmax(dim=-1)
 
 
-def _with_columns(
-    found: LogprobsTensors, asked: int, marks: torch.Tensor, columns: list[torch.Tensor]
-) -> LogprobsTensors:
-    """Puts columns [requests, 1] behind the sampled tokens', with `marks` for their tokens, and behind them what makes up
-    for the number that was `asked` for."""
+def _with_columns(found: LogprobsTensors, asked: int, columns: list[torch.Tensor]) -> LogprobsTensors:
+    """Puts columns [requests, 1] behind the sampled tokens', with marks for their tokens, and behind them what makes up for
+    the number that was `asked` for. In each step of the engine: nothing is done that need not be."""
+    kept = RAW_COLUMN + asked - len(columns)
 
     def insert(into: torch.Tensor, new: list[torch.Tensor]) -> torch.Tensor:
-        kept = into[:, RAW_COLUMN : RAW_COLUMN + asked - len(new)]
-        return torch.cat([into[:, :RAW_COLUMN], *(column.to(into.dtype) for column in new), kept], dim=-1)
+        rest = [into[:, RAW_COLUMN:kept]] if kept > RAW_COLUMN else []
+        return torch.cat([_first(into), *new, *rest], dim=-1)
 
+    mark = torch.full_like(_first(found.logprob_token_ids), _mark)
     return found._replace(
-        logprob_token_ids=insert(found.logprob_token_ids, [marks] * len(columns)), logprobs=insert(found.logprobs, columns)
+        logprob_token_ids=insert(found.logprob_token_ids, [mark] * len(columns)), logprobs=insert(found.logprobs, columns)
     )
+
+
+def _first(columns: torch.Tensor) -> torch.Tensor:
+    return columns if columns.shape[-1] == 1 else columns[:, :1]
