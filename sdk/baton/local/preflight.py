@@ -30,7 +30,9 @@ def check(config: RunConfig, *, app: str | None) -> None:
     if config.services.coordinator_address is None:
         config.logging.require_installed()
     config.require_startable(has_relay_sample_fn=has_relay_sample_fn)
-    problems = [*_missing_directories(config), *_taken_ports(config), *_unreachable_host(config)]
+    problems = [
+        *_missing_directories(config), *_missing_prompts(config), *_taken_ports(config), *_unreachable_host(config),
+    ]  # fmt: skip
     if problems:
         raise ConfigError("\n".join(problems))
     devices.place(config, devices.machine_gpus())
@@ -74,6 +76,12 @@ def _missing_directories(config: RunConfig) -> Iterator[str]:
                     f"models.{role}.{option}: got {name!r}; must be a directory that exists; {Path(name).absolute()} does "
                     "not; correct the path, which is relative to the working directory, or put the model there"
                 )
+
+
+def _missing_prompts(config: RunConfig) -> Iterator[str]:
+    source = config.prompts
+    if config.services.coordinator_address is None and source.source == "jsonl" and not Path(source.path).is_file():
+        yield f"prompts.path: got {source.path!r}; there is no such file in {Path.cwd()}; correct the path, or make the file"
 
 
 def _asked_ports(config: RunConfig) -> Iterator[tuple[str, str, int]]:

@@ -60,6 +60,21 @@ def test_one_service_that_is_started_here_needs_the_directories_that_it_loads(he
         preflight.check(config, app=None)
 
 
+@pytest.mark.parametrize("sections", [{"prompts": {"source": "jsonl", "path": "none.jsonl"}}, {"data_path": "none.jsonl"}])
+def test_a_file_of_prompts_that_does_not_exist_is_named_before_models_are_loaded(sections, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = run(**sections) if "prompts" in sections else run(runtime=RUNTIME | sections)
+    with pytest.raises(ConfigError, match=rf"prompts.path: got 'none.jsonl'; there is no such file in {tmp_path}"):
+        preflight.check(config, app=None)
+    (tmp_path / "none.jsonl").write_text("{}")
+    preflight.check(config, app=None)
+
+
+def test_a_file_of_prompts_on_the_coordinators_machine_does_not_matter():
+    services = {"coordinator_address": "c:1"}
+    preflight.check(run(prompts={"source": "jsonl", "path": "/no/such.jsonl"}, services=services), app=None)
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "smollm2-135m-instruct"])
 def test_a_hub_id_is_not_taken_for_a_path(name):
     preflight.check(run(models={"policy": {"model": name}}), app=None)
