@@ -35,7 +35,12 @@ class Position:
     report: EpisodeReport | None = None
     """Of the episode before, as far as it is known: its row is written after the checkpoint."""
     history_from: int | None = None
-    """Oldest episode that the relay function has seen last."""
+    """Oldest episode that the relay function has seen last and sees again in the next one; None: none."""
+
+    @property
+    def history(self) -> range:
+        """The episodes that the relay function sees again."""
+        return range(self.episode if self.history_from is None else self.history_from, self.episode)
 
     def to_json(self) -> str:
         """All fields."""

@@ -49,11 +49,17 @@ class Relay:
         self._timeout_s = config.deadlines.relay_s
         self._history = RelayHistory(services.relay, run_id, config.deadlines.buffer_s)
         self._function = relay_function(config, engine)
-        self.shown_from: int | None = None
-        """Oldest episode that the function has seen last."""
-        self.spare_from: int | None = None
-        """Oldest episode that it had seen last when the newest checkpoint was written. A run that goes on from there shows
-        it again, so none from it on is evicted."""
+        self.history_from: int | None = None
+        """Oldest episode that the function has seen last and sees again in the next episode; None: none."""
+        self.spared: list[range] = []
+        """Episodes that runs which go on from the newest checkpoint, or from the one that is being written, would show it
+        again. They are not evicted."""
+        self._shown_from = 0
+
+    def resumed(self, history: range) -> None:
+        """The run goes on from a checkpoint, with these earlier episodes."""
+        self._shown_from, self.spared = history.start, [history]
+        self.history_from = history.start if history else None
 
     async def choose(self, episode: int, policy_version: int) -> Relayed:
         """Makes the training set of a closed episode, which ages are counted from `policy_version` in."""
@@ -61,10 +67,12 @@ class Relay:
         with self._services.at_buffer():
             trimmed = await self._services.relay.trim_history(
                 self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
-                evict_for_bytes=store.relay_when_full == "evict", spare_from=self.spare_from,
+                evict_for_bytes=store.relay_when_full == "evict", shown_from=self._shown_from, spared=self.spared,
             )  # fmt: skip
             buffers = await self._history.buffers(trimmed.shown)
-        self.shown_from = buffers[0].episode_id
+        self._shown_from = buffers[0].episode_id
+        again = buffers if limit is None else buffers[max(len(buffers) - limit + 1, 0) :]
+        self.history_from = again[0].episode_id if again else None
         chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
         with self._services.at_buffer():
             total, steps = await self._services.relay.select(self._run_id, episode, chosen.references, chosen.made)

@@ -37,6 +37,43 @@ REFUSED = {
         },
         "store.max_bytes: got 1000; must hold the history, which may have store.relay_max_bytes (1001)",
     ),
+    "what two checkpoints need of a history beyond the samples of the store": (
+        {
+            "runtime": {
+                **GROUPED, "num_episode": 20, "max_relay_episode": 3, "relay_sample_fn": "last", "save_episode_interval": 4
+            },
+            "store": {"max_samples": 511},
+        },
+        "store.max_samples: got 511; must hold the 8 episodes of 64 samples",
+    ),
+    "what two checkpoints need, most of which is shown too": (
+        {
+            "runtime": {
+                **GROUPED, "num_episode": 20, "max_relay_episode": 3, "relay_sample_fn": "last", "save_episode_interval": 1
+            },
+            "store": {"max_samples": 319},
+        },
+        "store.max_samples: got 319; must hold the 5 episodes of 64 samples",
+    ),
+    "what two checkpoints need of a history that is evicted otherwise": (
+        {
+            "runtime": {
+                **GROUPED, "num_episode": 20, "max_relay_episode": -1, "relay_sample_fn": "last", "save_episode_interval": 4
+            },
+            "store": {"max_samples": 255, "relay_when_full": "evict"},
+        },
+        "store.max_samples: got 255; must hold the 4 episodes of 64 samples",
+    ),
+    "what two checkpoints need of a history beyond the bytes of the store": (
+        {
+            "runtime": {
+                **GROUPED, "num_episode": 20, "max_relay_episode": -1, "relay_sample_fn": "last", "save_episode_interval": 4
+            },
+            "store": {"max_bytes": 2999, "relay_max_bytes": 1000, "relay_when_full": "evict"},
+        },
+        "store.max_bytes: got 2999; must hold the history, which may have store.relay_max_bytes (1000) before it is trimmed"
+        ", and with the episodes that only checkpoints need 3000 bytes",
+    ),
 }  # fmt: skip
 
 
@@ -52,3 +89,18 @@ def test_a_budget_that_the_run_exceeds_is_refused_with_the_numbers(run_of, case)
 def test_a_budget_for_what_is_kept_when_old_episodes_may_go_is_enough(run_of, samples):
     runtime = {**GROUPED, "sample_per_episode": 64, "num_episode": 9, "max_relay_episode": -1, "relay_sample_fn": "last"}
     run_of(runtime=runtime, store={"max_samples": samples, "relay_when_full": "evict"}).require_startable()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "store"),
+    [
+        ({"max_relay_episode": 3, "save_episode_interval": 4}, {"max_samples": 512}),
+        ({"max_relay_episode": 1, "save_episode_interval": 4}, {"max_samples": 128, "max_bytes": 2**30}),
+        ({"max_relay_episode": -1, "save_episode_interval": 4}, {"max_samples": 20 * 64, "max_bytes": 2**30}),
+        ({"max_relay_episode": 3, "save_episode_interval": 0}, {"max_samples": 256, "max_bytes": 2**30}),
+        ({"max_relay_episode": 3, "save_episode_interval": 19}, {"max_samples": 256, "max_bytes": 2**30}),
+    ],
+)  # fmt: skip
+def test_a_budget_for_what_checkpoints_need_besides_what_is_shown_is_enough(run_of, runtime, store):
+    runtime = {**GROUPED, "num_episode": 20, "relay_sample_fn": "last"} | runtime
+    run_of(runtime=runtime, store=store).require_startable()
