@@ -74,6 +74,27 @@ REFUSED = {
         "store.max_bytes: got 2999; must hold the history, which may have store.relay_max_bytes (1000) before it is trimmed"
         ", and with the episodes that only checkpoints need 3000 bytes",
     ),
+    "episodes that wait for a checkpoint, and the next one, beyond the samples of the store": (
+        {
+            "runtime": {**GROUPED, "num_episode": 20, "save_episode_interval": 5},
+            "store": {"max_samples": 383, "ack_on": "checkpoint"},
+        },
+        "store.max_samples: got 383; must hold the 6 episodes of 64 samples that are in the store at once (the one that is "
+        "rolled out, those that wait for a checkpoint, as store.ack_on says)",
+    ),
+    "episodes that wait for the checkpoint at the end": (
+        {"runtime": {**GROUPED, "num_episode": 20}, "store": {"max_samples": 1279, "ack_on": "checkpoint"}},
+        "store.max_samples: got 1279; must hold the 20 episodes of 64 samples",
+    ),
+    "episodes that wait for a checkpoint, and the history of two": (
+        {
+            "runtime": {
+                **GROUPED, "num_episode": 20, "max_relay_episode": 3, "relay_sample_fn": "last", "save_episode_interval": 4
+            },
+            "store": {"max_samples": 575, "ack_on": "checkpoint"},
+        },
+        "store.max_samples: got 575; must hold the 9 episodes of 64 samples",
+    ),
 }  # fmt: skip
 
 
@@ -99,8 +120,15 @@ def test_a_budget_for_what_is_kept_when_old_episodes_may_go_is_enough(run_of, sa
         ({"max_relay_episode": -1, "save_episode_interval": 4}, {"max_samples": 20 * 64, "max_bytes": 2**30}),
         ({"max_relay_episode": 3, "save_episode_interval": 0}, {"max_samples": 256, "max_bytes": 2**30}),
         ({"max_relay_episode": 3, "save_episode_interval": 19}, {"max_samples": 256, "max_bytes": 2**30}),
+        ({"max_relay_episode": 3, "save_episode_interval": 4}, {"max_samples": 576, "ack_on": "checkpoint"}),
     ],
 )  # fmt: skip
 def test_a_budget_for_what_checkpoints_need_besides_what_is_shown_is_enough(run_of, runtime, store):
     runtime = {**GROUPED, "num_episode": 20, "relay_sample_fn": "last"} | runtime
     run_of(runtime=runtime, store=store).require_startable()
+
+
+@pytest.mark.parametrize(("interval", "samples"), [(5, 384), (1, 128), (19, 1280), (30, 1280), (0, 1280)])
+def test_a_budget_for_what_waits_for_a_checkpoint_and_the_next_episode_is_enough(run_of, interval, samples):
+    runtime = {**GROUPED, "num_episode": 20, "save_episode_interval": interval}
+    run_of(runtime=runtime, store={"max_samples": samples, "ack_on": "checkpoint"}).require_startable()
