@@ -120,12 +120,17 @@ class StateStore:
 
         Raises NotFoundError if the store does not know the run.
         """
-        _, self._revision = await self._ledger.get_state(self._run_id, STATE_NAME)
-        if not self._revision:
+        self._revision = await self.stored_revision()
+
+    async def stored_revision(self) -> int:
+        """How often the state was stored. Raises NotFoundError if the store does not know the run."""
+        _, revision = await self._ledger.get_state(self._run_id, STATE_NAME)
+        if not revision:
             raise NotFoundError(
                 f"the store knows no run {self._run_id!r}, so its samples are gone, and it cannot go on; is store.url the "
                 "one that it had, and are the files of its store (store.data_dir) where they were?"
             )
+        return revision
 
     async def save(self, state: RunState) -> None:
         """Stores the state. Raises ConflictError if somebody else did since the last time."""

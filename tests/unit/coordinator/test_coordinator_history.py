@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 
 from harness import config, digits_count, place, questions
-from sittings import RELAYED, Dies, sit
+from sittings import RELAYED, Dies, rows, sit, trained
 
-from baton.clients import RelayClient
+from baton.clients import LedgerClient, RelayClient
 from baton.engine import Engine
+from baton.run_checkpoints import run_checkpoints
 from baton.testing import FakeTrainer
-from services.coordinator.state import Life
+from services.coordinator.resuming import Resume
+from services.coordinator.state import STATE_NAME, Life
 
 
 async def history_of(buffer, run_id):
@@ -60,3 +62,27 @@ async def test_history_that_only_a_checkpoint_needs_is_not_shown_when_there_is_r
     state = await sit(buffer, run_id, tmp_path, FakeTrainer(), sections, engine=engine)
     assert (state.life, given[:3], given[-2:]) == (Life.SUCCEEDED, [[0], [0, 1], [0, 1, 2]], [[4], [4, 5]])
     assert await history_of(buffer, run_id) == [0, 1, 2, 4, 5]
+
+
+async def test_a_checkpoint_whose_history_was_evicted_is_refused_before_anything_changes(buffer, run_id, tmp_path):
+    sections = {"runtime": RELAYED["runtime"] | {"num_episode": 8, "max_relay_episode": 3}}
+    first, second = FakeTrainer(), FakeTrainer()
+    await sit(buffer, run_id, tmp_path, first, sections)
+    async with LedgerClient(buffer.address) as ledger:
+        before = await ledger.get_state(run_id, STATE_NAME)
+        state = await sit(buffer, run_id, tmp_path, second, sections, Resume(4))
+        assert before == await ledger.get_state(run_id, STATE_NAME)
+    assert state.life is Life.FAILED
+    assert "would have the relay function see episodes 0 to 1 again, which the store has evicted" in state.error
+    assert "set runtime.load_data_checkpoint_iteration to one of 12, 16, or leave it out for the newest" in state.error
+    assert [one.global_step for one in run_checkpoints(tmp_path)] == [4, 8, 12, 16]
+    assert (len(rows(tmp_path)), second.global_step) == (8, 0)
+
+
+async def test_an_earlier_checkpoint_whose_history_is_still_there_may_be_named(buffer, run_id, tmp_path):
+    sections = {"runtime": RELAYED["runtime"] | {"num_episode": 8, "max_relay_episode": 3}}
+    first, second = FakeTrainer(), FakeTrainer()
+    await sit(buffer, run_id, tmp_path, first, sections)
+    state = await sit(buffer, run_id, tmp_path, second, sections, Resume(12))
+    assert state.life is Life.SUCCEEDED, state.error
+    assert trained(first.trained[:12], second.trained) == trained(first.trained)
