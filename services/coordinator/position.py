@@ -36,6 +36,7 @@ class Position:
     """Of the episode before, as far as it is known: its row is written after the checkpoint."""
     history_from: int | None = None
     """Oldest episode that the relay function has seen last and sees again in the next one; None: none."""
+    history_version: int | None = None
 
     @property
     def history(self) -> range:
@@ -58,5 +59,5 @@ class Position:
         state.episode, state.global_step = self.episode, self.global_step
         state.prompts_consumed = self.prompts_consumed
         state.policy_version, state.weights_digest = self.policy_version, self.weights_digest
-        state.digests = dict(self.digests)
+        state.digests, state.history_version = dict(self.digests), self.history_version
         state.started_at = time.time() - self.elapsed_s

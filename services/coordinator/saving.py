@@ -122,7 +122,7 @@ class Saving:
             global_step=state.global_step, prompts_consumed=state.prompts_consumed, policy_version=state.policy_version,
             weights_digest=state.weights_digest, published_step=self._publishing.published_step, digests=state.digests,
             elapsed_s=state.elapsed_s, seconds=dict(self._clock.total_s), report=report,
-            history_from=self._relay.history_from,
+            history_from=self._relay.history_from, history_version=state.history_version,
         )  # fmt: skip
 
     async def export(self) -> str:
