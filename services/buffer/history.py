@@ -52,17 +52,19 @@ class History:
         return kept
 
     async def trim(
-        self, run: RunKeys, keep_episodes: int, keep_bytes: int, evict_for_bytes: bool, spare_from: int | None = None
-    ) -> tuple[list[int], int]:
-        """Evicts the oldest episodes beyond a number (0: any) and a size (0: any); returns their ids, and how many are
-        within these limits.
+        self, run: RunKeys, keep_episodes: int, keep_bytes: int, evict_for_bytes: bool, shown_from: int = 0,
+        spared: Sequence[range] = (),
+    ) -> tuple[list[int], int]:  # fmt: skip
+        """Evicts the oldest episodes beyond a number (0: any) and a size (0: any), and those before `shown_from`; returns
+        their ids, and how many are within these limits.
 
-        The newest episode stays, and so do those that are not trained, that a training set refers to, or that are from
-        `spare_from` on. Raises, and evicts nothing: BackpressureError if the size asks for an eviction and
-        `evict_for_bytes` does not allow one, InvalidRequestError if the newest episode alone is larger than that.
+        The newest episode stays, and so do those that are not trained, that a training set refers to, or that are `spared`.
+        Raises, and evicts nothing: BackpressureError if the size asks for an eviction and `evict_for_bytes` does not allow
+        one, InvalidRequestError if the newest episode alone is larger than that.
         """
         kept = await self.episodes(run)
-        surplus = kept[: max(len(kept) - keep_episodes, 0)] if keep_episodes else []
+        before = sum(episode.episode_id < shown_from for episode in kept)
+        surplus = kept[: max(before, len(kept) - keep_episodes if keep_episodes else 0)]
         rest = kept[len(surplus) :]
         if keep_bytes and rest and rest[-1].bytes > keep_bytes:
             raise InvalidRequestError(
@@ -80,7 +82,7 @@ class History:
             surplus.append(rest.pop(0))
         evicted = []
         for episode in surplus:
-            if spare_from is not None and episode.episode_id >= spare_from:
+            if any(episode.episode_id in some for some in spared):
                 continue
             if await self._evict(EpisodeKeys(run.run_id, episode.episode_id)):
                 evicted.append(episode.episode_id)

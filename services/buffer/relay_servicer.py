@@ -31,10 +31,11 @@ class RelayServicer(RelayServiceServicer):
         )
 
     async def TrimHistory(self, request: pb.TrimHistoryRequest, context: grpc.aio.ServicerContext) -> pb.TrimHistoryResponse:
-        spare_from = request.spare_from if request.HasField("spare_from") else None
+        spared = [range(one.first, one.end) for one in request.spared]
         evicted, shown = await self._history.trim(
-            RunKeys(request.run_id), request.keep_episodes, request.keep_bytes, request.evict_for_bytes, spare_from
-        )
+            RunKeys(request.run_id), request.keep_episodes, request.keep_bytes, request.evict_for_bytes,
+            request.shown_from, spared,
+        )  # fmt: skip
         return pb.TrimHistoryResponse(evicted_episode_ids=evicted, shown_episodes=shown)
 
     async def ReadColumns(

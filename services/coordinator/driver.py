@@ -232,7 +232,8 @@ class Driver:
     async def _train_chosen(self, episode: int, tally: EpisodeTally) -> None:
         """Trains what the relay function chooses from the history, which the episode is part of now."""
         self.clock.begin("relay", "the relay function")
-        relayed = await self._relay.choose(episode, self.state.policy_version)
+        relayed = await self._relay.choose(episode, self.state.policy_version, self.state.digests)
+        self.state.history_version = relayed.oldest_shown
         tally.add_metrics(relayed.metrics)
         await self._steps.passes(0, episode, relayed.steps, relayed.policy_versions, tally)
 

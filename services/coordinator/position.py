@@ -35,7 +35,13 @@ class Position:
     report: EpisodeReport | None = None
     """Of the episode before, as far as it is known: its row is written after the checkpoint."""
     history_from: int | None = None
-    """Oldest episode that the relay function has seen last."""
+    """Oldest episode that the relay function has seen last and sees again in the next one; None: none."""
+    history_version: int | None = None
+
+    @property
+    def history(self) -> range:
+        """The episodes that the relay function sees again."""
+        return range(self.episode if self.history_from is None else self.history_from, self.episode)
 
     def to_json(self) -> str:
         """All fields."""
@@ -53,5 +59,5 @@ class Position:
         state.episode, state.global_step = self.episode, self.global_step
         state.prompts_consumed = self.prompts_consumed
         state.policy_version, state.weights_digest = self.policy_version, self.weights_digest
-        state.digests = dict(self.digests)
+        state.digests, state.history_version = dict(self.digests), self.history_version
         state.started_at = time.time() - self.elapsed_s

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,8 @@ class Relayed:
     """Optimizer steps of one pass."""
     policy_versions: frozenset[int]
     """Versions that its samples come from."""
+    oldest_shown: int | None
+    """Oldest published version of the samples that it was chosen from; None: none."""
     metrics: dict[str, float]
 
 
@@ -49,30 +51,43 @@ class Relay:
         self._timeout_s = config.deadlines.relay_s
         self._history = RelayHistory(services.relay, run_id, config.deadlines.buffer_s)
         self._function = relay_function(config, engine)
-        self.shown_from: int | None = None
-        """Oldest episode that the function has seen last."""
-        self.spare_from: int | None = None
-        """Oldest episode that it had seen last when the newest checkpoint was written. A run that goes on from there shows
-        it again, so none from it on is evicted."""
+        self.history_from: int | None = None
+        """Oldest episode that the function has seen last and sees again in the next episode; None: none."""
+        self.spared: list[range] = []
+        """Episodes that runs which go on from the newest checkpoint, or from the one that is being written, would show it
+        again. They are not evicted."""
+        self._shown_from = 0
 
-    async def choose(self, episode: int, policy_version: int) -> Relayed:
-        """Makes the training set of a closed episode, which ages are counted from `policy_version` in."""
+    def resumed(self, history: range) -> None:
+        """The run goes on from a checkpoint, with these earlier episodes."""
+        self._shown_from, self.spared = history.start, [history]
+        self.history_from = history.start if history else None
+
+    async def choose(self, episode: int, policy_version: int, published: Collection[int]) -> Relayed:
+        """Makes the training set of a closed episode, which ages are counted from `policy_version` in. Raises RunFailedError
+        for a sample of another version than those `published`, whose weights nobody could tell from others."""
         store, limit = self._config.store, self._config.runtime.relay_limit
         with self._services.at_buffer():
             trimmed = await self._services.relay.trim_history(
                 self._run_id, keep_episodes=limit, keep_bytes=store.relay_max_bytes,
-                evict_for_bytes=store.relay_when_full == "evict", spare_from=self.spare_from,
+                evict_for_bytes=store.relay_when_full == "evict", shown_from=self._shown_from, spared=self.spared,
             )  # fmt: skip
             buffers = await self._history.buffers(trimmed.shown)
-        self.shown_from = buffers[0].episode_id
+        self._shown_from = buffers[0].episode_id
+        again = buffers if limit is None else buffers[max(len(buffers) - limit + 1, 0) :]
+        self.history_from = again[0].episode_id if again else None
         chosen = await self._in_thread(lambda: training_set(self._called(buffers), buffers, episode))
+        versions = frozenset(map(int, np.unique(chosen.policy_versions)))
+        if unknown := sorted(versions.difference(published)):
+            raise RunFailedError(
+                f"the relay function chose samples of policy version {unknown[0]}, which this run knows no digest of; leave "
+                'policy_version_max as it is, or write 0, and "" as weights_digest, in a sample that no weights of it made'
+            )
         with self._services.at_buffer():
             total, steps = await self._services.relay.select(self._run_id, episode, chosen.references, chosen.made)
         if total == 0:
             log.warning("the relay function chose no samples in episode %d: nothing is trained", episode)
-        return Relayed(
-            steps, frozenset(map(int, np.unique(chosen.policy_versions))), _metrics(chosen, episode, policy_version)
-        )
+        return Relayed(steps, versions, _oldest_version(buffers), _metrics(chosen, episode, policy_version))
 
     def _called(self, buffers: list[EpisodeRelayBuffer]) -> Any:
         """What the function returns. Raises RunFailedError with what it raises."""
@@ -145,6 +160,12 @@ def relay_function(config: RunConfig, engine: Engine) -> RelaySampleFunction | N
         except Exception as error:  # the user's module may raise anything
             raise ConfigError(f"runtime.relay_sample_fn: {name} cannot be imported: {error}") from error
     return (lambda buffers: function(buffers, **params)) if params else function
+
+
+def _oldest_version(buffers: list[EpisodeRelayBuffer]) -> int | None:
+    """Of published weights: a sample of version 0 is of none."""
+    versions = np.concatenate([buffer.column("policy_version_max") for buffer in buffers])
+    return min(map(int, versions[versions > 0]), default=None)
 
 
 def _metrics(chosen: TrainingSet, episode: int, policy_version: int) -> dict[str, float]:

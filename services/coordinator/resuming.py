@@ -9,11 +9,12 @@ the checkpoint does not hold are no part of it. See docs/adr/0012-resume-rolls-b
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from baton.config import RunConfig
 from baton.errors import ConfigError, ConflictError
-from baton.run_checkpoints import RunCheckpoint, checkpoint_to_resume, set_aside_after
+from baton.run_checkpoints import RunCheckpoint, checkpoint_to_resume, run_checkpoints, set_aside_after
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
 from services.coordinator.data_checkpoints import DataCheckpoints
@@ -51,7 +52,8 @@ class Resuming:
         """Chooses the checkpoint and makes this coordinator the run's.
 
         Raises NotFoundError if there is no such checkpoint, or the store does not know the run; ConflictError if the
-        checkpoint is another run's; ConfigError if it has more episodes than the run shall have.
+        checkpoint is another run's, or if the store has evicted history that it needs; ConfigError if it has more episodes
+        than the run shall have.
         """
         checkpoint = checkpoint_to_resume(self._report.folder, wish.global_step)
         position = Position.from_mapping(checkpoint.position)
@@ -65,11 +67,29 @@ class Resuming:
                 f"runtime.num_episode: got {self._num_episode}; must be at least {position.episode}, the episodes that "
                 f"{checkpoint.path} has behind it; raise it"
             )
+        await self._store.stored_revision()
+        await self._require_history(checkpoint, position)
         await self._store.take_over()
         position.restore(self._state)
         self._state.checkpoint = str(checkpoint.path)
         await self._store.save(self._state)
         return checkpoint, position
+
+    async def _require_history(self, checkpoint: RunCheckpoint, position: Position) -> None:
+        """Raises ConflictError if the relay function would be shown another history than it was."""
+        with self._services.at_buffer():
+            stored = {kept.episode_id for kept in await self._services.relay.list_history(self._state.run_id)}
+        gone = _evicted(position, stored)
+        if not gone:
+            return
+        known = [(one, Position.from_mapping(one.position)) for one in run_checkpoints(self._report.folder)]
+        whole = [str(one.global_step) for one, of in known if not _evicted(of, stored)]
+        fix = f"set runtime.load_data_checkpoint_iteration to one of {', '.join(whole)}, or leave it out for the newest"
+        lacking = f"episode {gone.start}" if len(gone) == 1 else f"episodes {gone.start} to {gone.stop - 1}"
+        raise ConflictError(
+            f"{checkpoint.path} would have the relay function see {lacking} again, which the store has evicted: "
+            f"it keeps what the newest checkpoint needs; {fix if whole else 'start another run'}"
+        )
 
     async def restore(self, checkpoint: RunCheckpoint, position: Position) -> None:
         """Has trainer, store and metrics go back to it."""
@@ -95,3 +115,11 @@ class Resuming:
             "run %s goes on from %s: episode %d, optimizer step %d; %d later steps are rolled back", state.run_id,
             checkpoint.path, position.episode, position.global_step, undone,
         )  # fmt: skip
+
+
+def _evicted(position: Position, stored: Collection[int]) -> range:
+    """The episodes that a run which goes on from there lacks: the oldest, as these are evicted first."""
+    history = position.history
+    if not history or history.start in stored:
+        return range(0)
+    return range(history.start, min((episode for episode in stored if episode in history), default=history.stop))

@@ -46,7 +46,7 @@ class Saving:
     def resumed(self, position: Position) -> None:
         """The trainer is at this position, of which there is a checkpoint."""
         self._saved = position.global_step, position.episode
-        self._relay.spare_from = position.history_from
+        self._relay.resumed(position.history)
 
     async def episode_done(self, episode: int) -> None:
         """Its samples are freed once they are trained for good: now, or with the next checkpoint. Raises what a checkpoint
@@ -96,8 +96,8 @@ class Saving:
                     timeout_s=self._timeout_s,
                 )  # fmt: skip
         self._saved = position.global_step, position.episode
-        if position.between_episodes and self._relay.spare_from is None:
-            self._relay.spare_from = position.history_from  # it may be whole before the next episode's history is trimmed
+        if position.between_episodes:
+            self._relay.spared = [*self._relay.spared, position.history]  # it may become whole at any moment
         self._writing = asyncio.create_task(self._when_whole(saved.path, position, len(self._unconfirmed)))
 
     async def _when_whole(self, path: str, position: Position, episodes: int) -> None:
@@ -109,7 +109,7 @@ class Saving:
         self._state.checkpoint = path
         self._data_checkpoints.write(position, path)
         if position.between_episodes:
-            self._relay.spare_from = position.history_from
+            self._relay.spared = [position.history]
         if self._free_on_checkpoint:
             with services.at_buffer():
                 await services.ledger.confirm_trained(self._state.run_id, position.global_step)
@@ -122,7 +122,7 @@ class Saving:
             global_step=state.global_step, prompts_consumed=state.prompts_consumed, policy_version=state.policy_version,
             weights_digest=state.weights_digest, published_step=self._publishing.published_step, digests=state.digests,
             elapsed_s=state.elapsed_s, seconds=dict(self._clock.total_s), report=report,
-            history_from=self._relay.shown_from,
+            history_from=self._relay.history_from, history_version=state.history_version,
         )  # fmt: skip
 
     async def export(self) -> str:

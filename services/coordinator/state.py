@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
 from baton.clients import LedgerClient
-from baton.errors import ConflictError, NotFoundError
+from baton.errors import ConflictError, NotFoundError, RunFailedError
 
 STATE_NAME = "coordinator"
 
 KEPT_DIGESTS = 4096
-"""Newest versions whose digests are kept; more would outgrow the store's 1 MiB per value, and no sample is that old."""
+"""Newest versions whose digests are kept, whatever the history shows."""
+MOST_DIGESTS = 13_000
+"""More would outgrow the store's 1 MiB per value."""
 
 
 class Life(StrEnum):
@@ -52,6 +54,8 @@ class RunState:
     weights_digest: str = ""
     digests: dict[int, str] = field(default_factory=lambda: {0: ""})
     """Digest of every version that replicas may have sampled from; version 0, a replica's own checkpoint, has none."""
+    history_version: int | None = None
+    """Oldest published version whose samples the relay function was shown last; None: none."""
     global_step: int = 0
     prompts_consumed: int = 0
     checkpoint: str = ""
@@ -67,11 +71,18 @@ class RunState:
         return (self.ended_at or time.time()) - self.started_at
 
     def published(self, version: int, digest: str) -> None:
-        """Takes note of a committed version."""
+        """Takes note of a committed version. Raises RunFailedError if the history shows more versions than can be kept."""
         self.policy_version, self.weights_digest = version, digest
         self.digests[version] = digest
+        shown = version if self.history_version is None else self.history_version
         for old in sorted(self.digests)[:-KEPT_DIGESTS]:
-            del self.digests[old]
+            if 0 < old < shown:
+                del self.digests[old]
+        if len(self.digests) > MOST_DIGESTS + 1:
+            raise RunFailedError(
+                f"the relay history shows samples of policy version {shown}, and digests of {MOST_DIGESTS} versions can be "
+                "kept; lower runtime.max_relay_episode, or lower store.relay_max_bytes and set store.relay_when_full: evict"
+            )
 
     def to_json(self) -> bytes:
         """All fields."""
@@ -83,7 +94,7 @@ class RunState:
         known = json.loads(value)
         known["digests"] = {int(version): digest for version, digest in known["digests"].items()}
         known["life"] = Life(known["life"])
-        return cls(**{f.name: known[f.name] for f in fields(cls)})
+        return cls(**{f.name: known[f.name] for f in fields(cls) if f.name in known})
 
 
 class StateStore:
@@ -120,12 +131,17 @@ class StateStore:
 
         Raises NotFoundError if the store does not know the run.
         """
-        _, self._revision = await self._ledger.get_state(self._run_id, STATE_NAME)
-        if not self._revision:
+        self._revision = await self.stored_revision()
+
+    async def stored_revision(self) -> int:
+        """How often the state was stored. Raises NotFoundError if the store does not know the run."""
+        _, revision = await self._ledger.get_state(self._run_id, STATE_NAME)
+        if not revision:
             raise NotFoundError(
                 f"the store knows no run {self._run_id!r}, so its samples are gone, and it cannot go on; is store.url the "
                 "one that it had, and are the files of its store (store.data_dir) where they were?"
             )
+        return revision
 
     async def save(self, state: RunState) -> None:
         """Stores the state. Raises ConflictError if somebody else did since the last time."""

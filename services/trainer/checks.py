@@ -42,9 +42,7 @@ def check_fits(samples: Samples, shape: ModelShape) -> None:
 
 
 def check_digests(samples: Samples, published: Mapping[int, str]) -> None:
-    """Raises DigestMismatchError for a sample whose weights are not those published as its version. Empty: no check."""
-    if not published:
-        return
+    """Raises DigestMismatchError for a sample whose weights are not those published as its version."""
     require(samples, ("policy_version_max", "weights_digests"))
     rows = zip(samples.sample_ids, samples.policy_version_max, samples.weights_digests, strict=True)
     for sample_id, version, digest in rows:

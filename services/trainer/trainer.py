@@ -104,7 +104,8 @@ class Trainer:
                     self.objective.check(batch.samples)
                     for engine in self.models.trained.values():
                         check_fits(batch.samples, engine.shape)
-                    check_digests(batch.samples, request.expected_digests)
+                    if not request.any_weights:
+                        check_digests(batch.samples, request.expected_digests)
             except Exception as error:
                 self._leasing.release(request, lease, error)
                 raise

@@ -93,7 +93,8 @@ async def test_a_position_that_is_not_between_two_episodes_is_refused_and_nothin
 async def test_history_that_a_checkpoint_still_needs_is_spared_and_not_shown(run) -> None:
     for episode in range(4):
         await whole(run, episode, 1 + sum(range(1, episode + 1)))
-    trimmed = await run.relay.trim_history(run.run_id, keep_episodes=1, spare_from=1)
-    assert trimmed == ([0], 1)
-    assert [one.episode_id for one in await run.relay.list_history(run.run_id)] == [1, 2, 3]
-    assert (await run.relay.trim_history(run.run_id, keep_episodes=1, spare_from=3)) == ([1, 2], 1)
+    trimmed = await run.relay.trim_history(run.run_id, keep_episodes=1, spared=[range(1, 2)])
+    assert trimmed == ([0, 2], 1)
+    assert [one.episode_id for one in await run.relay.list_history(run.run_id)] == [1, 3]
+    assert (await run.relay.trim_history(run.run_id, shown_from=2, spared=[range(1, 2)])) == ([], 1)
+    assert (await run.relay.trim_history(run.run_id, keep_episodes=1)) == ([1], 1)

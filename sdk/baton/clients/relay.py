@@ -52,15 +52,15 @@ class RelayClient(ServiceClient):
 
     async def trim_history(
         self, run_id: str, *, keep_episodes: int | None = None, keep_bytes: int | None = None, evict_for_bytes: bool = False,
-        spare_from: int | None = None,
+        shown_from: int = 0, spared: Sequence[range] = (),
     ) -> TrimmedHistory:  # fmt: skip
-        """Evicts the oldest episodes beyond a number or a size, but none from `spare_from` on.
+        """Evicts the oldest episodes beyond a number or a size, and those before `shown_from`, but none that is `spared`.
 
         Raises BackpressureError if the size asks for an eviction and `evict_for_bytes` does not allow it.
         """
         request = pb.TrimHistoryRequest(
             run_id=run_id, keep_episodes=keep_episodes or 0, keep_bytes=keep_bytes or 0, evict_for_bytes=evict_for_bytes,
-            spare_from=spare_from,
+            shown_from=shown_from, spared=[pb.EpisodeRange(first=one.start, end=one.stop) for one in spared],
         )  # fmt: skip
         answer = await self._call("TrimHistory", request)
         return TrimmedHistory(list(answer.evicted_episode_ids), answer.shown_episodes)

@@ -20,10 +20,12 @@ class TrainerClient(ServiceClient):
         self, run_id: str, episode_id: int, *, pass_index: int, step_index: int, buffer_address: str,
         expected_digests: Mapping[int, str] | None = None, timeout_s: float = 1800.0,
     ) -> pb.TrainStepResponse:  # fmt: skip
-        """Takes one optimizer step on one leased global batch."""
+        """Takes one optimizer step on one leased global batch. Its samples are of weights with one of the
+        `expected_digests`, which are by policy version, or the step is refused; None: of any."""
         request = pb.TrainStepRequest(
             run_id=run_id, episode_id=episode_id, pass_index=pass_index, step_index=step_index,
             buffer_address=buffer_address, expected_digests=dict(expected_digests or {}),
+            any_weights=expected_digests is None,
         )  # fmt: skip
         return await self._call("TrainStep", request, timeout_s)
 

@@ -13,35 +13,70 @@ if TYPE_CHECKING:
 
 
 def budget_problems(run: RunConfig) -> Iterator[str]:
-    """One line for each budget that the run is sure to exceed, or that its history may fill alone."""
+    """One line for each budget that may not hold what the run has in the store at once."""
     store, runtime = run.store, run.runtime
-    episodes, kept = _episodes_at_once(run)
+    earlier = max((_earlier(run, episode) for episode in _fullest(run)), key=lambda kinds: len(set.union(*kinds)))
+    episodes = 1 + len(set.union(*earlier))
     samples = runtime.sample_per_episode * run.models.policy.n
     fixed = runtime.stream_data_loader_type == "fixed"  # a flow may make fewer of a dynamic one
     if fixed and 0 < store.max_samples < episodes * samples:
         yield problem(
             "store.max_samples",
             store.max_samples,
-            f"must hold the {episodes} episodes of {samples} samples that are in the store at once ({kept})",
+            f"must hold the {episodes} episodes of {samples} samples that are in the store at once ({_why(run, *earlier)})",
             f"write {episodes * samples} or more, or 0 for any number",
         )
-    if runtime.relay_enabled and 0 < store.max_bytes < store.relay_max_bytes:
+    shown, needed, _ = earlier
+    size = store.relay_max_bytes * len(shown | needed) // max(len(shown), 1)  # if all are as large
+    if shown and 0 < store.max_bytes < size:
+        besides = f", and with the episodes that only checkpoints need {size} bytes" if needed - shown else ""
         yield problem(
             "store.max_bytes",
             store.max_bytes,
-            f"must hold the history, which may have store.relay_max_bytes ({store.relay_max_bytes}) before it is trimmed",
+            f"must hold the history, which may have store.relay_max_bytes ({store.relay_max_bytes}) before it is "
+            f"trimmed{besides}",
             "lower store.relay_max_bytes, raise store.max_bytes, or write 0 for any number",
         )
 
 
-def _episodes_at_once(run: RunConfig) -> tuple[int, str]:
-    """How many the store holds when it holds most, and why."""
-    runtime = run.runtime
-    relayed = max(runtime.num_episode - runtime.relay_episode_offset, 0) if runtime.relay_enabled else 0
-    if not relayed:
-        return 1, "the one that is rolled out"
+def _why(run: RunConfig, shown: set[int], needed: set[int], waiting: set[int]) -> str:
+    """What all the episodes are in the store for."""
+    why = ["the one that is rolled out"]
+    if shown:
+        evicts = run.store.relay_when_full == "evict"
+        why.append("the history's newest (earlier ones may go)" if evicts else "those of runtime.max_relay_episode")
+    if needed - shown:
+        why.append("those that only checkpoints need")
+    if waiting - shown:
+        why.append("those that wait for a checkpoint, as store.ack_on says")
+    return ", ".join(why)
+
+
+def _fullest(run: RunConfig) -> set[int]:
+    """The episodes of which one is rolled out when the store holds most."""
+    last = max(run.runtime.num_episode - 1, 0)
+    return {last, last // _interval(run) * _interval(run)}
+
+
+def _interval(run: RunConfig) -> int:
+    """Episodes between two checkpoints; all of them, if there is none before the end."""
+    return run.runtime.save_episode_interval or max(run.runtime.num_episode, 1)
+
+
+def _earlier(run: RunConfig, episode: int) -> tuple[set[int], set[int], set[int]]:
+    """The episodes that are in the store while this one is rolled out: those that the relay function was shown last, those
+    that it would be shown again after a resumption, and those that wait for a checkpoint."""
+    runtime, interval = run.runtime, _interval(run)
+    begun = max(episode - 1, 0) // interval * interval  # its checkpoint may not be whole yet: the one before it counts too
+    waiting = set(range(begun, episode)) if run.store.ack_on == "checkpoint" else set()
+    if not runtime.relay_enabled:
+        return set(), set(), waiting
+    count = runtime.relay_limit or runtime.num_episode + 1
+    again = count - 1  # the next episode is one of those that it is shown then
     if run.store.relay_when_full == "evict":
-        return min(2, relayed), "the history's newest, and the one that is rolled out; earlier ones may be evicted"
-    if runtime.relay_limit is None:
-        return relayed, "runtime.max_relay_episode keeps all"
-    return min(runtime.relay_limit + 1, relayed), "runtime.max_relay_episode, and the one that is rolled out"
+        count, again = 1, min(again, 1)
+    shown, *needed = (
+        set(range(max(end - some, runtime.relay_episode_offset), end))
+        for end, some in ((episode, count), (begun, again), (begun - interval, again))
+    )
+    return shown, set.union(*needed), waiting

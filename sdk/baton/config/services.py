@@ -90,10 +90,12 @@ class StoreConfig(Section):
     what it wrote meanwhile; `no` may lose more to a power failure."""
 
     max_samples: Count = 0
-    """Samples that the run may have in the store, history included; beyond that a put waits. 0: any number."""
+    """Samples that the run may have in the store, history included, with what only checkpoints need of it; beyond that a
+    put waits. 0: any number."""
 
     max_bytes: Count = 0
-    """Bytes of samples that the run may have in the store, history included; beyond that a put waits. 0: any number."""
+    """Bytes of samples that the run may have in the store, history included, with what only checkpoints need of it; beyond
+    that a put waits. 0: any number."""
 
     lease_timeout_s: Seconds = 600.0
     """Seconds without a sign of life after which a leased step may be leased by somebody else."""
@@ -105,7 +107,8 @@ class StoreConfig(Section):
     """When a trained sample counts as done: after its optimizer step, or after the next checkpoint."""
 
     relay_max_bytes: PositiveInt = 2**30
-    """Bytes that all relayed episodes together may take in the store."""
+    """Bytes that the relayed episodes which the relay function is shown may take in the store together. What only the newest
+    checkpoint needs comes on top, and so does what the one that is being written needs: at most as much each."""
 
     relay_when_full: Literal["error", "evict"] = "error"
     """What happens beyond `relay_max_bytes`: the run stops, or the oldest episode is evicted."""

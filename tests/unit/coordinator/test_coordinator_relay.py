@@ -11,6 +11,7 @@ from harness import config, digits_count, place, questions
 from baton.clients import LedgerClient, RelayClient
 from baton.engine import Engine
 from baton.errors import ConfigError, DeadlineError
+from baton.run_checkpoints import MARKER
 from baton.testing import FakeTrainer
 from processes import ServiceProcess
 from services.coordinator.relay import relay_function
@@ -176,6 +177,31 @@ async def test_a_buffer_that_is_late_with_a_touched_sample_is_not_told_as_a_slow
 async def test_a_function_that_returns_no_list_fails_the_run(buffer, run_id, tmp_path):
     state, _, _ = await run(buffer, run_id, tmp_path, engine_with(lambda _: "all"), runtime={"max_relay_episode": 1})
     assert "returned a str; it must return a list" in state.error
+
+
+async def test_samples_of_a_version_that_was_never_published_fail_the_run_instead_of_being_trained_unchecked(
+    buffer, run_id, tmp_path
+):  # fmt: skip
+    def of_other_weights(buffers):
+        chosen = [sample.copy() for sample in buffers[-1].buffer]
+        for sample in chosen:
+            sample["policy_version_max"] = 99
+        return chosen
+
+    state, steps, _ = await run(buffer, run_id, tmp_path, engine_with(of_other_weights), runtime={"max_relay_episode": 1})
+    assert (state.life, steps) == (Life.FAILED, [])
+    assert "chose samples of policy version 99, which this run knows no digest of" in state.error
+
+
+async def test_digests_of_versions_that_the_history_shows_outlive_newer_ones(buffer, run_id, tmp_path, monkeypatch):
+    monkeypatch.setattr("services.coordinator.state.KEPT_DIGESTS", 2)
+    runtime = {"num_episode": 6, "max_relay_episode": -1, "relay_sample_fn": "concat", "save_episode_interval": 5}
+    ended, steps, _ = await run(buffer, run_id, tmp_path, engine_with(), runtime=runtime)
+    assert ended.life is Life.SUCCEEDED, ended.error
+    assert {"e0-p0", "e0-p1"} <= set.union(*groups_of(steps[-12:]))
+    assert sorted(ended.digests) == list(range(8)), "version 1 is of episode 0"
+    position = json.loads((tmp_path / "checkpoints" / "step-30" / MARKER).read_text())["run"]
+    assert position["history_version"] == 1
 
 
 async def test_the_run_stops_at_its_history_limit_or_evicts_as_it_was_told(buffer, run_id, tmp_path):

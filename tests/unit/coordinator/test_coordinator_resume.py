@@ -6,54 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from harness import config, digits_count, place, questions
+from harness import config, place, questions
+from sittings import EPISODES, PLAIN, RELAYED, STEPS, Dies, rows, sit, trained
 
-from baton.clients import BufferClient, LedgerClient
+from baton.clients import LedgerClient
 from baton.engine import Engine
 from baton.errors import RunFailedError
 from baton.run_checkpoints import run_checkpoints
 from baton.testing import FakeRollout, FakeTrainer
 from services.coordinator.resuming import Resume
 from services.coordinator.state import Life
-
-EPISODES, STEPS = 5, 10  # two steps each
-PLAIN = {"runtime": {"num_episode": EPISODES, "save_episode_interval": 2}}
-RELAYED = {
-    "runtime": PLAIN["runtime"] | {
-        "max_relay_episode": 2, "relay_sample_fn": "uniform", "relay_sample_params": {"k": 8},
-    },
-}  # fmt: skip
-
-
-class Dies(FakeTrainer):
-    """Fails in the step after `last`."""
-
-    def __init__(self, last: int = 10**9) -> None:
-        super().__init__()
-        self.last = last
-
-    async def _step(self, request):
-        if self.global_step == self.last:
-            raise RunFailedError("the machine is gone")
-        return await super()._step(request)
-
-
-async def sit(buffer, run_id, folder, trainer, sections=PLAIN, resume=None, engine=None, **options):
-    """One sitting of the run, to its end; its last state."""
-    engine = engine or Engine(prompts=questions, flow=digits_count)
-    async with place(
-        buffer.address, folder, trainer=trainer, run=config(**sections), engine=engine, **options
-    ) as there:
-        there.coordinator.start_run(run_id, resume)
-        return (await there.finish())[-1].state
-
-
-def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-def trained(*parts: list) -> list[list[str]]:
-    return [samples.sample_ids for part in parts for samples in part]
 
 
 @pytest.mark.parametrize("sections", [PLAIN, RELAYED], ids=["plain", "relayed"])
@@ -276,15 +238,3 @@ async def test_a_run_that_need_not_be_reproducible_lets_the_replica_draw(buffer,
     sections = {"runtime": PLAIN["runtime"] | {"reproducible": False}}
     await sit(buffer, run_id, tmp_path, FakeTrainer(), sections, rollouts=(replica,))
     assert not any(request.sampling.HasField("seed") for request in replica.requests)
-
-
-async def test_history_that_is_beyond_the_limit_stays_until_the_next_checkpoint(buffer, run_id, tmp_path):
-    sections = {"runtime": RELAYED["runtime"] | {"num_episode": 20, "save_episode_interval": 4, "max_relay_episode": 1}}
-    await sit(buffer, run_id, tmp_path, Dies(15), sections)
-    async with BufferClient(buffer.address) as client:
-        for episode, there in ((2, False), (3, True), (6, True)):
-            try:
-                await client.get_episode(run_id, episode)
-                assert there, episode
-            except Exception as error:
-                assert not there, error

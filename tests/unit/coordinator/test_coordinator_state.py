@@ -6,11 +6,11 @@ import time
 import pytest
 
 from baton.clients import LedgerClient
-from baton.errors import ConflictError, StoreUnavailableError
+from baton.errors import ConflictError, RunFailedError, StoreUnavailableError
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import until_ready
 from services.coordinator.events import EventLog
-from services.coordinator.state import KEPT_DIGESTS, Life, RunState, StateStore
+from services.coordinator.state import KEPT_DIGESTS, MOST_DIGESTS, Life, RunState, StateStore
 
 
 def test_the_state_survives_json():
@@ -23,8 +23,19 @@ def test_old_digests_are_dropped_before_the_value_outgrows_the_store():
     state = RunState("r", 3, "/out")
     for version in range(1, KEPT_DIGESTS + 10):
         state.published(version, "f" * 64)
-    assert min(state.digests) == 10
+    assert sorted(state.digests)[:2] == [0, 10], "a sample that no weights made is of version 0"
     assert len(state.to_json()) < 2**20
+
+
+def test_digests_of_what_the_history_shows_are_kept_until_they_outgrow_the_store():
+    state = RunState("r", 3, "/out", history_version=7)
+    for version in range(1, MOST_DIGESTS + 7):
+        state.published(version, "f" * 64)
+    assert sorted(state.digests)[:2] == [0, 7]
+    assert len(state.to_json()) < 2**20
+    with pytest.raises(RunFailedError, match=r"shows samples of policy version 7, .* 13000 versions .*relay_max_bytes"):
+        state.published(MOST_DIGESTS + 7, "f" * 64)
+    assert RunState.from_json(state.to_json()) == state
 
 
 async def test_a_second_coordinator_of_the_same_run_is_refused(buffer, run_id):

@@ -80,6 +80,7 @@ def test_samples_of_published_weights_pass_whatever_else_was_published() -> None
     [
         ({1: "one", 2: "other"}, "sample b was sampled from weights two as version 2, .* published other as that version"),
         ({1: "one"}, "sample b was sampled from weights two as version 2, .* published nothing as that version"),
+        ({}, "sample a was sampled from weights one as version 1, .* published nothing as that version"),
         ({1: "two", 2: "two"}, "sample a was sampled from weights one as version 1, .* published two as that version"),
     ],
 )
@@ -92,7 +93,3 @@ def test_another_digest_or_version_is_refused_with_both_digests(published: dict[
 def test_samples_that_cannot_be_checked_are_refused_by_column_and_not_waved_through(column: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"lack {column};"):
         check_digests(replace(samples(), **{column: None}), {1: "one", 2: "two"})
-
-
-def test_without_published_digests_nothing_is_checked() -> None:
-    check_digests(replace(samples(), weights_digests=None), {})

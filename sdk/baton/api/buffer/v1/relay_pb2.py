@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.api.common.v1 import samples_pb2 as baton_dot_api_dot_common_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61ton/api/buffer/v1/relay.proto\x12\x13\x62\x61ton.api.buffer.v1\x1a!baton/api/common/v1/samples.proto\"$\n\x12ListHistoryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"[\n\x13ListHistoryResponse\x12\x13\n\x0b\x65pisode_ids\x18\x01 \x03(\x03\x12\x0f\n\x07samples\x18\x02 \x03(\r\x12\r\n\x05\x62ytes\x18\x03 \x03(\x04\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\"\x90\x01\n\x12TrimHistoryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rkeep_episodes\x18\x02 \x01(\r\x12\x12\n\nkeep_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x65vict_for_bytes\x18\x04 \x01(\x08\x12\x17\n\nspare_from\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_spare_from\"J\n\x13TrimHistoryResponse\x12\x1b\n\x13\x65victed_episode_ids\x18\x01 \x03(\x03\x12\x16\n\x0eshown_episodes\x18\x02 \x01(\r\"I\n\x12ReadColumnsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63olumns\x18\x03 \x03(\t\"H\n\x13ReadColumnsResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\"K\n\x12ReadSamplesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x11\n\tpositions\x18\x03 \x03(\r\"H\n\x13ReadSamplesResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\"~\n\x14SelectSamplesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12.\n\x04made\x18\x03 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\x12\n\nreferences\x18\x04 \x01(\x0c\"F\n\x15SelectSamplesResponse\x12\x15\n\rtotal_samples\x18\x01 \x01(\r\x12\x16\n\x0esteps_per_pass\x18\x02 \x01(\r2\x84\x04\n\x0cRelayService\x12`\n\x0bListHistory\x12\'.baton.api.buffer.v1.ListHistoryRequest\x1a(.baton.api.buffer.v1.ListHistoryResponse\x12`\n\x0bTrimHistory\x12\'.baton.api.buffer.v1.TrimHistoryRequest\x1a(.baton.api.buffer.v1.TrimHistoryResponse\x12\x62\n\x0bReadColumns\x12\'.baton.api.buffer.v1.ReadColumnsRequest\x1a(.baton.api.buffer.v1.ReadColumnsResponse0\x01\x12\x62\n\x0bReadSamples\x12\'.baton.api.buffer.v1.ReadSamplesRequest\x1a(.baton.api.buffer.v1.ReadSamplesResponse0\x01\x12h\n\rSelectSamples\x12).baton.api.buffer.v1.SelectSamplesRequest\x1a*.baton.api.buffer.v1.SelectSamplesResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61ton/api/buffer/v1/relay.proto\x12\x13\x62\x61ton.api.buffer.v1\x1a!baton/api/common/v1/samples.proto\"$\n\x12ListHistoryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"[\n\x13ListHistoryResponse\x12\x13\n\x0b\x65pisode_ids\x18\x01 \x03(\x03\x12\x0f\n\x07samples\x18\x02 \x03(\r\x12\r\n\x05\x62ytes\x18\x03 \x03(\x04\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\"\xc1\x01\n\x12TrimHistoryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rkeep_episodes\x18\x02 \x01(\r\x12\x12\n\nkeep_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x65vict_for_bytes\x18\x04 \x01(\x08\x12\x12\n\nshown_from\x18\x06 \x01(\x03\x12\x31\n\x06spared\x18\x07 \x03(\x0b\x32!.baton.api.buffer.v1.EpisodeRangeJ\x04\x08\x05\x10\x06R\nspare_from\"*\n\x0c\x45pisodeRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\"J\n\x13TrimHistoryResponse\x12\x1b\n\x13\x65victed_episode_ids\x18\x01 \x03(\x03\x12\x16\n\x0eshown_episodes\x18\x02 \x01(\r\"I\n\x12ReadColumnsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63olumns\x18\x03 \x03(\t\"H\n\x13ReadColumnsResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\"K\n\x12ReadSamplesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12\x11\n\tpositions\x18\x03 \x03(\r\"H\n\x13ReadSamplesResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\"~\n\x14SelectSamplesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\x12.\n\x04made\x18\x03 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\x12\n\nreferences\x18\x04 \x01(\x0c\"F\n\x15SelectSamplesResponse\x12\x15\n\rtotal_samples\x18\x01 \x01(\r\x12\x16\n\x0esteps_per_pass\x18\x02 \x01(\r2\x84\x04\n\x0cRelayService\x12`\n\x0bListHistory\x12\'.baton.api.buffer.v1.ListHistoryRequest\x1a(.baton.api.buffer.v1.ListHistoryResponse\x12`\n\x0bTrimHistory\x12\'.baton.api.buffer.v1.TrimHistoryRequest\x1a(.baton.api.buffer.v1.TrimHistoryResponse\x12\x62\n\x0bReadColumns\x12\'.baton.api.buffer.v1.ReadColumnsRequest\x1a(.baton.api.buffer.v1.ReadColumnsResponse0\x01\x12\x62\n\x0bReadSamples\x12\'.baton.api.buffer.v1.ReadSamplesRequest\x1a(.baton.api.buffer.v1.ReadSamplesResponse0\x01\x12h\n\rSelectSamples\x12).baton.api.buffer.v1.SelectSamplesRequest\x1a*.baton.api.buffer.v1.SelectSamplesResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,21 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTHISTORYRESPONSE']._serialized_start=129
   _globals['_LISTHISTORYRESPONSE']._serialized_end=220
   _globals['_TRIMHISTORYREQUEST']._serialized_start=223
-  _globals['_TRIMHISTORYREQUEST']._serialized_end=367
-  _globals['_TRIMHISTORYRESPONSE']._serialized_start=369
-  _globals['_TRIMHISTORYRESPONSE']._serialized_end=443
-  _globals['_READCOLUMNSREQUEST']._serialized_start=445
-  _globals['_READCOLUMNSREQUEST']._serialized_end=518
-  _globals['_READCOLUMNSRESPONSE']._serialized_start=520
-  _globals['_READCOLUMNSRESPONSE']._serialized_end=592
-  _globals['_READSAMPLESREQUEST']._serialized_start=594
-  _globals['_READSAMPLESREQUEST']._serialized_end=669
-  _globals['_READSAMPLESRESPONSE']._serialized_start=671
-  _globals['_READSAMPLESRESPONSE']._serialized_end=743
-  _globals['_SELECTSAMPLESREQUEST']._serialized_start=745
-  _globals['_SELECTSAMPLESREQUEST']._serialized_end=871
-  _globals['_SELECTSAMPLESRESPONSE']._serialized_start=873
-  _globals['_SELECTSAMPLESRESPONSE']._serialized_end=943
-  _globals['_RELAYSERVICE']._serialized_start=946
-  _globals['_RELAYSERVICE']._serialized_end=1462
+  _globals['_TRIMHISTORYREQUEST']._serialized_end=416
+  _globals['_EPISODERANGE']._serialized_start=418
+  _globals['_EPISODERANGE']._serialized_end=460
+  _globals['_TRIMHISTORYRESPONSE']._serialized_start=462
+  _globals['_TRIMHISTORYRESPONSE']._serialized_end=536
+  _globals['_READCOLUMNSREQUEST']._serialized_start=538
+  _globals['_READCOLUMNSREQUEST']._serialized_end=611
+  _globals['_READCOLUMNSRESPONSE']._serialized_start=613
+  _globals['_READCOLUMNSRESPONSE']._serialized_end=685
+  _globals['_READSAMPLESREQUEST']._serialized_start=687
+  _globals['_READSAMPLESREQUEST']._serialized_end=762
+  _globals['_READSAMPLESRESPONSE']._serialized_start=764
+  _globals['_READSAMPLESRESPONSE']._serialized_end=836
+  _globals['_SELECTSAMPLESREQUEST']._serialized_start=838
+  _globals['_SELECTSAMPLESREQUEST']._serialized_end=964
+  _globals['_SELECTSAMPLESRESPONSE']._serialized_start=966
+  _globals['_SELECTSAMPLESRESPONSE']._serialized_end=1036
+  _globals['_RELAYSERVICE']._serialized_start=1039
+  _globals['_RELAYSERVICE']._serialized_end=1555
 # @@protoc_insertion_point(module_scope)

@@ -26,18 +26,28 @@ class ListHistoryResponse(_message.Message):
     def __init__(self, episode_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[int]] = ..., bytes: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrimHistoryRequest(_message.Message):
-    __slots__ = ("run_id", "keep_episodes", "keep_bytes", "evict_for_bytes", "spare_from")
+    __slots__ = ("run_id", "keep_episodes", "keep_bytes", "evict_for_bytes", "shown_from", "spared")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     KEEP_EPISODES_FIELD_NUMBER: _ClassVar[int]
     KEEP_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVICT_FOR_BYTES_FIELD_NUMBER: _ClassVar[int]
-    SPARE_FROM_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_FROM_FIELD_NUMBER: _ClassVar[int]
+    SPARED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     keep_episodes: int
     keep_bytes: int
     evict_for_bytes: bool
-    spare_from: int
-    def __init__(self, run_id: _Optional[str] = ..., keep_episodes: _Optional[int] = ..., keep_bytes: _Optional[int] = ..., evict_for_bytes: bool = ..., spare_from: _Optional[int] = ...) -> None: ...
+    shown_from: int
+    spared: _containers.RepeatedCompositeFieldContainer[EpisodeRange]
+    def __init__(self, run_id: _Optional[str] = ..., keep_episodes: _Optional[int] = ..., keep_bytes: _Optional[int] = ..., evict_for_bytes: bool = ..., shown_from: _Optional[int] = ..., spared: _Optional[_Iterable[_Union[EpisodeRange, _Mapping]]] = ...) -> None: ...
+
+class EpisodeRange(_message.Message):
+    __slots__ = ("first", "end")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    end: int
+    def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class TrimHistoryResponse(_message.Message):
     __slots__ = ("evicted_episode_ids", "shown_episodes")

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TrainStepRequest(_message.Message):
-    __slots__ = ("run_id", "episode_id", "pass_index", "step_index", "buffer_address", "expected_digests")
+    __slots__ = ("run_id", "episode_id", "pass_index", "step_index", "buffer_address", "expected_digests", "any_weights")
     class ExpectedDigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -22,13 +22,15 @@ class TrainStepRequest(_message.Message):
     STEP_INDEX_FIELD_NUMBER: _ClassVar[int]
     BUFFER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ANY_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     episode_id: int
     pass_index: int
     step_index: int
     buffer_address: str
     expected_digests: _containers.ScalarMap[int, str]
-    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., pass_index: _Optional[int] = ..., step_index: _Optional[int] = ..., buffer_address: _Optional[str] = ..., expected_digests: _Optional[_Mapping[int, str]] = ...) -> None: ...
+    any_weights: bool
+    def __init__(self, run_id: _Optional[str] = ..., episode_id: _Optional[int] = ..., pass_index: _Optional[int] = ..., step_index: _Optional[int] = ..., buffer_address: _Optional[str] = ..., expected_digests: _Optional[_Mapping[int, str]] = ..., any_weights: bool = ...) -> None: ...
 
 class TrainStepResponse(_message.Message):
     __slots__ = ("global_step", "metrics", "samples", "response_tokens", "computed_tokens")
