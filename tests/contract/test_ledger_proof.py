@@ -44,7 +44,9 @@ async def test_the_proof_tells_groups_that_were_issued_and_never_put_before_and_
     assert list(audit.dead) == ["episode 0 group dropped: all rewards are equal"]
     await train(buffer, run_id, 1)
     await buffer.delete_episode(run_id, 0)
-    assert list((await ledger.audit(run_id)).faults) == [f"2 prompt groups {where} were issued and never put"]
+    audit = await ledger.audit(run_id)
+    assert list(audit.faults) == [f"2 prompt groups {where} were issued and never put"]
+    assert list(audit.dead) == ["1 prompt groups of episode 0 gave no samples"]
 
 
 async def test_an_episode_does_not_end_before_all_the_passes_that_it_was_opened_for(clients, run_id):
@@ -63,12 +65,12 @@ async def test_the_proof_tells_passes_that_are_not_trained_once_it_is_known_that
     async def untrained() -> list[str]:
         audit = await ledger.audit(run_id)
         assert list(audit.faults) == []
-        return [line.replace(f" of episode 0 of run {run_id}", "") for line in audit.untrained]
+        return [line.replace(f" of episode 0 of run {run_id}:", ":") for line in audit.untrained]
 
     buffer, ledger = clients
     await buffer.open_episode(run_id, 0, **SIZES, passes=3)
     await buffer.put(run_id, 0, make_samples(range(4)))
-    assert await untrained() == [], "more samples may come"
+    assert await untrained() == [f"episode 0 of run {run_id} is open: 0 prompt groups are issued, 4 samples are stored"]
     await buffer.close_episode(run_id, 0)
     missing = [f"pass {number}: 0 of 1 steps are trained" for number in range(3)]
     for number in range(3):
@@ -77,6 +79,20 @@ async def test_the_proof_tells_passes_that_are_not_trained_once_it_is_known_that
     assert await untrained() == []
     await buffer.delete_episode(run_id, 0)
     assert await untrained() == []
+
+
+async def test_the_proof_tells_an_episode_that_is_open_and_one_whose_training_set_was_never_chosen(clients, run_id):
+    buffer, ledger = clients
+    await buffer.open_episode(run_id, 0, **SIZES, relayed=True, passes=2)
+    await ledger.issue_groups(run_id, 0, ["g0", "issued", "failed"], **ISSUE)
+    await ledger.report_groups(run_id, 0, ["failed"], producer="one", failure="all rewards are equal")
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    where = f"episode 0 of run {run_id}"
+    told = list((await ledger.audit(run_id)).untrained)
+    assert told == [f"{where} is open: 1 prompt groups are issued, 4 samples are stored"]
+    await buffer.close_episode(run_id, 0)
+    told = list((await ledger.audit(run_id)).untrained)
+    assert told == [f"pass {number} of {where}: its training set was not chosen" for number in range(2)]
 
 
 async def test_a_trainer_cannot_go_back_behind_an_episode_that_ended(clients, run_id):

@@ -121,13 +121,13 @@ def show_audit(address: str, run: str, *, as_json: bool) -> bool:
         "episodes wholly trained": answer.ended_episodes,
         "samples they trained": answer.ended_samples,
         "optimizer steps": answer.optimizer_steps,
-        "passes not trained": len(answer.untrained),
+        "not trained": len(answer.untrained),
         "given up": len(answer.dead),
         "faults": len(answer.faults),
     }
     for name, count in counts.items():
         console.say(f"{name:<24} {count:>12}")
-    lists = {"passes not trained:": answer.untrained, "given up:": answer.dead, "faults:": answer.faults}
+    lists = {"not trained:": answer.untrained, "given up:": answer.dead, "faults:": answer.faults}
     for heading, lines in lists.items():
         for line in (heading, *(f"  {line}" for line in lines)) if lines else ():
             console.say(line)

@@ -25,16 +25,16 @@ if total ~= 0 then
   if acked < all_steps then return {'untrained', acked, all_steps, tonumber(pass)} end
   if passes < tonumber(due or 0) then return {'untrained', 0, all_steps, passes} end
 end
-local lost = 0
+local lost, left_out = 0, 0
 for _, record in ipairs(redis.call('HVALS', KEYS[9])) do
-  if not string.match(record, '^failed ') then lost = lost + 1 end
+  if string.match(record, '^failed ') then left_out = left_out + 1 else lost = lost + 1 end
 end
 for i = 9, #KEYS do redis.call('UNLINK', KEYS[i]) end
 redis.call('UNLINK', made, steps)
 redis.call('HDEL', relaying, ARGV[1])
 redis.call('HINCRBY', usage, 'samples', 0 - tonumber(made_samples or 0))
 redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(made_bytes or 0))
-if closed == '1' then redis.call('HSET', ended, ARGV[1], table.concat({total, passes, all_steps, lost}, ' ')) end
+if closed == '1' then redis.call('HSET', ended, ARGV[1], table.concat({total, passes, all_steps, lost, left_out}, ' ')) end
 if keeps then
   redis.call('HSET', episode, 'ended', 1)
 else
