@@ -147,7 +147,7 @@ class BufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEpisode(self, request, context):
-        """DeleteEpisode ends an episode whose every step is acknowledged; of a relayed one the samples stay as history.
+        """DeleteEpisode ends an episode whose every step of all passes is acknowledged; of a relayed one the samples stay as history.
         Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
