@@ -1,6 +1,5 @@
 """The proof, from the store alone, that nothing of a run is lost, trained twice or left over."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +9,7 @@ import numpy as np
 from services.buffer.batching import parse_step, steps_per_pass
 from services.buffer.chunks import Chunks, Layout
 from services.buffer.inspection import Inspection, State, pairs
-from services.buffer.keys import EpisodeKeys, RunKeys
+from services.buffer.keys import EpisodeKeys, RunKeys, starting_with
 from services.buffer.store import Store
 
 
@@ -137,17 +136,12 @@ class Audit:
     async def _left_over(self, run: RunKeys, named: set[bytes], report: Report) -> None:
         """Checks that no chunk is kept that no episode names; one that expires is on its way in, or given up."""
         prefix = run.chunk(b"")
-        names = {bytes.fromhex(key.decode().removeprefix(prefix)) async for key in self._store.scan(f"{_literal(prefix)}*")}
+        names = {bytes.fromhex(key.decode().removeprefix(prefix)) async for key in self._store.scan(starting_with(prefix))}
         stray = sorted(names - named)
         expiries = await self._store.pipeline([("TTL", run.chunk(name)) for name in stray])
         for name, expiry in zip(stray, expiries, strict=True):
             if expiry == -1:
                 report.faults.append(f"{run.chunk(name)} belongs to no episode of {run}")
-
-
-def _literal(text: str) -> str:
-    """A glob pattern that matches this text alone."""
-    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 
 def _check_passes(state: State, trained: dict[str, int], report: Report) -> None:

@@ -27,6 +27,8 @@ are the store's own clock. A chunk is written first, with an expiry, and loses i
 interrupted in between leaves nothing behind.
 """
 
+import re
+
 from baton.errors import InvalidRequestError
 
 
@@ -92,3 +94,8 @@ ALL_RUNS = "baton:{*}:episodes"
 def run_of(key: bytes) -> str:
     """The run id in a key that `ALL_RUNS` matches."""
     return key.decode().removeprefix("baton:{").removesuffix("}:episodes")
+
+
+def starting_with(prefix: str) -> str:
+    """A glob pattern of the keys that do, whatever is in a run's id."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"

@@ -225,13 +225,13 @@ def fill(store: StoreProcess) -> None:
 async def test_a_full_store_refuses_a_put_whole_and_says_so(small):
     async with BufferClient(small[1].address) as client:
         await client.open_episode("run", 0, expected_samples=None, global_batch_size=8, micro_batch_size=8)
-        with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory"):
+        with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory, or .* ended \(`baton relay rm RUN`"):
             for number in range(20):
                 await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=5)
         assert (await client.get_episode("run", 0)).stored == number
 
 
-@pytest.mark.parametrize("by", ["evicting", "rolling back"])
+@pytest.mark.parametrize("by", ["evicting", "rolling back", "removing a run"])
 async def test_a_full_store_gives_room_by(small, by):
     store, service = small
     async with RelayRun(service.address, "run") as run, LedgerClient(service.address) as ledger:
@@ -242,8 +242,10 @@ async def test_a_full_store_gives_room_by(small, by):
         fill(store)
         if by == "evicting":
             assert await run.relay.trim_history("run", keep_episodes=1) == ([0], 1)
-        else:
+        elif by == "rolling back":
             assert await ledger.roll_back("run", 1, 1) == 1
+        else:
+            assert await run.buffer.delete_run("run") == 2
         audit = await ledger.audit("run")
-        assert (list(audit.faults), len(audit.episodes)) == ([], 1)
+        assert (list(audit.faults), len(audit.episodes)) == ([], 0 if by == "removing a run" else 1)
         await run.roll_out(2, make_samples(range(8, 12)))
