@@ -28,11 +28,12 @@ def add_services(server: grpc.aio.Server, store: Store, limits: Limits) -> None:
     chunks = Chunks(store)
     sets = TrainingSets(store, chunks)
     inspection = Inspection(store, chunks)
-    buffer = BufferServicer(Ledger(store, chunks, sets, limits), Leases(store, sets, limits), inspection)
+    rollback = RollBack(store, sets)
+    buffer = BufferServicer(Ledger(store, chunks, sets, limits), Leases(store, sets, limits), inspection, rollback)
     relay = RelayServicer(History(store, chunks, sets), Selections(store, limits))
     ledger = LedgerServicer(
-        Groups(store, limits), Checkpoints(store, inspection), RollBack(store, sets), inspection,
-        Audit(store, chunks, inspection), RunState(store),
+        Groups(store, limits), Checkpoints(store, inspection), rollback, inspection, Audit(store, chunks, inspection),
+        RunState(store),
     )  # fmt: skip
     add_buffer_service(buffer, server)
     add_RelayServiceServicer_to_server(relay, server)

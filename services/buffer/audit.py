@@ -1,6 +1,5 @@
 """The proof, from the store alone, that nothing of a run is lost, trained twice or left over."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +9,7 @@ import numpy as np
 from services.buffer.batching import parse_step, steps_per_pass
 from services.buffer.chunks import Chunks, Layout
 from services.buffer.inspection import Inspection, State, pairs
-from services.buffer.keys import EpisodeKeys, RunKeys
+from services.buffer.keys import EpisodeKeys, RunKeys, starting_with
 from services.buffer.store import Store
 
 
@@ -25,7 +24,7 @@ class Report:
     optimizer_steps: int = 0
     dead: list[str] = field(default_factory=list)
     untrained: list[str] = field(default_factory=list)
-    """Passes that are due and not wholly trained; no fault while they may still come."""
+    """Passes that are due and not wholly trained, and episodes that are open; no fault while they may still come."""
 
 
 class Audit:
@@ -106,7 +105,7 @@ class Audit:
                 report.faults.append(f"the optimizer steps between {earlier} and {later} trained nothing of this run")
         by_episode = Counter(int(name.split()[0]) for name in trained)
         for episode_id, record in sorted(pairs(await self._store.call("HGETALL", run.ended)), key=lambda pair: int(pair[0])):
-            total, passes, steps, *lost = map(int, record.split())
+            total, passes, steps, lost, left_out, *_ = [*map(int, record.split()), 0, 0]  # older records are shorter
             report.ended_episodes += 1
             report.ended_samples += total * passes
             if by_episode[int(episode_id)] != passes * steps:
@@ -114,9 +113,11 @@ class Audit:
                     f"episode {int(episode_id)} of {run} ended after {passes} passes of {steps} steps, but "
                     f"{by_episode[int(episode_id)]} steps of it were trained"
                 )
-            if any(lost):
+            if lost:
                 where = f"episode {int(episode_id)} of {run}"
-                report.faults.append(f"{lost[0]} prompt groups of {where} were issued and never put")
+                report.faults.append(f"{lost} prompt groups of {where} were issued and never put")
+            if left_out:
+                report.dead.append(f"{left_out} prompt groups of episode {int(episode_id)} gave no samples")
         for state in report.states:
             _check_passes(state, trained, report)
             _check_groups(state, report)
@@ -135,17 +136,12 @@ class Audit:
     async def _left_over(self, run: RunKeys, named: set[bytes], report: Report) -> None:
         """Checks that no chunk is kept that no episode names; one that expires is on its way in, or given up."""
         prefix = run.chunk(b"")
-        names = {bytes.fromhex(key.decode().removeprefix(prefix)) async for key in self._store.scan(f"{_literal(prefix)}*")}
+        names = {bytes.fromhex(key.decode().removeprefix(prefix)) async for key in self._store.scan(starting_with(prefix))}
         stray = sorted(names - named)
         expiries = await self._store.pipeline([("TTL", run.chunk(name)) for name in stray])
         for name, expiry in zip(stray, expiries, strict=True):
             if expiry == -1:
                 report.faults.append(f"{run.chunk(name)} belongs to no episode of {run}")
-
-
-def _literal(text: str) -> str:
-    """A glob pattern that matches this text alone."""
-    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 
 def _check_passes(state: State, trained: dict[str, int], report: Report) -> None:
@@ -157,7 +153,13 @@ def _check_passes(state: State, trained: dict[str, int], report: Report) -> None
         number = trained.get(f"{keys.episode_id} {step}")
         if (word in ("trained", "acked")) != (number is not None) or (number is not None and rest != str(number)):
             report.faults.append(f"{step} of {keys} is {record!r}, but the optimizer step that trained it is {number}")
+    if not episode.closed:
+        held = f"{state.groups('issued', 'generated')} prompt groups are issued, {episode.stored} samples are stored"
+        report.untrained.append(f"{keys} is open: {held}")
     if episode.total is None:
+        if episode.closed and episode.stored:
+            chosen = "its training set was not chosen"
+            report.untrained += [f"pass {pass_index} of {keys}: {chosen}" for pass_index in range(max(episode.passes, 1))]
         return
     whole = steps_per_pass(episode.total, episode.global_batch_size)
     done = Counter(parse_step(step)[0] for step, record in state.steps.items() if record.startswith(("trained", "acked")))

@@ -2,8 +2,9 @@
 
     baton:{run}:episodes               zset    ids of the episodes that the store holds, scored by themselves
     baton:{run}:usage                  hash    samples, bytes: of all episodes that the store holds
-    baton:{run}:ended                  hash    episode id -> "samples passes steps lost": of every wholly trained episode;
-                                               lost are the prompt groups that were issued, and neither put nor failed
+    baton:{run}:ended                  hash    episode id -> "samples passes steps lost left_out": of every wholly trained
+                                               episode; lost are the prompt groups that were issued, and neither put nor
+                                               failed, left_out those that failed
     baton:{run}:global-steps           zset    "episode pass step" -> the optimizer step that trained it, for good
     baton:{run}:relaying               hash    episode id -> ids of the episodes that its training set refers to
     baton:{run}:dead                   hash    "episode 3 group g7" or "episode 3 step p0-s1" -> why it was given up,
@@ -25,6 +26,8 @@ The braces are a Redis Cluster hash tag: all keys of a run live in one slot, so 
 are the store's own clock. A chunk is written first, with an expiry, and loses it when a script takes it up: what is
 interrupted in between leaves nothing behind.
 """
+
+import re
 
 from baton.errors import InvalidRequestError
 
@@ -91,3 +94,8 @@ ALL_RUNS = "baton:{*}:episodes"
 def run_of(key: bytes) -> str:
     """The run id in a key that `ALL_RUNS` matches."""
     return key.decode().removeprefix("baton:{").removesuffix("}:episodes")
+
+
+def starting_with(prefix: str) -> str:
+    """A glob pattern of the keys that do, whatever is in a run's id."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"

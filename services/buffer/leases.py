@@ -58,15 +58,15 @@ class Leases:
         """Yields the share's micro-batches, each as soon as its samples are stored.
 
         Raises DeadlineError if they are not within `wait_s` in all, or if another lessee holds the step for longer;
-        ConflictError if the step is trained, DeadLetterError if it was given up, and InvalidRequestError for a step that
-        the episode does not have.
+        ConflictError if the step is trained, DeadLetterError if it was given up, and InvalidRequestError for a step or
+        a pass that the episode does not have.
         """
         if not (math.isfinite(wait_s) and wait_s >= 0):
             raise InvalidRequestError(f"wait_s is {wait_s}; it must be a number of seconds from 0")
         _check_lessee(lessee)
         request = Request(share, lessee, micro_batch_tokens, time.monotonic() + wait_s, wait_s)
         episode = await Episode.read(self._store, keys)
-        _check_share(share, episode)
+        _check_share(keys, share, episode)
         batches = self._by_tokens if micro_batch_tokens else self._by_number
         async for batch in batches(keys, request, episode):
             yield batch
@@ -214,8 +214,14 @@ def _check_lessee(lessee: str) -> None:
         )
 
 
-def _check_share(share: Share, episode: Episode) -> None:
-    """Raises InvalidRequestError if the ranks cannot have equally many micro-batches."""
+def _check_share(keys: EpisodeKeys, share: Share, episode: Episode) -> None:
+    """Raises InvalidRequestError for a pass that the episode does not have, or ranks that cannot have equally many
+    micro-batches."""
+    if 0 < episode.passes <= share.pass_index:
+        raise InvalidRequestError(
+            f"pass_index is {share.pass_index}, but {keys} was opened for {episode.passes} passes, from 0; see "
+            "runtime.num_training_epoch"
+        )
     if not 0 <= share.rank < share.ranks:
         raise InvalidRequestError(f"data_parallel_rank is {share.rank}; it must be below data_parallel_size, {share.ranks}")
     if episode.global_batch_size % (episode.micro_batch_size * share.ranks):

@@ -108,8 +108,8 @@ class Ledger:
     async def end(self, keys: EpisodeKeys) -> int:
         """Ends an episode that is empty or trained; returns its samples, 0 if it was ended already.
 
-        Its samples are removed, or become history if it is relayed. Raises NotReadyError while a step of its newest pass is
-        not acknowledged.
+        Its samples are removed, or become history if it is relayed. Raises NotReadyError while a step of a pass that was
+        begun, or that it was opened for, is not acknowledged.
         """
         chunks, made = Layout(keys.chunks), Layout(keys.made)
         await chunks.cover(self._store, 1)

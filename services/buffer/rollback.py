@@ -1,11 +1,12 @@
-"""Takes a run back to a checkpoint that was written between two episodes: what came after it is forgotten as a whole.
+"""Takes a run back to a checkpoint that was written between two episodes: what came after it is forgotten as a whole. Or
+removes the run.
 
 Its prompts are rolled out again, from the weights of the checkpoint; see docs/adr/0012-resume-rolls-back-to-a-checkpoint.md.
 """
 
 from baton.errors import ConflictError
 from services.buffer.chunks import RECORD, Layout
-from services.buffer.keys import EpisodeKeys, RunKeys
+from services.buffer.keys import EpisodeKeys, RunKeys, starting_with
 from services.buffer.store import Store
 from services.buffer.training_set import TrainingSets
 
@@ -32,10 +33,21 @@ class RollBack:
                 f"{run} cannot go back to optimizer step {global_step}, before episode {episode_id}: optimizer step "
                 f"{number} trained episode {name}; the checkpoint is not one of this run between two episodes"
             )
+        await self._forget_from(run, episode_id)
+        return answer[1]
+
+    async def whole(self, run: RunKeys) -> int:
+        """Forgets the run, with all that it has beside its episodes. Returns how many of these were there."""
+        episodes = await self._forget_from(run, 0)
+        if rest := [key async for key in self._store.scan(starting_with(f"{run.prefix}:"))]:
+            await self._store.call("UNLINK", *rest)
+        return episodes
+
+    async def _forget_from(self, run: RunKeys, episode_id: int) -> int:
         present = await self._store.call("ZRANGEBYSCORE", run.episodes, episode_id, "+inf")
         for raw in present:
             await self._forget(EpisodeKeys(run.run_id, int(raw)))
-        return answer[1]
+        return len(present)
 
     async def _forget(self, keys: EpisodeKeys) -> None:
         while True:

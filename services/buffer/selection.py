@@ -24,7 +24,9 @@ class Selections:
 
     def made(self, run: RunKeys) -> Incoming:
         """Takes the samples that were made for a training set."""
-        return Incoming(self._store, run, at_once=False)
+        what = "the samples that the relay function changed or made have"
+        remedy = "change fewer: a changed sample is sent and stored whole, one that is not is a mere reference"
+        return Incoming(self._store, run, at_once=False, what=what, remedy=remedy)
 
     async def select(
         self, keys: EpisodeKeys, made: Incoming, references: bytes

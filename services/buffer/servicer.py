@@ -13,9 +13,10 @@ from baton.errors import InvalidRequestError
 from services.buffer.batching import LeaseId, Share
 from services.buffer.chunks import Chunk
 from services.buffer.inspection import Inspection
-from services.buffer.keys import EpisodeKeys
+from services.buffer.keys import EpisodeKeys, RunKeys
 from services.buffer.leases import Leases, MicroBatch
 from services.buffer.ledger import Ledger
+from services.buffer.rollback import RollBack
 
 
 def add_buffer_service(servicer: "BufferServicer", server: grpc.aio.Server) -> None:
@@ -45,10 +46,11 @@ class _Handlers:
 class BufferServicer(BufferServiceServicer):
     """Implements BufferService; the errors are those of the domain calls."""
 
-    def __init__(self, ledger: Ledger, leases: Leases, inspection: Inspection) -> None:
+    def __init__(self, ledger: Ledger, leases: Leases, inspection: Inspection, rollback: RollBack) -> None:
         self._ledger = ledger
         self._leases = leases
         self._inspection = inspection
+        self._rollback = rollback
 
     async def OpenEpisode(self, request: pb.OpenEpisodeRequest, context: grpc.aio.ServicerContext) -> pb.OpenEpisodeResponse:
         stored = await self._ledger.open(
@@ -134,6 +136,9 @@ class BufferServicer(BufferServiceServicer):
         self, request: pb.DeleteEpisodeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DeleteEpisodeResponse:
         return pb.DeleteEpisodeResponse(deleted_samples=await self._ledger.end(_keys(request)))
+
+    async def DeleteRun(self, request: pb.DeleteRunRequest, context: grpc.aio.ServicerContext) -> pb.DeleteRunResponse:
+        return pb.DeleteRunResponse(deleted_episodes=await self._rollback.whole(RunKeys(request.run_id)))
 
 
 def _keys(request: object) -> EpisodeKeys:

@@ -16,14 +16,19 @@ REQUEST_CHUNKS = 1000
 class Incoming:
     """The chunks of one request, checked as they arrive."""
 
-    def __init__(self, store: Store, run: RunKeys, *, at_once: bool) -> None:
-        """`at_once`: chunks are written while others are still on their way, not when all are there."""
+    def __init__(
+        self, store: Store, run: RunKeys, *, at_once: bool, what: str = "one request brings",
+        remedy: str = "send fewer samples",
+    ) -> None:  # fmt: skip
+        """`at_once`: chunks are written while others are still on their way, not when all are there. `what` and `remedy`
+        tell of too many of them."""
         self.chunks: list[Chunk] = []
         self.bytes = 0
         self._ids: set[str] = set()
         self._store = store
         self._run = run
         self._at_once = at_once
+        self._what, self._remedy = what, remedy
         self._written: list[str] = []
 
     async def add(self, chunk: Chunk) -> None:
@@ -46,7 +51,7 @@ class Incoming:
         self.bytes += chunk.size
         if self.bytes > REQUEST_BYTES or len(self.chunks) >= REQUEST_CHUNKS:
             raise InvalidRequestError(
-                f"one request brings more than {REQUEST_BYTES} bytes or {REQUEST_CHUNKS} messages; send fewer samples"
+                f"{self._what} more than {REQUEST_BYTES} bytes or {REQUEST_CHUNKS} messages; {self._remedy}"
             )
         if self.chunks and chunk.samples.columns() != self.columns:
             odd = ", ".join(sorted(set(chunk.samples.columns()) ^ set(self.columns)))

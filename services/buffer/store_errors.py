@@ -40,7 +40,8 @@ def explained(error: BaseException, url: StoreUrl, *, at_sentinel: bool = False)
     for cause in _chain(error):
         if isinstance(cause, failures.OutOfMemoryError):
             return BackpressureError(
-                f"the store at {url.shown} is full ({cause}); raise its maxmemory, or delete trained episodes"
+                f"the store at {url.shown} is full ({cause}); raise its maxmemory, or remove runs that have ended "
+                "(`baton relay rm RUN`)"
             )
         if rule := _rule(cause, url, at_sentinel):
             return url.wrong(rule)

@@ -67,7 +67,8 @@ class Intake:
             arrivals.closed(tally.samples)
 
     async def _put(self, episode: int, group: Group, tally: EpisodeTally) -> None:
-        group = replace(group, samples=with_group_statistics(group.samples))
+        named = replace(group.samples, group_ids=[group.prompt.group_id] * len(group.samples))  # of a later turn's prompt
+        group = replace(group, samples=with_group_statistics(named))
         self._budget.count_group(group)
         tally.add_group(group)
         if self.expected is not None and tally.samples > self.expected:

@@ -174,7 +174,7 @@ def _metrics(chosen: TrainingSet, episode: int, policy_version: int) -> dict[str
     found = {"relay/samples": float(total)}
     if total:
         found |= sample_ages(chosen.policy_versions, policy_version) | {
-            "relay/share_earlier": float((stored_in != episode).mean()),
+            "relay/share_earlier": float(((stored_in != episode) & (stored_in >= 0)).mean()),
             "relay/share_made": float((stored_in < 0).mean()),
         }
     return found

@@ -228,7 +228,7 @@ async def test_groups_are_listed_once_each_in_the_order_of_arrival(client, run_i
     assert (await client.get_episode(run_id, 0)).group_ids == ["g5", "g0", "g10", "g20"]
 
 
-async def test_an_episode_is_deleted_only_when_its_newest_pass_is_trained(client, run_id):
+async def test_an_episode_is_deleted_only_when_all_its_passes_are_trained(client, run_id):
     await open_dynamic(client, run_id)
     await client.put(run_id, 0, make_samples(range(16)))
     with pytest.raises(NotReadyError, match="still being rolled out"):

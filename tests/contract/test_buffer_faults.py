@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from buffer_samples import make_samples, numbers_of
+from relay_runs import RelayRun
 from store_servers import buffer_on
 
-from baton.clients.buffer import BufferClient
+from baton.clients import BufferClient, LedgerClient
 from baton.errors import BackpressureError, StoreUnavailableError
+from baton.relay.builtins import last
 from processes import ServiceProcess, StoreProcess, free_port
 
 pytestmark = pytest.mark.slow
@@ -198,19 +201,51 @@ def test_a_store_without_an_append_only_file_is_warned_about(run_file, tmp_path)
         store.kill()
 
 
-async def test_a_full_store_refuses_a_put_whole_and_says_so(run_file, tmp_path):
+@pytest.fixture
+def small(run_file: Path, tmp_path: Path) -> Iterator[tuple[StoreProcess, ServiceProcess]]:
+    """A store of 8 MB, and a buffer on it."""
     store = StoreProcess(tmp_path)
     store.command += ["--maxmemory", "8mb", "--maxmemory-policy", "noeviction"]
     service = ServiceProcess("buffer", run_file, tmp_path, "--store", store.url)
     try:
         store.start()
-        service.start()
-        async with BufferClient(service.address) as client:
-            await client.open_episode("run", 0, expected_samples=None, global_batch_size=8, micro_batch_size=8)
-            with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory"):
-                for number in range(20):
-                    await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=5)
-            assert (await client.get_episode("run", 0)).stored == number
+        yield store, service.start()
     finally:
         service.kill()
         store.kill()
+
+
+def fill(store: StoreProcess) -> None:
+    """To a tenth of a MB more than it may have, whatever clients' buffers take."""
+    with redis.Redis.from_url(store.url) as client, pytest.raises(redis.OutOfMemoryError):
+        client.config_set("maxmemory", client.info("memory")["used_memory"] - 100_000)
+        client.set("one", "more")
+
+
+async def test_a_full_store_refuses_a_put_whole_and_says_so(small):
+    async with BufferClient(small[1].address) as client:
+        await client.open_episode("run", 0, expected_samples=None, global_batch_size=8, micro_batch_size=8)
+        with pytest.raises(BackpressureError, match=r"store at .* is full.*maxmemory, or .* ended \(`baton relay rm RUN`"):
+            for number in range(20):
+                await client.put("run", 0, make_samples([number], tokens=50_000), timeout_s=5)
+        assert (await client.get_episode("run", 0)).stored == number
+
+
+@pytest.mark.parametrize("by", ["evicting", "rolling back", "removing a run"])
+async def test_a_full_store_gives_room_by(small, by):
+    store, service = small
+    async with RelayRun(service.address, "run") as run, LedgerClient(service.address) as ledger:
+        for episode in range(2):
+            await run.roll_out(episode, make_samples(range(4 * episode, 4 * episode + 4), tokens=20_000))
+            _, steps = await run.choose(episode, last)
+            await run.train(episode, steps, episode + 1)
+        fill(store)
+        if by == "evicting":
+            assert await run.relay.trim_history("run", keep_episodes=1) == ([0], 1)
+        elif by == "rolling back":
+            assert await ledger.roll_back("run", 1, 1) == 1
+        else:
+            assert await run.buffer.delete_run("run") == 2
+        audit = await ledger.audit("run")
+        assert (list(audit.faults), len(audit.episodes)) == ([], 0 if by == "removing a run" else 1)
+        await run.roll_out(2, make_samples(range(8, 12)))

@@ -69,10 +69,14 @@ class Runs(RuleBasedStateMachine):
     crashes: Counter
     calls: Counter
 
-    @initialize(kinds=st.permutations(KINDS), depth=st.integers(0, 3), others=st.sets(st.integers(1, 3)))
-    def begin(self, kinds, depth, others):
-        """Episode 0, which most calls are about, is new, opened, begun or rolled out; of some others a step is trained."""
-        self.crashed = Counter()
+    @initialize(
+        kinds=st.permutations(KINDS), depth=st.integers(0, 3), others=st.sets(st.integers(1, 3)),
+        ends=st.sets(st.integers(0, 3)),
+    )  # fmt: skip
+    def begin(self, kinds, depth, others, ends):
+        """Episode 0, which most calls are about, is new, opened, begun or rolled out; of some others a step is trained.
+        At the end, some are trained and ended, if they can be."""
+        self.crashed, self.ends = Counter(), ends
         self.pair = Pair(self.link, self.store, kinds, self.ack_on == "step", self.crash, self.calls)
         for at in others:
             self.roll_out(at)
@@ -130,11 +134,14 @@ class Runs(RuleBasedStateMachine):
     def count(self, at):
         self.pair.count(at)
 
-    @rule(at=EPISODES)
-    def roll_out(self, at):
-        """All that leads to steps, so that runs get further than single calls do."""
+    @rule(at=EPISODES, left_out=st.booleans())
+    def roll_out(self, at, left_out=False):
+        """All that leads to steps, so that runs get further than single calls do; the last group may be left out."""
         self.pair.open(at)
-        for group in range(GROUPS):
+        if left_out:
+            self.pair.issue(at, GROUPS - 1, "one")
+            self.pair.report(at, GROUPS - 1, "one", "no reward")
+        for group in range(GROUPS - left_out):
             self.pair.put(at, group)
         self.pair.close(at)
         self.pair.select(at, made=at)
@@ -159,6 +166,8 @@ class Runs(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "pair"):
+            for at in sorted(self.ends):
+                self.train(at, also_end=True)
             self.pair.finish()
 
 

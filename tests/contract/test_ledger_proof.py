@@ -8,7 +8,7 @@ import pytest
 from buffer_samples import make_samples
 
 from baton.clients import BufferClient, LedgerClient, RelayClient
-from baton.errors import BackpressureError, ConflictError, NotReadyError
+from baton.errors import BackpressureError, ConflictError, InvalidRequestError, NotReadyError
 from processes import ServiceProcess, StoreProcess
 
 SIZES = {"expected_samples": None, "global_batch_size": 4, "micro_batch_size": 2}
@@ -21,8 +21,8 @@ async def clients(buffer: ServiceProcess) -> AsyncIterator[tuple[BufferClient, L
         yield client, ledger
 
 
-async def train(buffer: BufferClient, run_id: str, global_step: int, *, pass_index: int = 0) -> None:
-    batches = [batch async for batch in buffer.lease(run_id, 0, pass_index=pass_index, step_index=0)]
+async def train(buffer: BufferClient, run_id: str, global_step: int, *, pass_index: int = 0, step_index: int = 0) -> None:
+    batches = [batch async for batch in buffer.lease(run_id, 0, pass_index=pass_index, step_index=step_index)]
     await buffer.ack(run_id, 0, batches[0].lease_id, global_step=global_step)
 
 
@@ -44,7 +44,9 @@ async def test_the_proof_tells_groups_that_were_issued_and_never_put_before_and_
     assert list(audit.dead) == ["episode 0 group dropped: all rewards are equal"]
     await train(buffer, run_id, 1)
     await buffer.delete_episode(run_id, 0)
-    assert list((await ledger.audit(run_id)).faults) == [f"2 prompt groups {where} were issued and never put"]
+    audit = await ledger.audit(run_id)
+    assert list(audit.faults) == [f"2 prompt groups {where} were issued and never put"]
+    assert list(audit.dead) == ["1 prompt groups of episode 0 gave no samples"]
 
 
 async def test_an_episode_does_not_end_before_all_the_passes_that_it_was_opened_for(clients, run_id):
@@ -59,16 +61,42 @@ async def test_an_episode_does_not_end_before_all_the_passes_that_it_was_opened_
     assert await buffer.delete_episode(run_id, 0) == 4
 
 
+async def test_an_episode_does_not_end_before_every_step_of_its_earlier_passes_is_trained_too(clients, run_id):
+    buffer, ledger = clients
+    await buffer.open_episode(run_id, 0, **SIZES)
+    await buffer.put(run_id, 0, make_samples(range(8)))
+    await buffer.close_episode(run_id, 0)
+    for global_step, (pass_index, step_index) in enumerate([(0, 0), (1, 0), (1, 1)]):
+        await train(buffer, run_id, global_step, pass_index=pass_index, step_index=step_index)
+    with pytest.raises(NotReadyError, match="1 of 2 steps of pass 0 acknowledged"):
+        await buffer.delete_episode(run_id, 0)
+    await train(buffer, run_id, 3, step_index=1)
+    assert await buffer.delete_episode(run_id, 0) == 8
+    assert list((await ledger.audit(run_id)).faults) == []
+
+
+async def test_a_pass_that_an_episode_was_not_opened_for_cannot_be_leased(clients, run_id):
+    buffer, _ = clients
+    await buffer.open_episode(run_id, 0, **SIZES, passes=2)
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    await buffer.close_episode(run_id, 0)
+    with pytest.raises(InvalidRequestError, match=r"pass_index is 7, but episode 0 of .* was opened for 2 passes, from 0"):
+        await train(buffer, run_id, 1, pass_index=7)
+    for pass_index in range(2):
+        await train(buffer, run_id, pass_index, pass_index=pass_index)
+    assert await buffer.delete_episode(run_id, 0) == 4
+
+
 async def test_the_proof_tells_passes_that_are_not_trained_once_it_is_known_that_they_are_due(clients, run_id):
     async def untrained() -> list[str]:
         audit = await ledger.audit(run_id)
         assert list(audit.faults) == []
-        return [line.replace(f" of episode 0 of run {run_id}", "") for line in audit.untrained]
+        return [line.replace(f" of episode 0 of run {run_id}:", ":") for line in audit.untrained]
 
     buffer, ledger = clients
     await buffer.open_episode(run_id, 0, **SIZES, passes=3)
     await buffer.put(run_id, 0, make_samples(range(4)))
-    assert await untrained() == [], "more samples may come"
+    assert await untrained() == [f"episode 0 of run {run_id} is open: 0 prompt groups are issued, 4 samples are stored"]
     await buffer.close_episode(run_id, 0)
     missing = [f"pass {number}: 0 of 1 steps are trained" for number in range(3)]
     for number in range(3):
@@ -77,6 +105,20 @@ async def test_the_proof_tells_passes_that_are_not_trained_once_it_is_known_that
     assert await untrained() == []
     await buffer.delete_episode(run_id, 0)
     assert await untrained() == []
+
+
+async def test_the_proof_tells_an_episode_that_is_open_and_one_whose_training_set_was_never_chosen(clients, run_id):
+    buffer, ledger = clients
+    await buffer.open_episode(run_id, 0, **SIZES, relayed=True, passes=2)
+    await ledger.issue_groups(run_id, 0, ["g0", "issued", "failed"], **ISSUE)
+    await ledger.report_groups(run_id, 0, ["failed"], producer="one", failure="all rewards are equal")
+    await buffer.put(run_id, 0, make_samples(range(4)))
+    where = f"episode 0 of run {run_id}"
+    told = list((await ledger.audit(run_id)).untrained)
+    assert told == [f"{where} is open: 1 prompt groups are issued, 4 samples are stored"]
+    await buffer.close_episode(run_id, 0)
+    told = list((await ledger.audit(run_id)).untrained)
+    assert told == [f"pass {number} of {where}: its training set was not chosen" for number in range(2)]
 
 
 async def test_a_trainer_cannot_go_back_behind_an_episode_that_ended(clients, run_id):

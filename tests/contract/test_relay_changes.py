@@ -7,6 +7,7 @@ import pytest
 from buffer_samples import make_samples
 from relay_runs import RelayRun
 
+from baton.api.buffer.v1 import relay_pb2 as pb
 from baton.clients import LedgerClient
 from baton.errors import InvalidRequestError
 from processes import ServiceProcess
@@ -132,3 +133,13 @@ async def test_numbers_of_any_kind_that_mean_the_same_are_stored(run):
     made = (await run.lease(0, 0))[0][0]
     assert (made.prompt_ids.values.tolist()[:2], made.loss_mask.values.tolist()[:5]) == ([1, 2], [1] * 5)
     assert made.metadata is None
+
+
+async def test_more_changed_samples_than_one_request_may_bring_are_refused_as_the_relay_functions(run):
+    def messages():
+        for number in range(1001):
+            yield pb.SelectSamplesRequest(run_id=run.run_id, episode_id=0, made=make_samples([number]).to_proto())
+
+    with pytest.raises(InvalidRequestError, match=r"the relay function changed or made .* 268435456 bytes .* change fewer"):
+        await run.relay._upload("SelectSamples", messages)
+    assert (await run.choose(0, lambda buffers: buffers[0].buffer))[0] == 8

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
+import redis
 from buffer_samples import make_samples, numbers_of
 from relay_runs import RelayRun
 
@@ -98,3 +99,24 @@ async def test_history_that_a_checkpoint_still_needs_is_spared_and_not_shown(run
     assert [one.episode_id for one in await run.relay.list_history(run.run_id)] == [1, 3]
     assert (await run.relay.trim_history(run.run_id, shown_from=2, spared=[range(1, 2)])) == ([], 1)
     assert (await run.relay.trim_history(run.run_id, keep_episodes=1)) == ([1], 1)
+
+
+@pytest.mark.parametrize("relayed", [False, True], ids=["plain", "relayed"])
+async def test_a_run_that_is_removed_leaves_nothing_and_takes_nothing_of_others_along(
+    ledger, buffer: ServiceProcess, store: StoreProcess, run_id: str, relayed: bool
+) -> None:
+    async with RelayRun(buffer.address, f"{run_id}[ab]*") as run, RelayRun(buffer.address, f"{run_id}a") as other:
+        for one in (run, other):
+            await interrupted(one, ledger, relayed)
+            await ledger.put_state(one.run_id, "coordinator", b"{}", expected_revision=0)
+        with redis.Redis.from_url(store.url) as client:
+            client.set(f"baton:{{{run.run_id}}}:chunk:00ff", "left over")
+        kept = store.keys(other.run_id)
+        assert await run.buffer.delete_run(run.run_id) == (5 if relayed else 2)
+        with redis.Redis.from_url(store.url) as client:
+            keys = [key.decode() for key in client.scan_iter(count=10_000)]
+        assert [key for key in keys if run.run_id in key] == []
+        assert store.keys(other.run_id) == kept
+        assert await run.buffer.delete_run(run.run_id) == 0
+        await whole(run, 0, 1, relayed=relayed)  # as a run of its own
+        assert list((await ledger.audit(run.run_id)).faults) == []

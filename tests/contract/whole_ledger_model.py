@@ -68,6 +68,7 @@ class Model(Ledger):
         self.ack_on_step = ack_on_step
         self.ended: dict[int, int] = {}
         self.lost: dict[int, int] = {}
+        self.left_out: dict[int, int] = {}
         self.dead: set[str] = set()
 
     def is_ready(self, at: int) -> bool:
@@ -215,6 +216,7 @@ class Model(Ledger):
             return NotReadyError
         if episode.closed:
             self.ended[at], self.lost[at] = len(training), len(self.never_put(episode))
+            self.left_out[at] = len(episode.issues) - self.lost[at]
         if stays:
             episode.ended, episode.steps, episode.issues, episode.requests = True, {}, {}, {}
         else:
@@ -225,16 +227,19 @@ class Model(Ledger):
         return [group for group, issue in episode.issues.items() if not issue.failed] if episode.closed else []
 
     def untrained(self) -> set[str]:
-        live = {at: e for at, e in self.episodes.items() if e.closed and not e.ended and e.total is not None}
-        return {f"pass 0 of episode {at}" for at, e in live.items() if e.trained() < steps_of(e.total)}
+        live = {at: e for at, e in self.episodes.items() if not e.ended}
+        closed = {at: len(e.samples) if e.total is None else e.total for at, e in live.items() if e.closed}
+        untrained = {f"pass 0 of episode {at}" for at, total in closed.items() if live[at].trained() < steps_of(total)}
+        return untrained | {f"episode {at}" for at in live.keys() - closed.keys()}
 
     def faults(self) -> int:  # one for each group of an episode, or for all of an ended one
         return sum(len(self.never_put(e)) for e in self.episodes.values()) + sum(map(bool, self.lost.values()))
 
     def failed(self) -> set[str]:
-        """Groups that a closed episode lacks, and why is known."""
+        """Groups that a closed episode lacks, and why is known; of an ended one, how many these are."""
         closed = {at: e.issues.items() for at, e in self.episodes.items() if e.closed}
-        return {f"episode {at} group g{group}" for at in closed for group, issue in closed[at] if issue.failed}
+        left_out = {f"{count} prompt groups of episode {at} gave no samples" for at, count in self.left_out.items() if count}
+        return left_out | {f"episode {at} group g{group}" for at in closed for group, issue in closed[at] if issue.failed}
 
     def counts(self, at: int):
         if (episode := self.episodes.get(at)) is None:

@@ -180,12 +180,12 @@ async def test_audit_of_a_clean_run_ends_with_0_and_says_so_last(ask, buffer, ru
     *lines, heading, untrained, sentence = audit.stdout.splitlines()
     assert (audit.returncode, sentence) == (0, f"run {run_id} is clean")
     assert (heading, untrained) == (
-        "passes not trained:", f"  pass 0 of episode 1 of run {run_id}: 1 of 2 steps are trained",
+        "not trained:", f"  pass 0 of episode 1 of run {run_id}: 1 of 2 steps are trained",
     )  # fmt: skip
     counts = [line.rsplit(maxsplit=1) for line in lines]
     assert {name: count for name, count in counts if not name.startswith("bytes")} == {
         "episodes in the store": "2", "samples in the store": "8", "episodes wholly trained": "1",
-        "samples they trained": "4", "optimizer steps": "2", "passes not trained": "1", "given up": "0",
+        "samples they trained": "4", "optimizer steps": "2", "not trained": "1", "given up": "0",
         "faults": "0",
     }  # fmt: skip
 

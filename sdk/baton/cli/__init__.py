@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 relay_app = typer.Typer(
-    help="Look at the samples that a buffer keeps, and prove that none is lost or trained twice.\n\n"
+    help="Look at the samples that a buffer keeps, prove that none is lost or trained twice, and remove those of a run.\n\n"
     "RUN is a run's id in the store; one store may hold many, so no command guesses it.",
     no_args_is_help=True,
 )
@@ -164,6 +164,21 @@ def relay_audit(
 
     if not show_audit(find_buffer(buffer, output_dir, run_id), run, as_json=as_json):
         raise typer.Exit(1)
+
+
+@relay_app.command("rm")
+def relay_rm(
+    run: StoredRun,
+    force: Annotated[bool, typer.Option("--force", help="Also a run whose coordinator never said that it ended.")] = False,
+    buffer: Buffer = None,
+    run_id: Deployment = None,
+    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+) -> None:
+    """Remove all that RUN has in the store; it cannot be resumed then. Refused while it lives. Its files stay."""
+    from baton.cli.relay import find_buffer
+    from baton.cli.relay_rm import remove_run
+
+    remove_run(find_buffer(buffer, output_dir, run_id), run, force=force)
 
 
 def main() -> int:

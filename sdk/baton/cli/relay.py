@@ -87,7 +87,7 @@ def show_episodes(address: str, run: str | None, *, as_json: bool) -> None:
     elif not run:
         console.say(f"the store of the buffer at {address} holds no episode of any run")
     else:
-        console.say(f"run {run} has no episode in the store any more: {_count(ended, 'episode')} trained and freed")
+        console.say(f"run {run} has no episode in the store any more: {counted(ended, 'episode')} trained and freed")
 
 
 def show_sample(address: str, run: str, sample_id: str, *, as_json: bool) -> None:
@@ -121,45 +121,45 @@ def show_audit(address: str, run: str, *, as_json: bool) -> bool:
         "episodes wholly trained": answer.ended_episodes,
         "samples they trained": answer.ended_samples,
         "optimizer steps": answer.optimizer_steps,
-        "passes not trained": len(answer.untrained),
+        "not trained": len(answer.untrained),
         "given up": len(answer.dead),
         "faults": len(answer.faults),
     }
     for name, count in counts.items():
         console.say(f"{name:<24} {count:>12}")
-    lists = {"passes not trained:": answer.untrained, "given up:": answer.dead, "faults:": answer.faults}
+    lists = {"not trained:": answer.untrained, "given up:": answer.dead, "faults:": answer.faults}
     for heading, lines in lists.items():
         for line in (heading, *(f"  {line}" for line in lines)) if lines else ():
             console.say(line)
-    console.say(f"run {run} has {_count(len(answer.faults), 'fault')}" if answer.faults else f"run {run} is clean")
+    console.say(f"run {run} has {counted(len(answer.faults), 'fault')}" if answer.faults else f"run {run} is clean")
     return not answer.faults
 
 
 async def _episodes(address: str, run: str | None) -> tuple[list[pb.EpisodeState], int]:
     """The episodes in the store, and if it has none of a run that is asked for, how many have ended."""
-    async with _ledger(address) as ledger:
+    async with open_ledger(address) as ledger:
         episodes = await ledger.list_episodes(run or "")
         if episodes or not run:
             return episodes, 0
-        return episodes, (await _known(ledger, run)).ended_episodes
+        return episodes, (await known_run(ledger, run)).ended_episodes
 
 
 async def _find(address: str, run: str, sample_id: str) -> FoundSample:
-    async with _ledger(address) as ledger:
+    async with open_ledger(address) as ledger:
         try:
             return await ledger.find_sample(run, sample_id)
         except NotFoundError:
             if not await ledger.list_episodes(run):
-                await _known(ledger, run)  # says so if it is the run that is unknown
+                await known_run(ledger, run)  # says so if it is the run that is unknown
             raise
 
 
 async def _audit(address: str, run: str) -> pb.AuditResponse:
-    async with _ledger(address) as ledger:
-        return await _known(ledger, run)
+    async with open_ledger(address) as ledger:
+        return await known_run(ledger, run)
 
 
-async def _known(ledger: LedgerClient, run: str) -> pb.AuditResponse:
+async def known_run(ledger: LedgerClient, run: str) -> pb.AuditResponse:
     """The run's audit. Raises NotFoundError if it is empty in every respect: a proof about nothing."""
     answer = await ledger.audit(run, timeout_s=AUDIT_S)
     if answer.episodes or answer.ended_episodes or answer.optimizer_steps or answer.dead or answer.faults:
@@ -171,7 +171,7 @@ async def _known(ledger: LedgerClient, run: str) -> pb.AuditResponse:
 
 
 @asynccontextmanager
-async def _ledger(address: str) -> AsyncIterator[LedgerClient]:
+async def open_ledger(address: str) -> AsyncIterator[LedgerClient]:
     """Raises ServiceUnavailableError if nothing answers, NotFoundError if it is no buffer."""
     if not await is_serving(address, REACH_S):
         raise ServiceUnavailableError(
@@ -266,5 +266,6 @@ def _kind(episode: pb.EpisodeState) -> str:
     return f"{stage}, relayed" if episode.relayed else stage
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """In words: "1 episode", "2 episodes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -52,6 +52,7 @@ class BufferClient(ServiceClient):
     STUB = BufferServiceStub
     RETRIED = (
         "OpenEpisode", "CloseEpisode", "Lease", "RenewLease", "ReleaseLease", "Ack", "GetEpisode", "DeleteEpisode",
+        "DeleteRun",
     )  # fmt: skip
 
     def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
@@ -167,6 +168,10 @@ class BufferClient(ServiceClient):
         """Ends a wholly trained episode. Returns its samples: they are removed, or history if it was relayed."""
         request = pb.DeleteEpisodeRequest(run_id=run_id, episode_id=episode_id)
         return (await self._call("DeleteEpisode", request)).deleted_samples
+
+    async def delete_run(self, run_id: str, *, timeout_s: float | None = None) -> int:
+        """Removes all that the store has of the run, whatever became of it. Returns how many episodes that were."""
+        return (await self._call("DeleteRun", pb.DeleteRunRequest(run_id=run_id), timeout_s)).deleted_episodes
 
 
 def _put_requests(samples: Samples, head: pb.PutRequest) -> Iterator[bytes]:

@@ -11,9 +11,10 @@ for _, referred in ipairs(redis.call('HVALS', relaying)) do
     if id == ARGV[1] then return {'kept'} end
   end
 end
-redis.call('HINCRBY', usage, 'samples', 0 - tonumber(stored))
-redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(bytes))
+-- first what a full store lets a script begin with: once that has written, it may go on as well
 redis.call('ZREM', episodes, ARGV[1])
 for i = 5, #KEYS do redis.call('UNLINK', KEYS[i]) end
 redis.call('UNLINK', episode)
+redis.call('HINCRBY', usage, 'samples', 0 - tonumber(stored))
+redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(bytes))
 return {'evicted'}

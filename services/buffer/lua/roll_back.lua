@@ -8,12 +8,13 @@ local stored, bytes, ended, made_samples, made_bytes =
 if redis.call('STRLEN', chunks) ~= tonumber(ARGV[2]) or redis.call('STRLEN', made) ~= tonumber(ARGV[3]) then
   return {'changed'}
 end
+-- first what a full store lets a script begin with: once that has written, it may go on as well
+redis.call('ZREM', episodes, ARGV[1])
+for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
+redis.call('UNLINK', episode, chunks, made)
 if stored then
   local uncounted = ended == '1' -- its made samples went when it ended
   redis.call('HINCRBY', usage, 'samples', 0 - tonumber(stored) - (uncounted and 0 or tonumber(made_samples or 0)))
   redis.call('HINCRBY', usage, 'bytes', 0 - tonumber(bytes) - (uncounted and 0 or tonumber(made_bytes or 0)))
 end
-redis.call('ZREM', episodes, ARGV[1])
-for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
-redis.call('UNLINK', episode, chunks, made)
 return {'gone'}

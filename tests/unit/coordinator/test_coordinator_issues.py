@@ -78,6 +78,7 @@ async def test_the_proof_tells_a_prompt_that_the_flow_left_out(buffer, run_id, t
         audit = await ledger.audit(run_id)
         hold.set()
         assert (await there.finish())[-1].state.life is Life.SUCCEEDED
-        assert list((await ledger.audit(run_id)).faults) == []
+        after = await ledger.audit(run_id)
+    assert (list(after.faults), list(after.dead)) == ([], ["1 prompt groups of episode 0 gave no samples"])
     assert (list(audit.faults), len(audit.dead)) == ([], 1)
     assert audit.dead[0].endswith(": the flow yielded no group for this prompt")

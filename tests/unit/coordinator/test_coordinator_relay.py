@@ -62,6 +62,16 @@ async def test_the_page_s_example_trains_the_last_episodes_again(buffer, run_id,
     assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
 
 
+async def test_samples_that_the_function_changes_are_made_and_not_of_an_earlier_episode(buffer, run_id, tmp_path):
+    def copied(episode_relay_buffers):
+        *earlier, newest = episode_relay_buffers
+        return [sample for kept in earlier for sample in kept.buffer] + [sample.copy() for sample in newest.buffer]
+
+    _, _, metrics = await run(buffer, run_id, tmp_path, engine_with(copied), runtime={"max_relay_episode": 2})
+    assert [line["relay/share_earlier"] for line in metrics] == [0, 0.5, 0.5]
+    assert [line["relay/share_made"] for line in metrics] == [1, 0.5, 0.5]
+
+
 async def test_the_function_gets_no_more_than_the_limit_while_earlier_episodes_wait_for_a_checkpoint(
     store, run_file, run_id, tmp_path
 ):  # fmt: skip

@@ -206,3 +206,15 @@ class DeleteEpisodeResponse(_message.Message):
     DELETED_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     deleted_samples: int
     def __init__(self, deleted_samples: _Optional[int] = ...) -> None: ...
+
+class DeleteRunRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class DeleteRunResponse(_message.Message):
+    __slots__ = ("deleted_episodes",)
+    DELETED_EPISODES_FIELD_NUMBER: _ClassVar[int]
+    deleted_episodes: int
+    def __init__(self, deleted_episodes: _Optional[int] = ...) -> None: ...

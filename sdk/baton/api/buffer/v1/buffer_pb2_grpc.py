@@ -81,6 +81,11 @@ class BufferServiceStub(object):
                 request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeRequest.SerializeToString,
                 response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeResponse.FromString,
                 _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/baton.api.buffer.v1.BufferService/DeleteRun',
+                request_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
 
 
 class BufferServiceServicer(object):
@@ -147,8 +152,15 @@ class BufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEpisode(self, request, context):
-        """DeleteEpisode ends an episode whose every step is acknowledged; of a relayed one the samples stay as history.
+        """DeleteEpisode ends an episode whose every step of all passes is acknowledged; of a relayed one the samples stay as history.
         Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRun(self, request, context):
+        """DeleteRun removes all that the store has of a run, trained or not, whoever is at work on it. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +213,11 @@ def add_BufferServiceServicer_to_server(servicer, server):
                     servicer.DeleteEpisode,
                     request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeRequest.FromString,
                     response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteRunRequest.FromString,
+                    response_serializer=baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -448,6 +465,33 @@ class BufferService(object):
             '/baton.api.buffer.v1.BufferService/DeleteEpisode',
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeRequest.SerializeToString,
             baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteEpisodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.api.buffer.v1.BufferService/DeleteRun',
+            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteRunRequest.SerializeToString,
+            baton_dot_api_dot_buffer_dot_v1_dot_buffer__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
