@@ -117,7 +117,7 @@ class Run:
         """Whether `condition()`; not while the coordinator does not answer, as on a machine whose disk is busy."""
         try:
             return await condition()
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, httpx.RemoteProtocolError):  # or a kept connection that was closed meanwhile
             return False
 
     async def report(self) -> str:
