@@ -105,7 +105,7 @@ class Audit:
                 report.faults.append(f"the optimizer steps between {earlier} and {later} trained nothing of this run")
         by_episode = Counter(int(name.split()[0]) for name in trained)
         for episode_id, record in sorted(pairs(await self._store.call("HGETALL", run.ended)), key=lambda pair: int(pair[0])):
-            total, passes, steps, lost, left_out, *_ = [*map(int, record.split()), 0, 0]  # older records are shorter
+            total, passes, steps, lost, left_out = map(int, record.split())
             report.ended_episodes += 1
             report.ended_samples += total * passes
             if by_episode[int(episode_id)] != passes * steps:

@@ -148,10 +148,9 @@ def _reasoning_gym(source: ReasoningGymPrompts, seed: int, *, with_answer: bool)
 
 
 def _jsonl(source: JsonlPrompts) -> list[Record]:
-    path = Path(source.path)
-    if not path.is_file():
-        raise ConfigError(f"prompts.path: got {source.path!r}; there is no such file in {Path.cwd()}")
-    rows = []
+    if missing := source.missing_file():
+        raise ConfigError(missing)
+    path, rows = Path(source.path), []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue

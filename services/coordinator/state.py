@@ -3,34 +3,15 @@
 import json
 import time
 from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
 
 from baton.clients import LedgerClient
 from baton.errors import ConflictError, NotFoundError, RunFailedError
-
-STATE_NAME = "coordinator"
+from baton.run_life import STATE_NAME, Life
 
 KEPT_DIGESTS = 4096
 """Newest versions whose digests are kept, whatever the history shows."""
 MOST_DIGESTS = 13_000
 """More would outgrow the store's 1 MiB per value."""
-
-
-class Life(StrEnum):
-    """Where a run is in its life; the names are those of the API's RunState."""
-
-    UNSPECIFIED = "none"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will happen any more."""
-        return self in (Life.SUCCEEDED, Life.FAILED, Life.STOPPED)
 
 
 @dataclass(slots=True)
@@ -94,7 +75,7 @@ class RunState:
         known = json.loads(value)
         known["digests"] = {int(version): digest for version, digest in known["digests"].items()}
         known["life"] = Life(known["life"])
-        return cls(**{f.name: known[f.name] for f in fields(cls) if f.name in known})
+        return cls(**{f.name: known[f.name] for f in fields(cls)})
 
 
 class StateStore:

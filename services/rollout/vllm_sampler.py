@@ -108,7 +108,7 @@ def _wrap(sampler: type, kind: _Kind) -> None:
 
 
 def _alike(metadata: Any, number: int) -> tuple[Any, bool]:
-    """Found once: vLLM makes another one whenever a request comes or goes."""
+    """`_Kind.alike`, found once for each metadata: vLLM makes others whenever a request comes or goes."""
     known = vars(metadata)
     if _ALIKE not in known:
         known[_ALIKE] = replace(metadata, max_num_logprobs=number), _samples_whole(metadata)

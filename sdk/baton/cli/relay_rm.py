@@ -9,11 +9,7 @@ from baton.cli.console import console
 from baton.cli.relay import AUDIT_S, counted, known_run, open_ledger
 from baton.clients import BufferClient
 from baton.errors import ConflictError
-
-STATE_NAME = "coordinator"
-"""What a coordinator calls the state that it keeps in the ledger: JSON."""
-LIVES = ("starting", "running", "stopping")
-"""The `life` in it while a coordinator drives the run."""
+from baton.run_life import STATE_NAME, Life
 
 
 def remove_run(address: str, run: str, *, force: bool) -> None:
@@ -39,7 +35,7 @@ async def _remove(address: str, run: str, force: bool) -> str:
 
 
 def _require_ended(run: str, state: dict) -> None:
-    if state["life"] in LIVES:
+    if not Life(state["life"]).ended:
         where = f"in episode {state['episode']} of {state['num_episodes']}"
         raise ConflictError(
             f"run {run} is {state['life']}, {where}, by what its coordinator said last; end the run first, or if the "

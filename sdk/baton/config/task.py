@@ -1,5 +1,6 @@
 """`prompts` and `rewards`: what the policy is asked, and what its answers are worth."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -68,6 +69,12 @@ class JsonlPrompts(_Answered):
 
     prompt_key: str = "prompt"
     """Key that holds the prompt: a string, or a list of chat messages."""
+
+    def missing_file(self) -> str:
+        """What to tell if there is no such file on this machine; empty if there is."""
+        if Path(self.path).is_file():
+            return ""
+        return f"prompts.path: got {self.path!r}; there is no such file in {Path.cwd()}; correct the path, or make the file"
 
 
 class AppPrompts(_Answered):

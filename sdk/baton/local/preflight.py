@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from baton.config import ConfigError, RunConfig
+from baton.config.task import JsonlPrompts
 from baton.engine import Engine, load_engine
 from baton.local import devices
 from baton.local.store import LOOPBACK, find_server
@@ -80,8 +81,8 @@ def _missing_directories(config: RunConfig) -> Iterator[str]:
 
 def _missing_prompts(config: RunConfig) -> Iterator[str]:
     source = config.prompts
-    if config.services.coordinator_address is None and source.source == "jsonl" and not Path(source.path).is_file():
-        yield f"prompts.path: got {source.path!r}; there is no such file in {Path.cwd()}; correct the path, or make the file"
+    if config.services.coordinator_address is None and isinstance(source, JsonlPrompts) and (told := source.missing_file()):
+        yield told
 
 
 def _asked_ports(config: RunConfig) -> Iterator[tuple[str, str, int]]:
