@@ -73,4 +73,4 @@ def _holds(dtype: np.dtype, value: float) -> bool:
     if dtype.kind == "f":
         return True
     limits = np.iinfo(dtype)
-    return value == int(value) and limits.min <= value <= limits.max
+    return np.isfinite(value) and value == int(value) and limits.min <= value <= limits.max

@@ -1,7 +1,8 @@
 """Every name that Baton uses in the store.
 
     baton:{run}:episodes               zset    ids of the episodes that the store holds, scored by themselves
-    baton:{run}:usage                  hash    samples, bytes: of all episodes that the store holds
+    baton:{run}:usage                  hash    samples, bytes: of all episodes that the store holds; attempts: the most that
+                                               any step had; attempt_floor: those of before the last roll back
     baton:{run}:ended                  hash    episode id -> "samples passes steps lost left_out": of every wholly trained
                                                episode; lost are the prompt groups that were issued, and neither put nor
                                                failed, left_out those that failed

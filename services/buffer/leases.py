@@ -151,7 +151,7 @@ class Leases:
         name = _dead_letter(keys, step)
         while True:
             answer = await self._store.run(
-                "lease", [keys.episode, keys.steps, keys.run.dead],
+                "lease", [keys.episode, keys.steps, keys.run.dead, keys.run.usage],
                 step, request.share.pass_index, request.lessee, self._limits.lease_timeout_s, self._limits.max_attempts,
                 name, request.share.shuffle_seed,
             )  # fmt: skip

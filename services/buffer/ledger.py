@@ -49,7 +49,7 @@ class Ledger:
             )
         wanted = [expected, global_batch_size, micro_batch_size, int(relayed), passes, unit]
         answer = await self._store.run(
-            "open", [keys.episode, keys.run.episodes, keys.run.ended], keys.episode_id, *wanted
+            "open", [keys.episode, keys.run.episodes, keys.run.ended, keys.run.usage], keys.episode_id, *wanted
         )  # fmt: skip
         if answer == [b"ended"]:
             raise ConflictError(

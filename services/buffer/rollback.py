@@ -25,7 +25,7 @@ class RollBack:
         Raises ConflictError, and forgets nothing, if the two do not fit together.
         """
         answer = await self._store.run(
-            "roll_back_run", [run.global_steps, run.ended, run.relaying, run.dead], episode_id, global_step
+            "roll_back_run", [run.global_steps, run.ended, run.relaying, run.dead, run.usage], episode_id, global_step
         )
         if answer[0] != b"gone":
             name, number = answer[1].decode(), int(float(answer[2]))

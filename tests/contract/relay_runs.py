@@ -18,6 +18,8 @@ class RelayRun:
         self.buffer = BufferClient(address, timeout_s=20)
         self.relay = RelayClient(address, timeout_s=20)
         self.history = RelayHistory(self.relay, run_id, 20)
+        self.lease_id = ""
+        """Of the last lease."""
 
     async def __aenter__(self) -> "RelayRun":
         return self
@@ -54,7 +56,9 @@ class RelayRun:
                 self.run_id, episode, pass_index=0, step_index=step, data_parallel_rank=rank, data_parallel_size=ranks,
                 wait_s=30,
             )  # fmt: skip
-            shares.append([batch.samples async for batch in found])
+            batches = [batch async for batch in found]
+            self.lease_id = batches[0].lease_id
+            shares.append([batch.samples for batch in batches])
         return shares
 
     async def train(self, episode: int, steps: int, first_global_step: int, ranks: int = 1) -> list[list[list[Samples]]]:
@@ -62,7 +66,7 @@ class RelayRun:
         leased = []
         for step in range(steps):
             leased.append(await self.lease(episode, step, ranks))
-            await self.buffer.ack(self.run_id, episode, f"p0-s{step}-a1", global_step=first_global_step + step)
+            await self.buffer.ack(self.run_id, episode, self.lease_id, global_step=first_global_step + step)
         await self.buffer.delete_episode(self.run_id, episode)
         return leased
 

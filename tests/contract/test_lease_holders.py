@@ -158,6 +158,8 @@ async def test_a_step_is_given_up_after_so_many_attempts_with_the_last_reason(hu
     end_lease(step=1)
     with pytest.raises(DeadLetterError, match=r"p0-s0 of .* was given up after 2 attempts: two ran out of memory"):
         await lease_as(hurried, run_id, "three")
+    with pytest.raises(LeaseLostError, match=r"as attempt 2, by somebody"):
+        await hurried.release_lease(run_id, 0, "p0-s0-a1", reason="late")
     with pytest.raises(DeadLetterError, match="leased 2 times, and never acknowledged in time; last by two"):
         await lease_as(hurried, run_id, "three", step=1)
     async with LedgerClient(hasty.address, timeout_s=20) as ledger:

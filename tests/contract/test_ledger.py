@@ -171,7 +171,7 @@ async def test_the_proof_of_a_finished_run_counts_what_was_trained(client, sampl
         (lambda store, key: store.zadd(key("global-steps"), {"0 p0-s0": 3}), "p0-s0 of episode 0 .* is 'acked 1', but"),
         (lambda store, key: store.zadd(key("global-steps"), {"0 p0-s1": 5}), "steps between 1 and 5 trained nothing"),
         (lambda store, key: store.hset(key("usage"), "samples", 3), "counts 3 samples in use, but its episodes have 8"),
-        (lambda store, key: store.hset(key("ended"), 7, "8 1 2"), "episode 7 .* ended after 1 passes of 2 steps, but 0"),
+        (lambda store, key: store.hset(key("ended"), 7, "8 1 2 0 0"), "episode 7 .* ended after 1 passes of 2 steps, but 0"),
         (lambda store, key: store.hset(key("episode:0"), "pass", 1), "pass 0 of episode 0 .* was left after 1 of 2 steps"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from buffer_samples import make_samples, numbers_of
 from relay_runs import RelayRun
 
 from baton.clients import LedgerClient
-from baton.errors import ConflictError
+from baton.errors import ConflictError, LeaseLostError
 from baton.relay.builtins import concat
 from processes import ServiceProcess, StoreProcess
 
@@ -79,6 +79,26 @@ async def test_later_episodes_are_forgotten_whatever_became_of_them_and_made_ane
         assert sorted(trained) == list(range(0 if relayed else 4 * episode, 4 * episode + 4))
     audit = await ledger.audit(run.run_id)
     assert (audit.ended_episodes, list(audit.dead), list(audit.untrained)) == (5, [], [])
+
+
+async def test_a_lease_of_before_is_no_lease_of_after_though_its_step_has_the_same_name(run, ledger) -> None:
+    for number, lease_id in enumerate(["p0-s0-a1", "p0-s0-a2", "p0-s0-a3"]):
+        await run.roll_out(0, samples_of(0), relayed=False)
+        await run.lease(0, 0)
+        assert run.lease_id == lease_id, "none is given twice"
+        for before in range(1, number + 1):  # a trainer that was thought to be dead goes on
+            with pytest.raises(LeaseLostError, match="was leased again since"):
+                await run.buffer.ack(run.run_id, 0, f"p0-s0-a{before}", global_step=1)
+        await run.buffer.ack(run.run_id, 0, lease_id, global_step=1)
+        assert await run.buffer.delete_episode(run.run_id, 0) == 4
+        if number < 2:
+            assert await ledger.roll_back(run.run_id, 0, 0) == 1
+
+
+async def test_an_episode_of_the_history_cannot_be_opened_again(run) -> None:
+    await whole(run, 0, 1)
+    with pytest.raises(ConflictError, match="was trained and ended, and would be trained twice"):
+        await run.roll_out(0, samples_of(0))
 
 
 async def test_a_position_that_is_not_between_two_episodes_is_refused_and_nothing_is_forgotten(run, ledger) -> None:

@@ -76,7 +76,7 @@ class Model(Ledger):
         return at in self.episodes and self.episodes[at].closed and self.episodes[at].total is not None
 
     def open(self, at: int, expected: int, relayed: bool):
-        if at not in self.episodes and at in self.ended:
+        if at in self.ended:
             return ConflictError
         episode = self.episodes.setdefault(at, Episode(expected, relayed=relayed))
         return len(episode.samples) if episode.expected == expected else ConflictError

@@ -1,11 +1,11 @@
 -- Hands out a step, unless it is trained or another lessee holds it.
--- KEYS: episode, steps, the run's dead letters
+-- KEYS: episode, steps, the run's dead letters and usage
 -- ARGV: step, pass, lessee, lease timeout in seconds, most attempts, what a dead letter of this step is called, shuffle seed
 -- Returns 'leased', attempt; or 'missing'; or 'ended'; or 'trained', global step; or 'held', lessee, seconds left;
 --         or 'dead', reason; or 'seed', the one that the episode's passes are shuffled by.
-local episode, steps, dead = unpack(KEYS)
+local episode, steps, dead, usage = unpack(KEYS)
 local step, lessee, timeout, most = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local pass, ended = unpack(redis.call('HMGET', episode, 'pass', 'ended'))
+local pass, ended, floor = unpack(redis.call('HMGET', episode, 'pass', 'ended', 'attempt_floor'))
 if not pass then return {'missing'} end
 if ended == '1' then return {'ended'} end
 redis.call('HSETNX', episode, 'seed', ARGV[7])
@@ -14,10 +14,11 @@ if seed ~= ARGV[7] then return {'seed', seed} end
 local seconds, microseconds = unpack(redis.call('TIME'))
 local now = tonumber(seconds) + tonumber(microseconds) / 1e6
 
-local allowed = most + tonumber(redis.call('HGET', episode, 'rewinds:' .. step) or 0) -- nothing went wrong with those
+floor = tonumber(floor or 0)
+local allowed = floor + most + tonumber(redis.call('HGET', episode, 'rewinds:' .. step) or 0) -- nothing went wrong with those
 local record = redis.call('HGET', steps, step) or ''
 local state, rest = string.match(record, '^(%a+) ?(.*)$')
-local attempt = 1
+local attempt = floor + 1
 if state == 'trained' or state == 'acked' then return {'trained', rest} end
 if state == 'rewound' then attempt = tonumber(rest) + 1 end -- what held it before may still be at work
 if state == 'released' then
@@ -47,5 +48,6 @@ elseif state == 'leased' then
   end
 end
 redis.call('HSET', steps, step, string.format('leased %d %.3f %.3f %s', attempt, now, timeout, lessee))
+if attempt > tonumber(redis.call('HGET', usage, 'attempts') or 0) then redis.call('HSET', usage, 'attempts', attempt) end
 if tonumber(ARGV[2]) > tonumber(pass) then redis.call('HSET', episode, 'pass', ARGV[2]) end
 return {'leased', attempt}

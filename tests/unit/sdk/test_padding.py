@@ -60,6 +60,8 @@ def test_each_key_is_padded_as_it_was_registered():
         (("prompt_ids", 0, "middle"), "padding_type is 'middle'; write right or left"),
         (("prompt_ids", 0.5), "0.5 is no int32"),
         (("loss_mask", -1), "-1 is no uint8"),
+        (("loss_mask", float("nan")), "nan is no uint8"),
+        (("prompt_ids", float("inf")), "inf is no int32"),
         (("prompt_ids", 0, "left", 0), "multiple is 0"),
     ],
 )

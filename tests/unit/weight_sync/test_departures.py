@@ -22,8 +22,8 @@ from services.common.weight_sync.transfer import leaving_if_broken
 HOST = "127.0.0.1"
 LONG_S = 60.0
 """A publication's deadline, which nobody is to wait for."""
-SOON_S = 2 * LOOK_S + 2.0
-"""A look of the one that waits, and what a busy machine adds."""
+SOON_S = 2 * LOOK_S + 20.0
+"""A look of the one that waits, and what a busy machine adds: a third of what it would wait for nothing."""
 
 
 def is_never_done() -> bool:
