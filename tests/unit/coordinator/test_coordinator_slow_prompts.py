@@ -12,7 +12,7 @@ from baton.testing import FakeTrainer
 from services.coordinator.resuming import Resume
 from services.coordinator.state import Life
 
-EACH_S = 0.5
+EACH_S = 1.5
 
 
 class Slow(Mapping):

@@ -8,7 +8,7 @@ import pytest
 from services.coordinator.turns import Turns
 
 GIVE_WAY_S = 0.3
-BUSY_S = 2.0
+BUSY_S = 20.0
 """What a busy machine may add."""
 
 

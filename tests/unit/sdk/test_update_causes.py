@@ -10,7 +10,7 @@ from baton.errors import DeadlineError, ServiceFaultError
 from baton.testing import FakeRollout, FakeTrainer, serve
 from baton.weights import CAUSE_S, WeightPublisher
 
-BUSY_S = 3.0
+BUSY_S = 20.0
 """What a busy machine may add."""
 
 
