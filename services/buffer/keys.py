@@ -26,6 +26,9 @@
 The braces are a Redis Cluster hash tag: all keys of a run live in one slot, so that a script may touch several. Times
 are the store's own clock. A chunk is written first, with an expiry, and loses it when a script takes it up: what is
 interrupted in between leaves nothing behind.
+
+A full store refuses a script's first write unless it is a deletion, and none of those after it. The scripts that a stored
+sample still needs, until it is trained and gives room, begin with one therefore.
 """
 
 import re

@@ -231,6 +231,33 @@ async def test_a_full_store_refuses_a_put_whole_and_says_so(small):
         assert (await client.get_episode("run", 0)).stored == number
 
 
+@pytest.mark.parametrize("relayed", [False, True], ids=["plain", "relayed"])
+async def test_a_full_store_lets_what_it_holds_be_trained_and_gives_room_by_that(small, relayed):
+    """A put that waits for room must not wait for what waits for it."""
+    store, service = small
+    sizes = {"expected_samples": 8, "global_batch_size": 4, "micro_batch_size": 2, "relayed": relayed}
+    async with RelayRun(service.address, "run") as run, LedgerClient(service.address) as ledger:
+        for episode in range(2):
+            await run.buffer.open_episode("run", episode, **sizes)
+        await run.buffer.put("run", 0, make_samples(range(8), tokens=20_000))
+        fill(store)
+        waiting = asyncio.create_task(run.buffer.put("run", 1, make_samples(range(8, 16), tokens=5_000), timeout_s=60))
+        await run.buffer.close_episode("run", 0)
+        if relayed:
+            assert await run.choose(0, last) == (8, 2)
+        await run.lease(0, 0)
+        await run.buffer.release_lease("run", 0, run.lease_id, reason="tried")
+        await run.lease(0, 0)
+        assert (await run.buffer.renew_lease("run", 0, run.lease_id))[0] == run.lease_id
+        assert not waiting.done()
+        await run.train(0, 2, 1)
+        if relayed:
+            assert await run.relay.trim_history("run", shown_from=1) == ([0], 0)
+        assert await asyncio.wait_for(waiting, 60) == 8
+        audit = await ledger.audit("run")
+        assert (list(audit.faults), audit.ended_episodes, [one.episode_id for one in audit.episodes]) == ([], 1, [1])
+
+
 @pytest.mark.parametrize("by", ["evicting", "rolling back", "removing a run"])
 async def test_a_full_store_gives_room_by(small, by):
     store, service = small

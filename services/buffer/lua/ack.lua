@@ -24,8 +24,8 @@ local late = tonumber(seconds) + tonumber(microseconds) / 1e6 - tonumber(since) 
 if late > 0 then return {'expired', tostring(late)} end
 local others = redis.call('ZRANGEBYSCORE', global_steps, global_step, global_step)
 if #others > 0 and others[1] ~= ARGV[6] then return {'taken', others[1]} end
+redis.call('HDEL', dead, ARGV[7]) -- as a full store lets a script begin
 redis.call('HSET', steps, step, becomes .. ' ' .. global_step)
 redis.call('HSET', episode, 'attempt:' .. step, attempt)
 redis.call('ZADD', global_steps, global_step, ARGV[6])
-redis.call('HDEL', dead, ARGV[7])
 return {'acked', redis.call('HINCRBY', episode, counter, 1)}

@@ -2,6 +2,7 @@
 -- KEYS: steps
 -- ARGV: global step of the checkpoint
 -- Returns how many became acknowledged.
+redis.call('HDEL', KEYS[1], '') -- as a full store lets a script begin
 local changed = 0
 local records = redis.call('HGETALL', KEYS[1])
 for i = 1, #records, 2 do

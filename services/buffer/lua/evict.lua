@@ -11,7 +11,7 @@ for _, referred in ipairs(redis.call('HVALS', relaying)) do
     if id == ARGV[1] then return {'kept'} end
   end
 end
--- first what a full store lets a script begin with: once that has written, it may go on as well
+-- first what frees: as a full store lets a script begin
 redis.call('ZREM', episodes, ARGV[1])
 for i = 5, #KEYS do redis.call('UNLINK', KEYS[i]) end
 redis.call('UNLINK', episode)

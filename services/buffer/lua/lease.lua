@@ -8,6 +8,7 @@ local step, lessee, timeout, most = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumbe
 local pass, ended, floor = unpack(redis.call('HMGET', episode, 'pass', 'ended', 'attempt_floor'))
 if not pass then return {'missing'} end
 if ended == '1' then return {'ended'} end
+redis.call('HDEL', episode, '') -- as a full store lets a script begin
 redis.call('HSETNX', episode, 'seed', ARGV[7])
 local seed = redis.call('HGET', episode, 'seed')
 if seed ~= ARGV[7] then return {'seed', seed} end

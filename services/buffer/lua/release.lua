@@ -8,5 +8,8 @@ local state, attempt, rest = string.match(record, '^(%a+) (%d+) ?(.*)$')
 if state == 'trained' or state == 'acked' then return {'trained', attempt} end
 if state == 'rewound' then return {'unleased'} end
 if attempt ~= ARGV[2] then return {'foreign', attempt, state == 'leased' and string.match(rest, '([^ ]*)$') or ''} end
-if state == 'leased' then redis.call('HSET', KEYS[1], ARGV[1], 'released ' .. attempt .. ' ' .. ARGV[3]) end
+if state == 'leased' then
+  redis.call('HDEL', KEYS[1], '') -- as a full store lets a script begin
+  redis.call('HSET', KEYS[1], ARGV[1], 'released ' .. attempt .. ' ' .. ARGV[3])
+end
 return {'released'}

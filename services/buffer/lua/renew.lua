@@ -12,5 +12,6 @@ local attempt, since, term, holder = string.match(rest, '^(%d+) ([%d.]+) ([%d.]+
 if holder ~= ARGV[3] or tonumber(attempt) < tonumber(ARGV[2]) then return {'foreign', attempt, holder} end
 local seconds, microseconds = unpack(redis.call('TIME'))
 local now = tonumber(seconds) + tonumber(microseconds) / 1e6
+redis.call('HDEL', KEYS[1], '') -- as a full store lets a script begin
 redis.call('HSET', KEYS[1], ARGV[1], string.format('leased %s %.3f %.3f %s', attempt, now, tonumber(ARGV[4]), holder))
 return {'leased', tonumber(attempt)}

@@ -8,7 +8,7 @@ local stored, bytes, ended, made_samples, made_bytes =
 if redis.call('STRLEN', chunks) ~= tonumber(ARGV[2]) or redis.call('STRLEN', made) ~= tonumber(ARGV[3]) then
   return {'changed'}
 end
--- first what a full store lets a script begin with: once that has written, it may go on as well
+-- first what frees: as a full store lets a script begin
 redis.call('ZREM', episodes, ARGV[1])
 for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
 redis.call('UNLINK', episode, chunks, made)

@@ -48,6 +48,7 @@ if chunk_count > 0 and redis.call('EXISTS', unpack(KEYS, FIRST_CHUNK, first_refe
   return drop({'expired'})
 end
 
+redis.call('HDEL', episode, '') -- as a full store lets a script begin
 for at = FIRST_CHUNK, first_referred - 1 do redis.call('PERSIST', KEYS[at]) end
 if chunk_count > 0 then redis.call('SET', made, ARGV[4]) end
 redis.call('SET', selection, ARGV[3])
