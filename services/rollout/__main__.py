@@ -46,7 +46,7 @@ async def serve(options: Namespace) -> None:
     add_services(server.grpc, replica, recordings, listener.getsockname()[1])
     try:
         await engine.prepare()
-        http = HttpServer(await openai_app(engine, replica, recordings, policy.openai_args), listener)
+        http = HttpServer(await openai_app(engine, replica, recordings, policy), listener)
         serving = [asyncio.create_task(http.run_until_exit()), asyncio.create_task(server.run(options.ready_file))]
         logging.getLogger(__name__).info("serving OpenAI-compatible HTTP at http://%s/v1", openai_address)
         while not any(task.done() for task in serving):

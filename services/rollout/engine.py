@@ -64,8 +64,6 @@ class VllmEngine:
         self.devices: list[str] = []
         self.staging_bytes = int((config.weight_staging_gib or 0) * 2**30)
         self.model_facts = model_facts(self.llm.model_config.hf_text_config, self.tokenizer)
-        self.searches = config.use_beam_search
-        """Whether a request that says nothing else gets a beam search."""
         self._config = config
         self._lora = lora
         self.adapters = Adapters(self.llm, self._abort) if lora else None

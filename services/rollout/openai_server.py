@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from baton.config.policy import PolicyConfig
 from baton.errors import (
     BackpressureError,
     BatonError,
@@ -55,10 +56,10 @@ _PATH = re.compile(r"(?:/groups/(?P<group>.+))?(?P<route>/v1/(?:chat/completions
 _TASKS = ("generate",)
 
 
-async def openai_app(engine: VllmEngine, replica: Replica, recordings: Recordings, options: dict[str, Any]) -> ASGIApp:
+async def openai_app(engine: VllmEngine, replica: Replica, recordings: Recordings, config: PolicyConfig) -> ASGIApp:
     """The server's app. Raises ConfigError for an option that is not in OPTIONS."""
-    recording = RecordingEngine(engine, replica, recordings)
-    arguments = _arguments(engine, replica.model, options)
+    recording = RecordingEngine(engine, replica, recordings, config)
+    arguments = _arguments(engine, replica.model, config.openai_args)
     app = build_app(arguments, _TASKS, engine.llm.model_config)
     app.add_exception_handler(BatonError, _refused)
     app.middleware_stack = None  # vLLM has built it, without that handler; Starlette builds it anew

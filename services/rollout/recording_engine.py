@@ -7,14 +7,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 
+from baton.config.policy import PolicyConfig
 from services.rollout.engine import FINISH, VllmEngine
 from services.rollout.generation import Completion
 from services.rollout.logprobs import OTHERS, Sampled, likeliest_alone
+from services.rollout.prompts import check_vocabulary
 from services.rollout.recordings import Answered, Recordings
 from services.rollout.service import Replica
 
@@ -57,8 +60,10 @@ class _Response:
 class RecordingEngine:
     """Everything but `generate` is AsyncLLM's own."""
 
-    def __init__(self, engine: VllmEngine, replica: Replica, recordings: Recordings) -> None:
-        """Requests count as the replica's; their responses go to `recordings`."""
+    def __init__(self, engine: VllmEngine, replica: Replica, recordings: Recordings, config: PolicyConfig) -> None:
+        """Requests count as the replica's; their responses go to `recordings`, and end as `config` says where an agent says
+        nothing else."""
+        self._config = config
         self._engine = engine
         self._replica = replica
         self._recordings = recordings
@@ -72,14 +77,16 @@ class RecordingEngine:
         A request that was left is not recorded. Raises as `Replica.begin` and `Recordings.check_room`, and ValueError for
         what cannot be recorded.
         """
-        _check(params, self._engine.searches)
+        _check(params, self._config.use_beam_search)
         self._engine.stops.token_ids(params.stop)  # raises before anything begins
         self._recordings.check_room()
         outputs: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
         asked = ASKED.get()
         group_id = asked.group_id or request_id
+        check_vocabulary(group_id, prompt["prompt_token_ids"], self._engine.vocabulary, self._replica.model)
+        params = ended_as(self._config, params)
         request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"  # agents name requests, maybe two that are under way alike
-        work = self._sample(outputs, group_id, prompt, params, request_id, options, asked.exact_version)
+        work = self._sample(outputs, group_id, prompt, params, request_id, options, asked)
         task = self._replica.begin(group_id, params.n, work, asked.exact_version, asked.min_version)
         try:
             while (output := await outputs.get()) is not None:
@@ -90,14 +97,14 @@ class RecordingEngine:
 
     async def _sample(
         self, outputs: asyncio.Queue[RequestOutput | None], group_id: str, prompt: Any, params: SamplingParams,
-        request_id: str, options: dict[str, Any], exact: int | None,
+        request_id: str, options: dict[str, Any], asked_for: Asked,
     ) -> None:  # fmt: skip
         asked = params.clone()
         asked.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
         asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + OTHERS, True
         responses: dict[int, _Response] = {}
         try:
-            self._replica.check_version(exact)
+            self._replica.check_version(asked_for.exact_version)
             with self._engine.under_way(group_id, request_id) as adapter:
                 load = adapter and adapter.load
                 options["lora_request"] = adapter and adapter.request
@@ -111,9 +118,17 @@ class RecordingEngine:
                     outputs.put_nowait(output)
             completions = [response.completion(load) for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
-            self._recordings.add(group_id, Answered(samples, [completion.text for completion in completions]))
+            answered = Answered(samples, [completion.text for completion in completions])
+            self._recordings.add(group_id, answered, alone=not asked_for.group_id)
         finally:
             outputs.put_nowait(None)
+
+
+def ended_as(config: PolicyConfig, params: SamplingParams) -> SamplingParams:
+    """With the run file's stop texts if the agent has none of its own, and its `ignore_eos`: vLLM's servers have no defaults
+    for these."""
+    stop = params.stop if params.stop or params.stop_token_ids else [*config.stop_tokens]
+    return msgspec.structs.replace(params, stop=stop, ignore_eos=params.ignore_eos or config.ignore_eos)
 
 
 def _check(params: SamplingParams, searches: bool) -> None:

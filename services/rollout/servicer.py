@@ -112,4 +112,4 @@ class RolloutRecordingServicer(RolloutRecordingServiceServicer):
     async def ForgetRecorded(
         self, request: recording_pb2.ForgetRecordedRequest, context: grpc.aio.ServicerContext
     ) -> recording_pb2.ForgetRecordedResponse:
-        return recording_pb2.ForgetRecordedResponse(samples=self._recordings.forget(request.group_ids))
+        return recording_pb2.ForgetRecordedResponse(samples=self._recordings.forget(request.sample_ids))

@@ -131,7 +131,7 @@ async def test_whatever_a_request_is_it_is_computed_with_the_adapter(
         async with openai.AsyncOpenAI(base_url=url, api_key="none") as agent:
             await agent.completions.create(model=str(sender.base.name_or_path), prompt=PROMPT, max_tokens=6)
         (recorded,) = await recording.recorded(["agent"])
-        await recording.forget()
+        await recording.forget([recorded])
     assert distance(adapted, recorded.samples) < TOLERANCE
     assert recorded.samples.policy_version_min.tolist() == [version]
 

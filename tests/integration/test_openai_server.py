@@ -48,7 +48,7 @@ def process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 async def recording(process: ServiceProcess) -> AsyncIterator[RolloutRecordingClient]:
     async with RolloutRecordingClient(process.address) as client:
         yield client
-        await client.forget()
+        await client.forget(await client.recorded())
 
 
 @pytest.fixture
@@ -153,7 +153,8 @@ async def test_the_groups_go_into_the_buffer_and_are_forgotten(agent, recording,
     names = ["a", "b"]
     for name in names:
         await (await agent(name)).chat(n=2)
-    samples = Samples.concat([generation.samples for generation in await recording.recorded(names)])
+    taken = await recording.recorded(names)
+    samples = Samples.concat([generation.samples for generation in taken])
     status = np.full(4, RewardStatus.VALUE, np.uint8)
     samples = replace(samples, rewards=np.arange(4, dtype=np.float32), reward_status=status)
     async with BufferClient(buffer.address) as client:
@@ -162,9 +163,10 @@ async def test_the_groups_go_into_the_buffer_and_are_forgotten(agent, recording,
         await client.close_episode(run_id, 0)
         (batch,) = [batch async for batch in client.lease(run_id, 0, pass_index=0, step_index=0)]
     assert sorted(batch.samples.sample_ids) == ["a/0", "a/1", "b/0", "b/1"]
-    assert await recording.forget(names) == 4
-    assert await recording.forget(names) == 0
-    assert await recording.recorded() == []
+    await (await agent("a")).chat()  # which was not taken
+    assert await recording.forget(taken) == 4
+    assert await recording.forget(taken) == await recording.forget([]) == 0
+    assert one(await recording.recorded()).sample_ids == ["a/2"]
 
 
 async def test_a_replica_that_serves_nothing_says_so_and_takes_requests_afterwards(agent, recording, control, model) -> None:
@@ -196,7 +198,7 @@ async def test_at_the_limit_of_what_waits_to_be_taken_requests_are_refused(agent
     await speaker.chat(n=8, max_tokens=ROOM // 8, extra_body={"ignore_eos": True})
     with pytest.raises(openai.RateLimitError, match=r"recorded tokens wait to be taken.*max_recorded_tokens is 4000"):
         await speaker.chat()
-    assert await recording.forget(["many"]) == 8
+    assert await recording.forget(await recording.recorded(["many"])) == 8
     await speaker.chat()
 
 

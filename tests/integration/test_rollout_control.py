@@ -118,8 +118,9 @@ async def test_requests_of_agents_with_one_id_are_each_recorded_and_can_be_abort
         await speaker.chat(max_tokens=5, **options)
         assert await control.abort(["same"]) == 1
         assert (await call).id == "chatcmpl-twice"
-        recorded = [generation.samples for generation in await recording.recorded(["same"])]
-        await recording.forget()
+        taken = await recording.recorded(["same"])
+        recorded = [generation.samples for generation in taken]
+        await recording.forget(taken)
     assert [samples.finish_reasons.tolist() for samples in recorded] == [[FinishReason.LENGTH], [FinishReason.ABORT]]
     assert recorded[0].response_ids.lengths.tolist() == [5]
 

@@ -36,6 +36,8 @@ class RolloutRecordingClient(ServiceClient):
             async for message in self._stream("ListRecorded", request, timeout_s)
         ]
 
-    async def forget(self, group_ids: Sequence[str] = ()) -> int:
-        """Drops these groups, or all, once they are in the buffer. Returns how many samples they had."""
-        return (await self._call("ForgetRecorded", pb.ForgetRecordedRequest(group_ids=group_ids))).samples
+    async def forget(self, taken: Sequence[Generation]) -> int:
+        """Drops what `recorded` gave, once it is in the buffer; what agents have sampled since stays. Returns how many samples
+        that were."""
+        sample_ids = [sample_id for generation in taken for sample_id in generation.samples.sample_ids]
+        return (await self._call("ForgetRecorded", pb.ForgetRecordedRequest(sample_ids=sample_ids))).samples

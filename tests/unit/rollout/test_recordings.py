@@ -44,7 +44,27 @@ def test_what_is_forgotten_is_gone_and_its_room_free() -> None:
     recordings.add("a", answered([5], [6]))
     with pytest.raises(BackpressureError, match=r"8 recorded tokens wait to be taken, and .*max_recorded_tokens is 8"):
         recordings.check_room()
-    assert recordings.forget(["a", "nobody"]) == 2
-    assert recordings.forget(["a"]) == 0
+    assert recordings.forget(["a/0", "a/1", "a/7", "nobody/0"]) == 2
+    assert recordings.forget(["a/0"]) == 0
     recordings.check_room()
     assert (ids(recordings), recordings.tokens) == ([], 0)
+
+
+def test_what_came_since_it_was_listed_stays_and_no_number_is_given_twice() -> None:
+    recordings = Recordings(1000)
+    recordings.add("a/b", answered([5], [6]))
+    (listed,) = recordings.listed(["a/b"], 0)
+    recordings.add("a/b", answered([7]))
+    recordings.add("c", answered([8]))
+    assert recordings.forget(listed.samples.sample_ids) == 2
+    assert sorted(ids(recordings)) == [["a/b/2"], ["c/0"]]
+    assert recordings.forget(["a/b/2"]) == 1
+    recordings.add("a/b", answered([9]))
+    assert ids(recordings) == [["c/0"], ["a/b/3"]]
+
+
+def test_an_answer_that_is_a_group_of_its_own_leaves_no_trace() -> None:
+    recordings = Recordings(1000)
+    recordings.add("id", answered([5]), alone=True)
+    assert recordings.forget(["id/0"]) == 1
+    assert not recordings._groups and not recordings._numbers

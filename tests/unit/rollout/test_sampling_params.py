@@ -172,3 +172,20 @@ def test_an_evaluation_alone_takes_the_options_that_are_named_for_it() -> None:
     assert (sampled(run_file).top_p, sampled(run_file).top_k) == (0.9, 40)
     evaluated = PolicyConfig(**run_file).for_evaluation()
     assert (evaluated.top_p, evaluated.top_k) == (0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("agent", "stop", "ignore_eos"),
+    [({}, ["</a>", "X"], True), ({"stop": ["Y"]}, ["Y"], True), ({"stop_token_ids": [4]}, [], True)],
+    ids=["none", "a text", "a token"],
+)
+def test_what_an_agent_has_sampled_ends_as_the_run_file_says_where_the_agent_says_nothing(agent, stop, ignore_eos) -> None:
+    from vllm import SamplingParams
+
+    from services.rollout.recording_engine import ended_as
+
+    asked = SamplingParams(temperature=0.5, top_k=7, **agent)
+    params = ended_as(PolicyConfig(stop_token_list="</a>;X", ignore_eos=True), asked)
+    assert (params.stop, params.ignore_eos, params.temperature, params.top_k) == (stop, ignore_eos, 0.5, 7)
+    assert params.output_text_buffer_length == max(map(len, stop), default=1) - 1, "what vLLM holds back of a stream"
+    assert not ended_as(PolicyConfig(), asked).ignore_eos

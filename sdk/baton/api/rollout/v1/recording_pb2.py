@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.api.common.v1 import samples_pb2 as baton_dot_api_dot_common_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$baton/api/rollout/v1/recording.proto\x12\x14\x62\x61ton.api.rollout.v1\x1a!baton/api/common/v1/samples.proto\"\x12\n\x10GetServerRequest\"!\n\x11GetServerResponse\x12\x0c\n\x04port\x18\x01 \x01(\r\"<\n\x13ListRecordedRequest\x12\x11\n\tgroup_ids\x18\x01 \x03(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"X\n\x14ListRecordedResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\r\n\x05texts\x18\x02 \x03(\t\"*\n\x15\x46orgetRecordedRequest\x12\x11\n\tgroup_ids\x18\x01 \x03(\t\")\n\x16\x46orgetRecordedResponse\x12\x0f\n\x07samples\x18\x01 \x01(\r2\xcd\x02\n\x17RolloutRecordingService\x12\\\n\tGetServer\x12&.baton.api.rollout.v1.GetServerRequest\x1a\'.baton.api.rollout.v1.GetServerResponse\x12g\n\x0cListRecorded\x12).baton.api.rollout.v1.ListRecordedRequest\x1a*.baton.api.rollout.v1.ListRecordedResponse0\x01\x12k\n\x0e\x46orgetRecorded\x12+.baton.api.rollout.v1.ForgetRecordedRequest\x1a,.baton.api.rollout.v1.ForgetRecordedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$baton/api/rollout/v1/recording.proto\x12\x14\x62\x61ton.api.rollout.v1\x1a!baton/api/common/v1/samples.proto\"\x12\n\x10GetServerRequest\"!\n\x11GetServerResponse\x12\x0c\n\x04port\x18\x01 \x01(\r\"<\n\x13ListRecordedRequest\x12\x11\n\tgroup_ids\x18\x01 \x03(\t\x12\x12\n\nepisode_id\x18\x02 \x01(\x03\"X\n\x14ListRecordedResponse\x12\x31\n\x07samples\x18\x01 \x01(\x0b\x32 .baton.api.common.v1.SampleBatch\x12\r\n\x05texts\x18\x02 \x03(\t\"1\n\x15\x46orgetRecordedRequest\x12\x12\n\nsample_ids\x18\x02 \x03(\tJ\x04\x08\x01\x10\x02\")\n\x16\x46orgetRecordedResponse\x12\x0f\n\x07samples\x18\x01 \x01(\r2\xcd\x02\n\x17RolloutRecordingService\x12\\\n\tGetServer\x12&.baton.api.rollout.v1.GetServerRequest\x1a\'.baton.api.rollout.v1.GetServerResponse\x12g\n\x0cListRecorded\x12).baton.api.rollout.v1.ListRecordedRequest\x1a*.baton.api.rollout.v1.ListRecordedResponse0\x01\x12k\n\x0e\x46orgetRecorded\x12+.baton.api.rollout.v1.ForgetRecordedRequest\x1a,.baton.api.rollout.v1.ForgetRecordedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,9 +41,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECORDEDRESPONSE']._serialized_start=214
   _globals['_LISTRECORDEDRESPONSE']._serialized_end=302
   _globals['_FORGETRECORDEDREQUEST']._serialized_start=304
-  _globals['_FORGETRECORDEDREQUEST']._serialized_end=346
-  _globals['_FORGETRECORDEDRESPONSE']._serialized_start=348
-  _globals['_FORGETRECORDEDRESPONSE']._serialized_end=389
-  _globals['_ROLLOUTRECORDINGSERVICE']._serialized_start=392
-  _globals['_ROLLOUTRECORDINGSERVICE']._serialized_end=725
+  _globals['_FORGETRECORDEDREQUEST']._serialized_end=353
+  _globals['_FORGETRECORDEDRESPONSE']._serialized_start=355
+  _globals['_FORGETRECORDEDRESPONSE']._serialized_end=396
+  _globals['_ROLLOUTRECORDINGSERVICE']._serialized_start=399
+  _globals['_ROLLOUTRECORDINGSERVICE']._serialized_end=732
 # @@protoc_insertion_point(module_scope)

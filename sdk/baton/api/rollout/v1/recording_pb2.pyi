@@ -34,10 +34,10 @@ class ListRecordedResponse(_message.Message):
     def __init__(self, samples: _Optional[_Union[_samples_pb2.SampleBatch, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ForgetRecordedRequest(_message.Message):
-    __slots__ = ("group_ids",)
-    GROUP_IDS_FIELD_NUMBER: _ClassVar[int]
-    group_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, group_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    __slots__ = ("sample_ids",)
+    SAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    sample_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, sample_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ForgetRecordedResponse(_message.Message):
     __slots__ = ("samples",)

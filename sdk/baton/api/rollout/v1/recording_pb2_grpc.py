@@ -77,7 +77,7 @@ class RolloutRecordingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForgetRecorded(self, request, context):
-        """ForgetRecorded drops the responses of groups. Idempotent.
+        """ForgetRecorded drops responses that were listed. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
