@@ -19,13 +19,15 @@ VLLM_ONLY = (
 )  # fmt: skip
 
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0
+"""Of vLLM, which would take the least one for a lower one without a word, and refuse each request above the most."""
 MOST_RANK = 512
 """Of an adapter that vLLM has room for."""
 
 
 def generator_problems(run: RunConfig) -> Iterator[str]:
-    """One line for each option of `models.policy` that only the other generator has, and for adapters and greedy groups that
-    it lacks."""
+    """One line for each option of `models.policy` that only the other generator has, and for adapters, temperatures and greedy
+    groups that it lacks."""
     policy, lora = run.models.policy, run.models.ppo_policy.lora
     if lora.sends_adapter:
         if policy.generator == "megatron":
@@ -51,6 +53,15 @@ def generator_problems(run: RunConfig) -> Iterator[str]:
                 "is about static batches, which vLLM does not make",
                 "set models.policy.generator to megatron, or leave it out",
             )
+        for name in ("temperature", "eval_temperature"):
+            value = getattr(policy, name)
+            if value and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE and not run.is_offline:
+                yield problem(
+                    f"models.policy.{name}",
+                    value,
+                    f"must be 0 (greedy), or from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE:g}: vLLM samples at no other",
+                    "change it, or set models.policy.generator to megatron",
+                )
         return
     if policy.temperature == 0 and run.group_size > 1 and not run.is_offline:
         yield problem(

@@ -45,8 +45,17 @@ def test_static_batches_do_not_start_with_several_greedy_responses_to_a_prompt(r
         run.require_startable()
 
 
+@pytest.mark.parametrize("name", ["temperature", "eval_temperature"])
+@pytest.mark.parametrize("value", [0.001, 2.5])
+def test_a_temperature_at_which_vllm_does_not_sample_does_not_start(run_of, name, value):
+    with pytest.raises(ConfigError, match=rf"models\.policy\.{name}: got {value}; must be 0 .*, or from 0.01 to 2"):
+        run_of(runtime=GROUPED, **policy(**{name: value})).require_startable()
+    run_of(runtime=GROUPED, **policy(generator="megatron", **{name: value})).require_startable()
+
+
 @pytest.mark.parametrize(
-    ("generator", "temperature", "runtime"), [("megatron", 0.5, GROUPED), ("vllm", 0, GROUPED), ("megatron", 0, {})]
+    ("generator", "temperature", "runtime"),
+    [("megatron", 0.5, GROUPED), ("vllm", 0, GROUPED), ("vllm", 2, GROUPED), ("vllm", 0.01, GROUPED), ("megatron", 0, {})],
 )
 def test_other_temperatures_vllm_and_single_responses_are_as_they_were(run_of, generator, temperature, runtime):
     assert not list(generator_problems(run_of(runtime=runtime, **policy(generator=generator, temperature=temperature))))
