@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from baton.clients.rollout import SamplingParams
+from baton.clients.rollout import PromptLogprobs, SamplingParams
 from baton.samples import RewardStatus, Samples
 
 
@@ -43,6 +43,13 @@ class Group:
     samples: Samples
     texts: list[str]
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    prompt_logprobs: PromptLogprobs | None = None
+    """If `models.policy.prompt_logprobs` or the flow asks for them."""
+
+    def first(self) -> Self:
+        """The group of its first response alone."""
+        scores = {name: values[:1] for name, values in self.scores.items()}
+        return replace(self, samples=self.samples.take([0]), texts=self.texts[:1], scores=scores)
 
     def with_rewards(self, values: Sequence[float | None], statuses: Sequence[RewardStatus] | None = None) -> Self:
         """The group with one reward per response. None abstains, and what is no finite number is an error, unless the

@@ -7,7 +7,6 @@ algorithm's loss on them, and of pairs how often the better one is preferred.
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 
 import numpy as np
 
@@ -82,7 +81,7 @@ class HeldOutPrompts:
         policy, twin = config.models.policy, config.models.policy.for_evaluation()
         options = {name: getattr(twin, name) for name in EVALUATION_TWINS}
         differing = {name: value for name, value in options.items() if value != getattr(policy, name)}
-        self._sampling = SamplingParams(n=1, **differing)
+        self._sampling = SamplingParams(n=policy.n if policy.use_beam_search else 1, **differing)  # a beam is as wide
         self._state = state
         self._scorers = scorers
         self._rewards = rewards
@@ -96,7 +95,7 @@ class HeldOutPrompts:
         answers = self._rollouts.generate(
             prompts, self._sampling, episode_id=finished_episodes, published=self._state.digests, lost=self._issues.lost
         )
-        scored = map_as_completed(partial(rewarded, self._rewards, self._scorers), answers)
+        scored = map_as_completed(self._scored, answers)
         async with aclosing(scored) as stream:
             groups = [group async for group in stream]
         samples = Samples.concat([group.samples for group in groups])
@@ -109,6 +108,9 @@ class HeldOutPrompts:
         for name in groups[0].scores:
             found[f"reward/{name}"] = mean_of_finite(np.concatenate([group.scores[name] for group in groups]))
         return found
+
+    async def _scored(self, group: Group) -> Group:
+        return await rewarded(self._rewards, self._scorers, group.first())
 
 
 class HeldOutAnswers:

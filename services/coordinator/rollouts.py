@@ -216,5 +216,7 @@ def _groups(generation: Generation, waiting: dict[str, PromptItem]) -> list[Grou
         item = waiting.pop(group_id)
         samples = generation.samples.take(indices)
         metadata = [json.dumps(item.metadata)] * len(indices)
-        groups.append(Group(item, replace(samples, metadata=metadata), [generation.texts[row] for row in indices]))
+        texts = [generation.texts[row] for row in indices]
+        of_prompt = generation.prompt_logprobs.get(group_id)
+        groups.append(Group(item, replace(samples, metadata=metadata), texts, prompt_logprobs=of_prompt))
     return groups

@@ -12,7 +12,8 @@ from services.rollout.logprobs import LikeliestAlone
 
 
 class BeamSearch(BeamSearchOnlineMixin):
-    """Scores a response by its tokens' mean log-probability under the raw model."""
+    """Scores a response by its log-probability under the raw model. It ends at the tokenizer's end token, not at others that the
+    model may have."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         """Searches with this engine; each step is a batch of requests of one token."""
@@ -27,6 +28,7 @@ class BeamSearch(BeamSearchOnlineMixin):
             beam_width=params.n,
             max_tokens=params.max_tokens,
             ignore_eos=params.ignore_eos,
+            length_penalty=0.0,  # else vLLM divides by the tokens of prompt and response together
             include_stop_str_in_output=True,  # a sample's tokens include the end token
         )
         search = self.beam_search(tokens_input(token_ids), request_id, beam, lora_request=adapter)

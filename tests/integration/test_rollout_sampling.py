@@ -193,6 +193,19 @@ async def test_the_beam_search_finds_the_best_of_all_responses(rollout, logits, 
     assert group.samples.temperatures.tolist() == [0.0] * 64
 
 
+@pytest.mark.parametrize("times", [1, 14], ids=["short prompt", "long prompt"])
+async def test_the_beam_search_ranks_responses_of_unlike_length_by_their_whole_probability(rollout, logits, tolerance, times):
+    prompt, end = PROMPT * times, 2
+    totals = {(end,): (first := log_softmax(logits(prompt)[0, -1]))[end]}
+    for token in set(range(VOCABULARY)) - {end}:
+        second = log_softmax(logits([*prompt, token])[0, -1])
+        totals |= {(token, last): first[token] + second[last] for last in range(VOCABULARY)}
+    best = sorted(totals, key=totals.get, reverse=True)[:8]
+    wide = VOCABULARY // 2 - 1  # a search looks at twice as many tokens, so at all but two
+    [group] = await answers(rollout, prompt, use_beam_search=True, n=wide, max_new_tokens=2)
+    assert [tuple(row.tolist()) for row in group.samples.response_ids.rows()[:8]] == best
+
+
 async def test_prompt_log_probabilities_are_the_raw_models(rollout, logits, tolerance):
     [group] = await answers(rollout, PROMPT, prompt_logprobs=2, temperature=0.3)
     found = group.prompt_logprobs["0"]

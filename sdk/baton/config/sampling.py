@@ -48,7 +48,8 @@ class SamplingConfig(RoleConfig):
     """Sample among this many of the likeliest tokens. -1 or 0: among all."""
 
     use_beam_search: bool = False
-    """Search for the `n` likeliest responses instead of sampling, in evaluations too; the temperature is then 0. Not with
+    """Search for the `n` likeliest responses instead of sampling; the temperature is then 0. An evaluation takes the first of
+    them. Not with
     what changes the distribution (top_p, top_k, penalties), stop texts or prompt_logprobs."""
 
     presence_penalty: Penalty = 0.0
@@ -96,8 +97,8 @@ class SamplingConfig(RoleConfig):
     given."""
 
     prompt_logprobs: Count | None = None
-    """Log-probabilities to return for each prompt token: the token's own and so many of the likeliest.
-    null: none, which saves memory."""
+    """Log-probabilities to return for each prompt token: the token's own and so many of the likeliest. A flow
+    finds them in its groups; nothing else uses them. null: none, which saves memory."""
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:

@@ -57,3 +57,21 @@ async def test_an_evaluation_without_anything_that_scores_is_refused_at_the_star
     with pytest.raises(ConfigError, match=r"runtime.eval_episode_interval: .*reward"):
         async with place(buffer.address, tmp_path, engine=engine, run=run):
             pass
+
+
+async def test_an_evaluation_by_a_beam_search_takes_the_best_of_as_wide_a_beam_as_the_run_has(buffer, run_id, tmp_path):
+    rollout = Recording()
+    rollout.respond = lambda prompt, index, version: "7" * (index + 1)  # the best is the shortest
+    engine = Engine(prompts=[{"prompt": f"question {i}"} for i in range(4)], rewards=[length])
+    run = config(
+        {"eval_episode_interval": 1, "num_episode": 1, "stream_data_loader_type": "dynamic"},
+        prompts={"source": "app", "holdout": 2},
+        models={"policy": {"use_beam_search": True, "n": 3}},
+    )  # fmt: skip
+    async with place(buffer.address, tmp_path, rollouts=(rollout,), engine=engine, run=run) as there:
+        state = await there.run(run_id)
+        evaluations = there.rows("evaluations.jsonl")
+    assert state.life is Life.SUCCEEDED, state.error
+    of_evaluations = [request for request in rollout.asked if request.prompts[0].group_id.startswith("eval-")]
+    assert {request.sampling.n for request in of_evaluations} == {3}
+    assert [row["reward"] for row in evaluations] == [1.0, 1.0]
