@@ -1,7 +1,7 @@
 """Responses that were cut off and go on later: on any replica, from exactly the tokens that they have.
 
 cut = ...                                     # samples with FinishReason.ABORT
-rest = generate(continuations(cut), sampling=SamplingParams(n=1, ...))
+rest = generate(continuations(cut), sampling=SamplingParams(n=1, max_new_tokens=left, ...))
 whole = joined(cut, rest)
 """
 

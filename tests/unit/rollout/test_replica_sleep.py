@@ -75,3 +75,15 @@ async def test_a_replica_that_sleeps_cannot_be_paused_so_that_only_waking_it_has
     assert slept.gate.state == pb.REPLICA_STATE_ASLEEP
     await slept.wake()
     slept.gate.admit(3, None)
+
+
+async def test_a_replica_does_not_sleep_while_an_adapter_arrives_which_would_be_loaded_into_memory_that_is_gone() -> None:
+    serving, _ = replica()
+    serving.gate.begin(4, serving=True)
+    with pytest.raises(NotReadyError, match="cannot sleep yet: version 4 is arriving; ask again"):
+        await serving.sleep(1)
+    serving.gate.admit(3, None)
+    serving.gate.arrived(4, "d4")
+    await serving.sleep(1)
+    with pytest.raises(NotReadyError, match="cannot be committed"):
+        serving.gate.commit(4, "d4")

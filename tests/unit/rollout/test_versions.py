@@ -188,8 +188,14 @@ def test_a_closed_replica_takes_neither_requests_nor_weights_until_it_is_opened(
     gate.begin(4)
 
 
-@pytest.mark.parametrize("state", [pb.REPLICA_STATE_PAUSED, pb.REPLICA_STATE_ASLEEP])
-@pytest.mark.parametrize("closed", ["before it arrived", "before its commit"])
+@pytest.mark.parametrize(
+    ("state", "closed"),
+    [
+        (pb.REPLICA_STATE_PAUSED, "before it arrived"),  # asleep it could not arrive: see test_replica_sleep
+        (pb.REPLICA_STATE_PAUSED, "before its commit"),
+        (pb.REPLICA_STATE_ASLEEP, "before its commit"),
+    ],
+)
 def test_what_arrives_while_the_replica_is_closed_is_not_served_until_it_is_opened(state: int, closed: str) -> None:
     gate = served(3)
     gate.begin(4, serving=True)
