@@ -12,8 +12,8 @@ from services.rollout.logprobs import LikeliestAlone
 
 
 class BeamSearch(BeamSearchOnlineMixin):
-    """Scores a response by its log-probability under the raw model. It ends at the tokenizer's end token, not at others that the
-    model may have."""
+    """Scores a response by its log-probability under the raw model. It ends at the tokenizer's end token, not at others that
+    the model may have."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         """Searches with this engine; each step is a batch of requests of one token."""

@@ -22,8 +22,8 @@ def prompt_tokens(prompt: pb.Prompt, tokenizer: Any, vocabulary: int, model: str
 
 
 def check_vocabulary(group_id: str, tokens: Sequence[int], vocabulary: int, model: str) -> None:
-    """Raises InvalidRequestError for a token that the model has no embedding of, which would end vLLM's engine: a tokenizer may
-    have more tokens than the model."""
+    """Raises InvalidRequestError for a token that the model has no embedding of, which would end vLLM's engine: a tokenizer
+    may have more tokens than the model."""
     for token in (min(tokens, default=0), max(tokens, default=0)):
         if not 0 <= token < vocabulary:
             raise InvalidRequestError(

@@ -63,8 +63,8 @@ class VersionGate:
         return self.state in (pb.REPLICA_STATE_PAUSED, pb.REPLICA_STATE_ASLEEP)
 
     def close(self, state: int, reason: str) -> None:
-        """PAUSED or ASLEEP; from either or from HEALTHY, or NotReadyError is raised. What arrives is loaded into memory that a
-        sleep gives away: that waits for it."""
+        """PAUSED or ASLEEP; from either or from HEALTHY, or NotReadyError is raised. What arrives is loaded into memory that
+        a sleep gives away: that waits for it."""
         if state == pb.REPLICA_STATE_ASLEEP and self._arriving:
             raise NotReadyError(f"this replica cannot sleep yet: {self.reason}; ask again when it has arrived")
         if self.state != pb.REPLICA_STATE_HEALTHY and not self.closed:

@@ -194,7 +194,7 @@ async def test_the_beam_search_finds_the_best_of_all_responses(rollout, logits, 
 
 
 @pytest.mark.parametrize("times", [1, 14], ids=["short prompt", "long prompt"])
-async def test_the_beam_search_ranks_responses_of_unlike_length_by_their_whole_probability(rollout, logits, tolerance, times):
+async def test_the_beam_search_ranks_responses_of_unlike_length_by_their_whole_probability(rollout, logits, times):
     prompt, end = PROMPT * times, 2
     totals = {(end,): (first := log_softmax(logits(prompt)[0, -1]))[end]}
     for token in set(range(VOCABULARY)) - {end}:

@@ -37,7 +37,9 @@ class RolloutRecordingClient(ServiceClient):
         ]
 
     async def forget(self, taken: Sequence[Generation]) -> int:
-        """Drops what `recorded` gave, once it is in the buffer; what agents have sampled since stays. Returns how many samples
-        that were."""
+        """Drops what `recorded` gave, once it is in the buffer; what agents have sampled since stays.
+
+        Returns how many samples that were.
+        """
         sample_ids = [sample_id for generation in taken for sample_id in generation.samples.sample_ids]
         return (await self._call("ForgetRecorded", pb.ForgetRecordedRequest(sample_ids=sample_ids))).samples

@@ -26,8 +26,8 @@ MOST_RANK = 512
 
 
 def generator_problems(run: RunConfig) -> Iterator[str]:
-    """One line for each option of `models.policy` that only the other generator has, and for adapters, temperatures and greedy
-    groups that it lacks."""
+    """One line for each option of `models.policy` that only the other generator has, and for adapters, temperatures and
+    greedy groups that it lacks."""
     policy, lora = run.models.policy, run.models.ppo_policy.lora
     if lora.sends_adapter:
         if policy.generator == "megatron":

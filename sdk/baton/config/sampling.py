@@ -48,8 +48,8 @@ class SamplingConfig(RoleConfig):
     """Sample among this many of the likeliest tokens. -1 or 0: among all."""
 
     use_beam_search: bool = False
-    """Search for the `n` likeliest responses instead of sampling; the temperature is then 0. An evaluation takes the first of
-    them. Not with
+    """Search for the `n` likeliest responses instead of sampling; the temperature is then 0. An evaluation takes the first
+    of them. Not with
     what changes the distribution (top_p, top_k, penalties), stop texts or prompt_logprobs."""
 
     presence_penalty: Penalty = 0.0

@@ -3,7 +3,6 @@
 import asyncio
 
 import grpc
-import numpy as np
 import pytest
 from harness import AnswersOnce, Held, until
 
@@ -122,24 +121,6 @@ async def test_the_group_size_is_asked_for_unless_the_flow_says_otherwise():
         sizes += [len(group.samples) async for group in generate(rollouts, prompts(1), n=3, temperature=0.5)]
     assert sizes == [4, 3]
     assert fake.requests[1].sampling.temperature == 0.5
-
-
-async def test_a_flow_gets_the_log_probabilities_of_a_prompt_if_they_were_asked_for():
-    class Asked(FakeRollout):
-        async def Generate(self, request, context):
-            async for answer in super().Generate(request, context):
-                for prompt in request.prompts if request.sampling.HasField("prompt_logprobs") else ():
-                    rows = {"token_ids": np.int32([[5, 6]]).tobytes(), "logprobs": np.float32([[-1, -2]]).tobytes()}
-                    answer.prompt_logprobs.add(group_id=prompt.group_id, columns=2, **rows)
-                yield answer
-
-    async with serve(Asked()) as replica:
-        rollouts = over(replica)
-        [asked] = [group async for group in generate(rollouts, prompts(1), prompt_logprobs=1)]
-        [plain] = [group async for group in generate(rollouts, prompts(1))]
-    assert asked.prompt_logprobs.token_ids.tolist() == [[5, 6]]
-    assert asked.prompt_logprobs.logprobs.tolist() == [[-1, -2]]
-    assert plain.prompt_logprobs is None
 
 
 async def test_errors_of_a_replica_name_its_address():

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import make_tokenizer
 from transformers import AutoTokenizer
 
 from baton.api.rollout.v1 import rollout_pb2 as pb
 from baton.errors import InvalidRequestError
+from models import make_tokenizer
 from services.rollout.prompts import prompt_tokens
 
 WHOLE = (5).to_bytes(4, "little")
@@ -39,7 +39,7 @@ def chat(*roles: str) -> pb.Prompt:
 )
 def test_a_token_that_the_model_does_not_have_is_refused_however_the_prompt_was_given(prompt, tokenizer) -> None:
     assert max(prompt_tokens(prompt, tokenizer, 6, "m")) in (4, 5)
-    with pytest.raises(InvalidRequestError, match=r"prompt g has token id \d, but the model's go from 0 to 2; .* models.policy"):
+    with pytest.raises(InvalidRequestError, match=r"prompt g has token id \d, but the model's go from 0 to 2"):
         prompt_tokens(prompt, tokenizer, 3, "m")
 
 
