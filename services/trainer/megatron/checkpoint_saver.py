@@ -153,8 +153,9 @@ class CheckpointSaver:
                 whole_directory.finish(target)
                 sync(target.parent)
                 return None
-        except (OSError, BatonError) as error:
-            problems = [str(error)]
+        except Exception as error:  # the other ranks must hear of it
+            log.exception("cannot write into %s", partial)
+            problems = [f"rank 0: {type(error).__name__}: {error}"]
         shutil.rmtree(partial, ignore_errors=True)
         return InvalidRequestError(
             f"cannot write {target}: {'; '.join(problems)}; nothing of it is left, and the checkpoints before it are as "
