@@ -30,16 +30,15 @@ _BLOCK = 1 << 22
 def read_marker(path: Path) -> dict[str, Any]:
     """What a whole checkpoint says of itself.
 
-    Raises NotFoundError if `path` is none, InvalidRequestError if it is of another format or its marker is damaged.
+    Raises NotFoundError if `path` is none, InvalidRequestError if it is of another format or its marker or sums are damaged.
     """
     if path.suffix == PARTIAL or not (path / MARKER).is_file():
         raise NotFoundError(f"{path} is not a whole checkpoint; take a directory that SaveCheckpoint returned")
-    try:
-        marker = json.loads((path / MARKER).read_text())
-        known = marker.get("format")
-    except (ValueError, AttributeError) as error:
-        raise InvalidRequestError(f"{path / MARKER} is damaged ({error}); take another checkpoint") from None
-    if known != FORMAT:
+    text = (path / MARKER).read_bytes()
+    if hashlib.sha256(text).hexdigest() != read_sums(path).get(MARKER):
+        raise InvalidRequestError(f"{path / MARKER} is damaged, as `baton ckpt verify` says too; take another checkpoint")
+    marker = json.loads(text)
+    if (known := marker.get("format")) != FORMAT:
         raise InvalidRequestError(
             f"{path} is a checkpoint of format {known}, and this Baton reads format {FORMAT}; load it with the version that "
             "wrote it, and carry the model over by an export"

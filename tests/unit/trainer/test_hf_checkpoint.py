@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from baton.checkpoint_files import faults, read_marker
 from baton.errors import ConfigError, InvalidRequestError, NotFoundError
+from markers import write_marker
 from models import make_model
 from services.trainer.megatron import hf
 from services.trainer.megatron.hf_checkpoint import export_hf_directory, import_hf
@@ -80,10 +81,9 @@ def test_an_export_of_what_is_not_there_is_refused_by_name(tmp_path: Path) -> No
 
 def test_a_checkpoint_of_adapters_is_no_model_to_export(tmp_path: Path) -> None:
     import_hf(make_model(tmp_path / "source"), tmp_path / "checkpoint", "ppo_policy")
-    marker = tmp_path / "checkpoint" / "baton.json"
-    said = json.loads(marker.read_text())
+    said = read_marker(tmp_path / "checkpoint")
     said["roles"]["ppo_policy"]["lora"] = {"checkpoint": "adapter"}
-    marker.write_text(json.dumps(said))
+    write_marker(tmp_path / "checkpoint", said)
     with pytest.raises(InvalidRequestError, match=r"holds the adapters of ppo_policy alone.*take the run's export"):
         export_hf_directory(tmp_path / "checkpoint", tmp_path / "out")
     assert not (tmp_path / "out").exists()
