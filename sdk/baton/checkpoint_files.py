@@ -52,6 +52,11 @@ def checkpoints_in(directory: Path) -> list[Path]:
     return [marker.parent for marker in sorted(markers, key=lambda marker: (marker.stat().st_mtime_ns, marker.parent.name))]
 
 
+def has_books(path: Path) -> bool:
+    """Whether it is a checkpoint, of which files may be missing."""
+    return any((path / name).is_file() for name in (MARKER, INDEX, SUMS))
+
+
 def facts_of(marker: Mapping[str, Any]) -> dict[str, Any]:
     """What whoever saved it wanted kept."""
     return {name: value for name, value in marker.items() if name not in OWN_KEYS}
@@ -91,11 +96,11 @@ def faults(path: Path) -> Iterator[str]:
 
     Raises NotFoundError if `path` is no checkpoint. Reads every byte.
     """
-    if not (path / SUMS).is_file() and not (path / MARKER).is_file():
-        raise NotFoundError(f"{path} is not a checkpoint: it has neither {MARKER} nor {SUMS}")
-    if path.suffix == PARTIAL:
+    if path.suffix == PARTIAL and path.is_dir():
         yield f"{path.name}: a save that was not finished; the checkpoint before it is the newest"
         return
+    if not has_books(path):
+        raise NotFoundError(f"{path} is not a checkpoint: it has neither {MARKER} nor {INDEX} nor {SUMS}")
     try:
         digests = read_sums(path)
     except (NotFoundError, InvalidRequestError) as error:
