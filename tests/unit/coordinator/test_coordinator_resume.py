@@ -11,6 +11,7 @@ from sittings import EPISODES, PLAIN, RELAYED, STEPS, Dies, rows, sit, trained
 
 from baton.checkpoint_files import read_marker
 from baton.clients import LedgerClient
+from baton.data_checkpoints import data_checkpoint_to_resume
 from baton.engine import Engine
 from baton.errors import RunFailedError
 from baton.run_checkpoints import run_checkpoints
@@ -223,6 +224,17 @@ async def test_data_checkpoints_say_how_far_the_run_was_and_only_the_newest_are_
         "episode": 4, "train_iteration": 8, "consumed_samples": 32, "sample_per_episode": 8,
         "run": str(tmp_path / "run"), "checkpoint": str(tmp_path / "run" / "checkpoints" / "step-8"),
     }  # fmt: skip
+
+
+async def test_a_data_checkpoint_that_is_gone_back_to_stays_though_as_many_newer_ones_as_are_kept_are_there(
+    buffer, run_id, tmp_path
+):  # fmt: skip
+    data, folder = tmp_path / "data", tmp_path / "run"
+    runtime = PLAIN["runtime"] | {"data_checkpoint_path": str(data), "max_data_ckpt_nums": 2}
+    await sit(buffer, run_id, folder, FakeTrainer(), {"runtime": runtime})
+    await sit(buffer, run_id, folder, Dies(4), {"runtime": runtime}, Resume(4))
+    assert sorted(path.name for path in data.iterdir()) == ["latest_checkpointed_iteration.txt", "step-00000004.json"]
+    assert data_checkpoint_to_resume(data).checkpoint == str(folder / "checkpoints" / "step-4")
 
 
 async def test_the_same_file_asks_for_the_same_random_numbers_and_each_group_and_repetition_for_its_own(
