@@ -30,16 +30,15 @@ _BLOCK = 1 << 22
 def read_marker(path: Path) -> dict[str, Any]:
     """What a whole checkpoint says of itself.
 
-    Raises NotFoundError if `path` is none, InvalidRequestError if it is of another format or its marker is damaged.
+    Raises NotFoundError if `path` is none, InvalidRequestError if it is of another format or its marker or sums are damaged.
     """
     if path.suffix == PARTIAL or not (path / MARKER).is_file():
         raise NotFoundError(f"{path} is not a whole checkpoint; take a directory that SaveCheckpoint returned")
-    try:
-        marker = json.loads((path / MARKER).read_text())
-        known = marker.get("format")
-    except (ValueError, AttributeError) as error:
-        raise InvalidRequestError(f"{path / MARKER} is damaged ({error}); take another checkpoint") from None
-    if known != FORMAT:
+    text = (path / MARKER).read_bytes()
+    if hashlib.sha256(text).hexdigest() != read_sums(path).get(MARKER):
+        raise InvalidRequestError(f"{path / MARKER} is damaged, as `baton ckpt verify` says too; take another checkpoint")
+    marker = json.loads(text)
+    if (known := marker.get("format")) != FORMAT:
         raise InvalidRequestError(
             f"{path} is a checkpoint of format {known}, and this Baton reads format {FORMAT}; load it with the version that "
             "wrote it, and carry the model over by an export"
@@ -51,6 +50,11 @@ def checkpoints_in(directory: Path) -> list[Path]:
     """The whole checkpoints in a directory, in the order in which they were written."""
     markers = [marker for marker in directory.glob(f"*/{MARKER}") if marker.parent.suffix != PARTIAL]
     return [marker.parent for marker in sorted(markers, key=lambda marker: (marker.stat().st_mtime_ns, marker.parent.name))]
+
+
+def has_books(path: Path) -> bool:
+    """Whether it is a checkpoint, of which files may be missing."""
+    return any((path / name).is_file() for name in (MARKER, INDEX, SUMS))
 
 
 def facts_of(marker: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,11 +96,11 @@ def faults(path: Path) -> Iterator[str]:
 
     Raises NotFoundError if `path` is no checkpoint. Reads every byte.
     """
-    if not (path / SUMS).is_file() and not (path / MARKER).is_file():
-        raise NotFoundError(f"{path} is not a checkpoint: it has neither {MARKER} nor {SUMS}")
-    if path.suffix == PARTIAL:
+    if path.suffix == PARTIAL and path.is_dir():
         yield f"{path.name}: a save that was not finished; the checkpoint before it is the newest"
         return
+    if not has_books(path):
+        raise NotFoundError(f"{path} is not a checkpoint: it has neither {MARKER} nor {INDEX} nor {SUMS}")
     try:
         digests = read_sums(path)
     except (NotFoundError, InvalidRequestError) as error:

@@ -26,27 +26,31 @@ class DataCheckpoints:
         """Adds one; the oldest beyond `runtime.max_data_ckpt_nums` go."""
         if self._folder is None or not position.between_episodes:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        one = DataCheckpoint(
-            episode=position.episode, train_iteration=position.global_step,
-            consumed_samples=self._samples_of(position.prompts_consumed), sample_per_episode=self._samples,
-            run=str(self._run_folder), checkpoint=checkpoint,
-        )  # fmt: skip
-        _replace(self._folder / one.file_name, one.to_json())
-        _replace(self._folder / LATEST, f"{position.global_step}\n")
-        if self._kept:
-            own = [one for one in data_checkpoints(self._folder) if one.run == str(self._run_folder)]
-            for old in own[: -self._kept]:
-                (self._folder / old.file_name).unlink(missing_ok=True)
+        self._put(self._folder, position, checkpoint)
+        for old in self._own(self._folder)[: -self._kept] if self._kept else []:
+            (self._folder / old.file_name).unlink(missing_ok=True)
 
     def roll_back(self, position: Position, checkpoint: str) -> None:
         """Makes this the newest, and removes those of later optimizer steps: the run takes these anew."""
         if self._folder is None:
             return
-        self.write(position, checkpoint)  # it may have died before
-        for one in data_checkpoints(self._folder):
-            if one.train_iteration > position.global_step and one.run == str(self._run_folder):
+        self._put(self._folder, position, checkpoint)  # it may have died before, or be beyond those that are kept
+        for one in self._own(self._folder):
+            if one.train_iteration > position.global_step:
                 (self._folder / one.file_name).unlink(missing_ok=True)
+
+    def _put(self, folder: Path, position: Position, checkpoint: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        one = DataCheckpoint(
+            episode=position.episode, train_iteration=position.global_step,
+            consumed_samples=self._samples_of(position.prompts_consumed), sample_per_episode=self._samples,
+            run=str(self._run_folder), checkpoint=checkpoint,
+        )  # fmt: skip
+        _replace(folder / one.file_name, one.to_json())
+        _replace(folder / LATEST, f"{position.global_step}\n")
+
+    def _own(self, folder: Path) -> list[DataCheckpoint]:
+        return [one for one in data_checkpoints(folder) if one.run == str(self._run_folder)]
 
 
 def _replace(file: Path, text: str) -> None:

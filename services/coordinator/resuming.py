@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 from baton.config import RunConfig
 from baton.errors import ConfigError, ConflictError
-from baton.run_checkpoints import RunCheckpoint, checkpoint_to_resume, run_checkpoints, set_aside_after
+from baton.run_checkpoints import (
+    RunCheckpoint,
+    checkpoint_to_resume,
+    damaged_checkpoints,
+    run_checkpoints,
+    set_aside_after,
+)
 from services.coordinator.clock import PhaseClock
 from services.coordinator.connections import Connections
 from services.coordinator.data_checkpoints import DataCheckpoints
@@ -56,6 +62,8 @@ class Resuming:
         than the run shall have.
         """
         checkpoint = checkpoint_to_resume(self._report.folder, wish.global_step)
+        for problem in damaged_checkpoints(self._report.folder):
+            log.warning("%s", problem)
         position = Position.from_mapping(checkpoint.position)
         if position.run_id != self._state.run_id:
             raise ConflictError(

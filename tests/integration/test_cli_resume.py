@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from cli_process import Place, wait_until
 
+from markers import write_marker
+
 pytestmark = pytest.mark.slow
 
 
@@ -20,7 +22,7 @@ def place(tmp_path):
 def checkpoint(place: Place, step: int) -> None:
     folder = place.runs / "a" / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "baton.json").write_text(json.dumps({"run": {"between_episodes": True}}))
+    write_marker(folder, {"run": {"between_episodes": True}})
 
 
 def asked(place: Place) -> dict:

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from baton.checkpoint_files import INDEX, checkpoints_in, faults, read_marker
+from baton.checkpoint_files import INDEX, checkpoints_in, faults, has_books, read_marker
 from baton.cli.console import console
 from baton.errors import ConfigError, InvalidRequestError, NotFoundError, ServiceFaultError
 from baton.local.store import LOOPBACK, free_port
@@ -41,7 +41,7 @@ def show_checkpoint(path: Path, *, as_json: bool) -> None:
 def verify(path: Path) -> bool:
     """Prints each file of a checkpoint, or of all in a directory, that is not what was written; whether there is none."""
     clean = True
-    for one in _found(path, also_partial=True):
+    for one in _found(path, also_damaged=True):
         found = list(faults(one))
         for fault in found:
             console.say(f"{one.name}/{fault}")
@@ -92,14 +92,15 @@ def _tool(command: Sequence[str]) -> None:
     raise ServiceFaultError(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
 
 
-def _found(path: Path, *, also_partial: bool = False) -> list[Path]:
+def _found(path: Path, *, also_damaged: bool = False) -> list[Path]:
     """The checkpoint itself, or all in a directory, or all of a run's directory."""
-    if (path / INDEX).is_file() or path.suffix == ".partial":
+    if has_books(path) or path.suffix == ".partial":
         return [path]
     for directory in (path, path / "checkpoints"):
         found = checkpoints_in(directory)
-        if also_partial:
-            found += sorted(directory.glob("step-*.partial"))
+        if also_damaged:
+            others = {*directory.glob("step-*.partial"), *filter(has_books, directory.glob("*"))}
+            found += sorted(others.difference(found))
         if found:
             return found
     raise NotFoundError(f"{path} is no checkpoint, and holds none; a run's are in <output_dir>/<run id>/checkpoints")

@@ -19,7 +19,7 @@ from baton.local import devices, preflight
 from baton.local.plan import Plan, Resumption, load_config, make_plan, save_run_file
 from baton.local.process_tree import start_time
 from baton.local.run_directory import DeploymentRecord, RunDirectory
-from baton.run_checkpoints import checkpoint_to_resume
+from baton.run_checkpoints import checkpoint_to_resume, damaged_checkpoints
 
 END_S = 15.0
 """How long the processes of a run whose supervisor is gone may take to end."""
@@ -93,6 +93,7 @@ def _plan_to_resume(
     step = config.runtime.load_data_checkpoint_iteration
     if config.services.coordinator_address is None:  # another one knows its own checkpoints
         checkpoint = checkpoint_to_resume(directory.path, step)
+        remarks += damaged_checkpoints(directory.path)
         remarks.append(f"{run_id} goes on from {checkpoint.path}")
     preflight.check(config, app=app)
     remarks += devices.remarks(config, devices.place(config, devices.machine_gpus()))

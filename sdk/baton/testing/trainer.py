@@ -10,9 +10,9 @@ import grpc
 
 from baton.api.trainer.v1 import trainer_pb2 as pb
 from baton.api.trainer.v1.trainer_pb2_grpc import TrainerServiceServicer
+from baton.checkpoint_files import FORMAT, MARKER, SUMS, digest_of, sums_of
 from baton.clients.buffer import BufferClient
 from baton.errors import BatonError, DigestMismatchError, NotFoundError
-from baton.run_checkpoints import MARKER
 from baton.samples import RewardStatus, Samples
 from baton.testing import weights
 
@@ -98,7 +98,8 @@ class FakeTrainer(TrainerServiceServicer):
         path = Path(request.directory) / f"step-{self.global_step}"
         path.mkdir(parents=True, exist_ok=True)
         (path / "weights.txt").write_bytes(self._payload())
-        (path / MARKER).write_text(json.dumps({"run": json.loads(request.run or "null")}))
+        (path / MARKER).write_text(json.dumps({"format": FORMAT, "run": json.loads(request.run or "null")}))
+        (path / SUMS).write_text(sums_of({MARKER: digest_of(path / MARKER)}))
         self.checkpoints.append(str(path))
         return pb.SaveCheckpointResponse(path=str(path), bytes=len(self._payload()))
 

@@ -113,7 +113,7 @@ class CheckpointSaver:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(target.parent)
             if lineage is not None:
-                _refuse_other_runs(target.parent, lineage)
+                _refuse_other_runs(target, lineage)
                 for left in target.parent.glob(f"step-*{PARTIAL}"):  # by a trainer that was killed
                     shutil.rmtree(left, ignore_errors=True)
             free = shutil.disk_usage(target.parent).free
@@ -153,8 +153,9 @@ class CheckpointSaver:
                 whole_directory.finish(target)
                 sync(target.parent)
                 return None
-        except (OSError, BatonError) as error:
-            problems = [str(error)]
+        except Exception as error:  # the other ranks must hear of it
+            log.exception("cannot write into %s", partial)
+            problems = [f"rank 0: {type(error).__name__}: {error}"]
         shutil.rmtree(partial, ignore_errors=True)
         return InvalidRequestError(
             f"cannot write {target}: {'; '.join(problems)}; nothing of it is left, and the checkpoints before it are as "
@@ -199,11 +200,15 @@ def _locked(directory: Path) -> int:
     return descriptor
 
 
-def _refuse_other_runs(directory: Path, lineage: str) -> None:
-    for path in checkpoints_in(directory):
-        if _lineage_of(path) != lineage:
+def _refuse_other_runs(target: Path, lineage: str) -> None:
+    """A damaged checkpoint may be of this run, which goes on from the one before it, and is left as it is."""
+    for path in checkpoints_in(target.parent):
+        known = _lineage_of(path)
+        if known is None and path == target:
+            raise InvalidRequestError(f"{target} is there, and damaged; nothing was written: move it away")
+        if known not in (None, lineage):
             raise InvalidRequestError(
-                f"{directory} holds a checkpoint of another run, {path.name}; nothing was written: choose another "
+                f"{target.parent} holds a checkpoint of another run, {path.name}; nothing was written: choose another "
                 "directory, or load that checkpoint first, to go on with its run"
             )
 

@@ -5,6 +5,7 @@ a reader needs to read neither pickles nor more of a tensor than it wants.
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -127,11 +128,16 @@ def _located(chunk: Chunk, file: IO[bytes]) -> Chunk:
 
 
 def write_books(files: Sequence[RankFile], directory: Path, marker: dict[str, Any]) -> None:
-    """Writes everything but the ranks' files; the marker gets the size of each file, and the sums come last."""
+    """Writes everything but the ranks' files; the marker gets the size of each file, and the sums come last.
+
+    Raises OSError if it cannot be written.
+    """
     (directory / INDEX).write_text(json.dumps(_index(files), separators=(",", ":")))
     with (directory / ".metadata").open("wb") as file:
         pickle.dump(_metadata(files), file)
-    torch.save({"iteration": marker.get("global_step", 0)}, directory / "common.pt")
+    common = io.BytesIO()  # torch.save tells of a full disk in words of its own
+    torch.save({"iteration": marker.get("global_step", 0)}, common)
+    (directory / "common.pt").write_bytes(common.getvalue())
     save_config(CheckpointingConfig("torch_dist", 1), str(directory))
     digests = {file.name: file.digest for file in files}
     own = sorted(path for path in directory.iterdir() if path.name not in digests)

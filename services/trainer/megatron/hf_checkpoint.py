@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from baton.checkpoint_files import FORMAT
 from baton.errors import ConfigError, InvalidRequestError
@@ -80,7 +81,7 @@ def export_hf_directory(path: Path, target: Path, role: str | None = None, model
         files.flush()
         finish_export(source if source.is_dir() else None, partial, dtype, shape, known["config"])
         whole_directory.finish(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InvalidRequestError(f"cannot write {target}: {error}; nothing of it is left") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -8,10 +8,10 @@ import time
 import pytest
 from harness import config, digits_count, place, questions
 
+from baton.checkpoint_files import MARKER
 from baton.clients import LedgerClient, RelayClient
 from baton.engine import Engine
 from baton.errors import ConfigError, DeadlineError
-from baton.run_checkpoints import MARKER
 from baton.testing import FakeTrainer
 from processes import ServiceProcess
 from services.coordinator.relay import relay_function

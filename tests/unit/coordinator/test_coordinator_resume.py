@@ -9,11 +9,14 @@ import pytest
 from harness import config, place, questions
 from sittings import EPISODES, PLAIN, RELAYED, STEPS, Dies, rows, sit, trained
 
+from baton.checkpoint_files import read_marker
 from baton.clients import LedgerClient
+from baton.data_checkpoints import data_checkpoint_to_resume
 from baton.engine import Engine
 from baton.errors import RunFailedError
 from baton.run_checkpoints import run_checkpoints
 from baton.testing import FakeRollout, FakeTrainer
+from markers import write_marker
 from services.coordinator.resuming import Resume
 from services.coordinator.state import Life
 
@@ -89,6 +92,18 @@ async def test_an_earlier_checkpoint_may_be_named_and_later_ones_are_set_aside(b
     gone = rows(tmp_path, "rolled-back.jsonl")
     assert [row["global_step"] for row in gone if row["file"] == "steps.jsonl"] == [5, 6, 7, 8, 9, 10]
     assert {row["resumed_from"] for row in gone} == {4}
+
+
+async def test_a_checkpoint_whose_marker_is_damaged_is_passed_over_and_the_one_before_it_taken(buffer, run_id, tmp_path):
+    first, second = Dies(9), FakeTrainer()
+    await sit(buffer, run_id, tmp_path, first)
+    marker = tmp_path / "checkpoints" / "step-8" / "baton.json"
+    marker.write_text(marker.read_text().replace('"episode": 4', '"episode": 3'))
+    state = await sit(buffer, run_id, tmp_path, second, resume=Resume())
+    assert state.life is Life.SUCCEEDED, state.error
+    assert len(second.trained) == STEPS - 4
+    assert trained(first.trained[:8]) == trained(first.trained[:4], second.trained[:4])
+    assert [one.global_step for one in run_checkpoints(tmp_path)] == [4, 8, 10]
 
 
 async def test_a_run_that_has_succeeded_goes_on_when_it_shall_have_more_episodes(buffer, run_id, tmp_path):
@@ -191,8 +206,8 @@ async def test_a_run_that_the_store_has_lost_is_not_resumed(buffer, run_id, tmp_
     other = f"{run_id}-other"
     state = await sit(buffer, other, tmp_path, FakeTrainer(), resume=Resume())
     assert f"is a checkpoint of run {run_id!r}, not of {other!r}" in state.error
-    for marker in (tmp_path / "checkpoints").glob("*/baton.json"):
-        marker.write_text(marker.read_text().replace(run_id, other))
+    for path in (tmp_path / "checkpoints").iterdir():
+        write_marker(path, {"run": read_marker(path)["run"] | {"run_id": other}})
     state = await sit(buffer, other, tmp_path, FakeTrainer(), resume=Resume())
     assert f"the store knows no run {other!r}" in state.error
 
@@ -209,6 +224,17 @@ async def test_data_checkpoints_say_how_far_the_run_was_and_only_the_newest_are_
         "episode": 4, "train_iteration": 8, "consumed_samples": 32, "sample_per_episode": 8,
         "run": str(tmp_path / "run"), "checkpoint": str(tmp_path / "run" / "checkpoints" / "step-8"),
     }  # fmt: skip
+
+
+async def test_a_data_checkpoint_that_is_gone_back_to_stays_though_as_many_newer_ones_as_are_kept_are_there(
+    buffer, run_id, tmp_path
+):  # fmt: skip
+    data, folder = tmp_path / "data", tmp_path / "run"
+    runtime = PLAIN["runtime"] | {"data_checkpoint_path": str(data), "max_data_ckpt_nums": 2}
+    await sit(buffer, run_id, folder, FakeTrainer(), {"runtime": runtime})
+    await sit(buffer, run_id, folder, Dies(4), {"runtime": runtime}, Resume(4))
+    assert sorted(path.name for path in data.iterdir()) == ["latest_checkpointed_iteration.txt", "step-00000004.json"]
+    assert data_checkpoint_to_resume(data).checkpoint == str(folder / "checkpoints" / "step-4")
 
 
 async def test_the_same_file_asks_for_the_same_random_numbers_and_each_group_and_repetition_for_its_own(

@@ -145,6 +145,13 @@ def test_a_missing_or_torn_file_and_a_damaged_index_are_refused_by_name(tmp_path
         CheckpointReader(path)
 
 
+def test_a_marker_that_is_not_as_it_was_written_is_refused_by_name(tmp_path: Path) -> None:
+    marker = write(tmp_path / "x") / "baton.json"
+    marker.write_text(marker.read_text().replace('"global_step": 5', '"global_step": 4'))
+    with pytest.raises(InvalidRequestError, match=f"{marker} is damaged, as `baton ckpt verify` says too"):
+        CheckpointReader(tmp_path / "x")
+
+
 def test_verifying_names_each_file_that_is_torn_changed_or_missing_and_no_other(tmp_path: Path) -> None:
     path, numbers = write(tmp_path / "x"), random.Random(0)
     assert list(faults(path)) == []

@@ -1,6 +1,7 @@
 """A Hugging Face model that is imported into a checkpoint and exported again keeps every bit; what cannot be is refused."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from baton.checkpoint_files import faults, read_marker
 from baton.errors import ConfigError, InvalidRequestError, NotFoundError
+from markers import write_marker
 from models import make_model
 from services.trainer.megatron import hf
 from services.trainer.megatron.hf_checkpoint import export_hf_directory, import_hf
@@ -78,12 +80,23 @@ def test_an_export_of_what_is_not_there_is_refused_by_name(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    """Files may not grow beyond what the weights take: the same error path as a full disk's."""
+    import_hf(make_model(tmp_path / "source"), tmp_path / "checkpoint", "ppo_policy")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(InvalidRequestError, match=f"cannot write {tmp_path}/out: .*File too large.*nothing of it"):
+            export_hf_directory(tmp_path / "checkpoint", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "source"]
+
+
 def test_a_checkpoint_of_adapters_is_no_model_to_export(tmp_path: Path) -> None:
     import_hf(make_model(tmp_path / "source"), tmp_path / "checkpoint", "ppo_policy")
-    marker = tmp_path / "checkpoint" / "baton.json"
-    said = json.loads(marker.read_text())
+    said = read_marker(tmp_path / "checkpoint")
     said["roles"]["ppo_policy"]["lora"] = {"checkpoint": "adapter"}
-    marker.write_text(json.dumps(said))
+    write_marker(tmp_path / "checkpoint", said)
     with pytest.raises(InvalidRequestError, match=r"holds the adapters of ppo_policy alone.*take the run's export"):
         export_hf_directory(tmp_path / "checkpoint", tmp_path / "out")
     assert not (tmp_path / "out").exists()

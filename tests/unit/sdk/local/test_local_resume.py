@@ -1,6 +1,7 @@
 """baton.local.resume: which run goes on, from where, and everything that is wrong with the wish before a process starts."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from baton.local.plan import Resumption
 from baton.local.process_tree import start_time
 from baton.local.resume import plan_run
 from baton.local.run_directory import DeploymentRecord, RunDirectory, ServiceRecord
+from markers import write_marker
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def checkpoint(directory: RunDirectory, step: int, **position) -> None:
     path = directory.path / "checkpoints" / f"step-{step:08d}"
     path.mkdir(parents=True)
     run = {"run_id": "a", "between_episodes": True, "episode": step // 2} | position
-    (path / "baton.json").write_text(json.dumps({"global_step": step, "run": run}))
+    write_marker(path, {"global_step": step, "run": run})
 
 
 def test_a_directory_goes_on_by_its_own_run_file_with_its_own_program_from_its_newest_checkpoint(directory):
@@ -70,6 +72,21 @@ def test_an_earlier_checkpoint_may_be_named_for_one_start(directory):
     assert load_run(directory.run_file).runtime.load_data_checkpoint_iteration is None
     with pytest.raises(NotFoundError, match=r"no whole checkpoint of optimizer step 3 .* has those of 2, 4"):
         planned(directory.path, "runtime.load_data_checkpoint_iteration=3")
+
+
+def test_a_checkpoint_whose_marker_is_torn_or_gone_is_passed_over_by_name_and_an_older_one_is_taken(directory):
+    for step in (6, 8):
+        checkpoint(directory, step)
+    newest, before = (directory.path / "checkpoints" / f"step-{step:08d}" / "baton.json" for step in (8, 6))
+    newest.write_text(newest.read_text()[:20])
+    before.unlink()
+    plan, remarks = planned(directory.path)
+    assert plan.resumption == Resumption(None)
+    assert any(re.search(f"passed over: {newest} is damaged", remark) for remark in remarks)
+    assert any(re.search(f"passed over: {before.parent} is not a whole checkpoint", remark) for remark in remarks)
+    assert f"a goes on from {directory.path / 'checkpoints' / 'step-00000004'}" in remarks
+    with pytest.raises(NotFoundError, match=rf"of optimizer step 8 .* has those of 2, 4.*passed over: {newest} is damaged"):
+        planned(directory.path, "runtime.load_data_checkpoint_iteration=8")
 
 
 def test_an_option_that_may_not_change_is_named_and_nothing_is_written(directory):
