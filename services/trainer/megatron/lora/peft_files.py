@@ -34,6 +34,13 @@ _NEEDED = {
     "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False, "layer_replication": None,
 }  # fmt: skip
 """Options of PEFT that mean another adapter if they are set otherwise."""
+_NO_VARIANT = _NEEDED | {"use_qalora": False} | dict.fromkeys((
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "target_parameters",
+    "trainable_token_indices", "use_bdlora",
+))  # fmt: skip
+"""With those that only newer releases of PEFT know, so that they are not written."""
+_PLAIN_STARTS = True, False, None, "gaussian", "eva", "orthogonal", "mica"
+"""Values of `init_lora_weights` that leave the model's own weights as they are; others change them whenever PEFT loads."""
 
 
 def write_part(model: PolicyModel, layout: Layout, partial: Path) -> int:
@@ -104,7 +111,7 @@ def load_adapter(model: PolicyModel, directory: Path, config: LoraConfig, base: 
     """
     if not (directory / WEIGHTS).is_file() or not (directory / CONFIG).is_file():
         raise ConfigError(f"{option}: {directory} lacks {CONFIG} or {WEIGHTS}; name a directory that PEFT or Baton wrote")
-    for problem in _config_problems(json.loads((directory / CONFIG).read_text()), config):
+    for problem in config_problems(json.loads((directory / CONFIG).read_text()), config):
         raise ConfigError(f"{option}: {directory}: {problem}")
     with safe_open(directory / WEIGHTS, "pt") as file:
         told = (file.metadata() or {}).get(_BASE, base)
@@ -117,10 +124,16 @@ def load_adapter(model: PolicyModel, directory: Path, config: LoraConfig, base: 
         _refuse_unknown(names, set(_filled(model, file, names, f"{option}: {directory}")), option, directory)
 
 
-def _config_problems(found: dict[str, Any], config: LoraConfig) -> Iterator[str]:
-    for name, needed in _NEEDED.items():
+def config_problems(found: dict[str, Any], config: LoraConfig) -> Iterator[str]:
+    """What keeps an adapter of PEFT's config `found` from being one of `config`; nothing if it can be loaded."""
+    for name, needed in _NO_VARIANT.items():
         if found.get(name) not in (needed, None):
             yield f"{name} is {found[name]!r}, and only {needed!r} can be loaded; save the adapter so"
+    if (start := found.get("init_lora_weights")) not in _PLAIN_STARTS:
+        yield (
+            f"init_lora_weights is {start!r}: such an adapter is of weights that PEFT changes before it adds it; have PEFT "
+            "make plain LoRA of it (save_pretrained, path_initial_model_for_weight_conversion), or take the merged model"
+        )
     if found.get("r") != config.lora_dim:
         yield f"its rank r is {found.get('r')} and lora_dim is {config.lora_dim}; make lora_dim the same"
     if found.get("lora_alpha") != config.lora_scaling:
