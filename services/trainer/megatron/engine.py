@@ -94,7 +94,7 @@ class Engine(HostedModel):
         convert_layer_to_lora(self.policy, config=self.lora, seed=self._seed)
         require_adapters(self.policy, self.lora, option)
         if self.lora.load:
-            load_adapter(self.policy, Path(self.lora.load), self.lora, self.base, f"{option}.load")
+            load_adapter(self.policy, Path(self.lora.load), self.lora, directory, self.base, f"{option}.load")
 
     @property
     def saves_optimizer(self) -> bool:
