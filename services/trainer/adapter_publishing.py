@@ -11,8 +11,9 @@ _MODEL, _BASE, _ADAPTER = (
 
 
 class Contents:
-    """Rank 0's. A base stays the same as long as this process lives; a new process sends its own again, once, as does one
-    that has loaded a checkpoint: so what replicas hold has been compared with what is trained on."""
+    """Rank 0's. A base stays the same as long as this process lives, also when a checkpoint is loaded, as one of adapters
+    has nothing of it; a new process sends its own again, once: so what replicas hold has been compared with what is trained
+    on."""
 
     def __init__(self, lora: LoraConfig) -> None:
         self._lora = lora
@@ -43,7 +44,3 @@ class Contents:
         elif self._open == _ADAPTER:
             answer.weights_digest = joined(self._base_digest, answer.weights_digest)
         return answer
-
-    def forget(self) -> None:
-        """Other weights were loaded, perhaps below the adapter too."""
-        self._base_digest = ""

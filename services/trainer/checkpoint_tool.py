@@ -79,14 +79,19 @@ def reshard(options: argparse.Namespace) -> None:
 
 def _model(role: str, known: dict, path: Path, layout: object, directory: Path) -> object:
     """One role's model with the checkpoint's weights; with an optimizer, if the checkpoint has that. `directory` gets what
-    there is of a Hugging Face model: its config.json."""
+    there is of a Hugging Face model: its config.json. Adapters are put on the model that they were trained on."""
+    from baton.config.lora import LoraConfig
     from baton.config.trainable import TrainableConfig
     from services.trainer.megatron.engine import Engine
     from services.trainer.megatron.hf_checkpoint import require_weights
     from services.trainer.megatron.hosted import HostedModel
 
-    require_weights(path, role, known)
     config = TrainableConfig(dtype=known["dtype"], device="cpu")
+    if known["lora"].get("checkpoint") == "adapter" and (base := Path(known["source"])).is_dir():
+        facts = {name: value for name, value in known["lora"].items() if name != "base"}
+        config = config.model_copy(update={"lora": LoraConfig(enable_lora=True, **facts)})
+        return Engine(config, layout, base, 1, head=known["head"], role=role)
+    require_weights(path, role, known)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(known["config"]))
     if known["updates"] is None:

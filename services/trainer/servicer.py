@@ -86,7 +86,6 @@ class TrainerServicer(TrainerServiceServicer):
 
     async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:
         await self._ranks.execute("LoadCheckpoint", request.path.encode())
-        self._contents.forget()
         return pb.LoadCheckpointResponse(global_step=self._trainer.global_step)
 
     async def ExportModel(self, request: pb.ExportModelRequest, context: Context) -> pb.ExportModelResponse:

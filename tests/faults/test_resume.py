@@ -24,15 +24,19 @@ def victims() -> list[tuple[str, ...]]:
     return chance.sample(PARTS, len(PARTS)) + chance.choices([*PARTS, ("baton run",)], k=max(KILLS - len(PARTS), 0))
 
 
-@pytest.mark.parametrize("generator", ["megatron", *(["vllm"] if KILLS else [])])
-def test_a_run_that_is_killed_and_resumed_again_and_again_is_the_run_that_nobody_touched(tmp_path, capsys, generator):
+@pytest.mark.parametrize(
+    ("generator", "lora"), [("megatron", False), *([("vllm", False), ("vllm", True)] if KILLS else [])]
+)
+def test_a_run_that_is_killed_and_resumed_again_and_again_is_the_run_that_nobody_touched(tmp_path, capsys, generator, lora):
     model = make_model(tmp_path / "model", layers=2)
     chosen = victims()
     episodes = len(chosen) + 2
-    text = run_file(model, episodes, generator)
+    text = run_file(model, episodes, generator, lora=lora)
     run, reference = WholeRun(tmp_path / "killed", text), WholeRun(tmp_path / "whole", text)
     assert reference.start().end() == 0, reference.output
     told, bits = kill_and_resume(run, chosen, SEED, *OTHER_LAYOUT)
+    if lora:
+        bits = 0  # an adapter's small products depend in their last bit on which requests vLLM happens to have in a batch
     _is_the_same_run(run, reference, bits)
     audit, groups = run.proof(tmp_path)
     assert (list(audit.faults), audit.ended_episodes) == ([], episodes)
@@ -42,7 +46,8 @@ def test_a_run_that_is_killed_and_resumed_again_and_again_is_the_run_that_nobody
     for of in (run, reference):
         assert of.place.kill_all() == {}
     with capsys.disabled():
-        print(f"resume on {generator}: {'; '.join(told)}: {bits} steps bit for bit, the rest to 1e-5 under TP 2")
+        kind = f"{generator}, adapters" if lora else generator
+        print(f"resume on {kind}: {'; '.join(told)}: {bits} steps bit for bit, the rest to 1e-5 under TP 2")
 
 
 def _is_the_same_run(run: WholeRun, reference: WholeRun, bits: int) -> None:
@@ -56,7 +61,7 @@ def _is_the_same_run(run: WholeRun, reference: WholeRun, bits: int) -> None:
     ours, theirs = run.rows("metrics.jsonl"), reference.rows("metrics.jsonl")
     assert [row["episode"] for row in ours] == [row["episode"] for row in theirs]
     assert [row["policy_version"] for row in ours] == [row["policy_version"] for row in theirs]
-    done = steps[bits - 1]["episode"]
+    done = steps[bits - 1]["episode"] if bits else 0
     assert ours[:done] == theirs[:done]
     evaluations = [(row["finished_episodes"], row["global_step"]) for row in run.rows("evaluations.jsonl")]
     assert evaluations == [(row["finished_episodes"], row["global_step"]) for row in reference.rows("evaluations.jsonl")]

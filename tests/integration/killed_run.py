@@ -36,12 +36,15 @@ TIMING = re.compile(r"seconds/|publish/|.*tokens_per_s$")
 ENDS_WITHIN_S = 900.0
 
 
-def run_file(model: Path, episodes: int, generator: str) -> str:
-    """All that has a state: PPO with a critic, an adaptive KL coefficient, a decaying learning rate, relay, evaluations."""
+def run_file(model: Path, episodes: int, generator: str, *, lora: bool = False) -> str:
+    """All that has a state: PPO with a critic, an adaptive KL coefficient, a decaying learning rate, relay, evaluations.
+    With `lora`, adapters of policy and critic over one model."""
+    layers = "ColumnParallelLinear,RowParallelLinear,LinearLayer"
+    adapters = {"lora": {"enable_lora": True, "lora_scaling": 16.0, "lora_layer": layers}}
     trained = {
         "lr": 1e-3, "dtype": "float32", "omp_threads": 1, "lr_decay_style": "cosine", "lr_decay_iters": 100,
         "lr_warmup_iters": 3,
-    }  # fmt: skip
+    } | (adapters if lora else {})  # fmt: skip
     return yaml.safe_dump({
         "runtime": {
             "num_episode": episodes, "sample_per_episode": 4 * PROMPTS_PER_EPISODE, "num_inference_per_prompt": 4,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from publications import BOUND_S, Crew, Stage, kill, on_stage
+from publications import BOUND_S, EPISODES, Crew, Stage, kill, on_stage
 from rollout_side import collect
 from sender_side import SentModel
-from training import logprobs_of
+from training import logprobs_of, train
 from transformers import AutoModelForCausalLM
 from updates import difference
 
@@ -165,3 +165,20 @@ async def test_the_base_goes_to_those_alone_that_do_not_hold_it(crew: Crew, base
         assert publication.base_bytes == whole
         for replica in (first, second):
             assert await difference(replica, base, version + 1) > 0.01
+
+
+async def test_a_loop_that_has_loaded_a_checkpoint_goes_on_publishing_and_what_it_loaded_is_served(
+    crew: Crew, tmp_path: Path
+) -> None:
+    replicas = [RolloutClient(replica.address, timeout_s=30) for replica in crew.replicas]
+    async with TrainerClient(crew.trainer.address, timeout_s=60) as trainer, replicas[0], replicas[1]:
+        publisher = WeightPublisher(trainer, replicas)
+        saved = await publisher.publish(crew.version + 1)
+        checkpoint = await trainer.save_checkpoint(str(tmp_path))
+        await train(trainer, crew.buffer.address, crew.run_id, next(EPISODES))
+        trained = await publisher.publish(crew.version + 2)
+        await trainer.load_checkpoint(checkpoint.path)
+        loaded = await publisher.publish(crew.version + 3)
+        crew.version += 3
+        assert loaded.weights_digest == saved.weights_digest != trained.weights_digest
+        assert (loaded.base_bytes, len(loaded.committed)) == (0, 2)

@@ -138,12 +138,13 @@ def whole_checkpoints(directory: Path) -> list[Path]:
     return [path for path in directory.glob("*") if path.suffix != ".partial"]
 
 
-async def save_until_killed(process: TrainerProcess, resume_from: Path, directory: Path, after_s: float) -> int:
-    """Saves the step over and over until kill -9 of all ranks; returns how many saves were answered."""
-    saves = 0
+async def save_until_killed(process: TrainerProcess, resume_from: Path, directory: Path, chance: random.Random) -> int:
+    """Saves the step over and over until kill -9 of all ranks, or of one; returns how many saves were answered."""
+    ranks, saves = ranks_of(process), 0
+    victims = chance.choice([ranks, [chance.choice(ranks)]])
     async with TrainerClient(process.address) as client:
         await client.load_checkpoint(str(resume_from), timeout_s=60)
-        threading.Timer(after_s, lambda: [os.kill(pid, signal.SIGKILL) for pid in ranks_of(process)]).start()
+        threading.Timer(chance.uniform(0.0, 0.6), lambda: [os.kill(pid, signal.SIGKILL) for pid in victims]).start()
         while True:
             try:
                 await client.save_checkpoint(str(directory), timeout_s=30)
@@ -153,12 +154,17 @@ async def save_until_killed(process: TrainerProcess, resume_from: Path, director
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
-def test_a_trainer_killed_while_it_saves_leaves_a_whole_checkpoint_or_none(original: Original, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "kills"), [({}, KILLS - KILLS // 2), ({"tensor": 2}, KILLS // 2)], ids=["one rank", "two ranks"]
+)
+def test_a_trainer_killed_while_it_saves_leaves_a_whole_checkpoint_or_none(
+    original: Original, tmp_path: Path, layout: dict[str, int], kills: int
+) -> None:
     """The kills fall anywhere into a save, also into the replacing of an older one; each start resumes from what is left."""
     directory, newest = tmp_path / "checkpoints", original.checkpoint
-    for number in range(KILLS):
-        with trainer(original.run_file, tmp_path) as process:
-            saves = asyncio.run(save_until_killed(process, newest, directory, random.Random(number).uniform(0.0, 0.6)))
+    for number in range(kills):
+        with trainer(original.run_file, tmp_path, **layout) as process:
+            saves = asyncio.run(save_until_killed(process, newest, directory, random.Random(number)))
         process.ready_file.unlink()
         left = whole_checkpoints(directory)
         assert [path.name for path in left] in ([], ["step-00000002"])
@@ -171,7 +177,7 @@ def test_a_trainer_killed_while_it_saves_leaves_a_whole_checkpoint_or_none(origi
             await client.load_checkpoint(str(newest), timeout_s=60)
             return await export(client, tmp_path / "export")
 
-    with trainer(original.run_file, tmp_path) as process:
+    with trainer(original.run_file, tmp_path, **layout) as process:
         weights = asyncio.run(resume(process.address))
     for name, tensor in original.at_checkpoint.items():
         assert torch.equal(weights[name], tensor), name

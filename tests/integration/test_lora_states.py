@@ -1,21 +1,31 @@
 """What of a model with adapters is saved, sent, shared and estimated, over two ranks."""
 
+from pathlib import Path
 from typing import Any
 
 import lora_states_side
 import numpy as np
 import pytest
+import torch
 
+from baton.checkpoint_files import read_marker
+from baton.cli import ckpt
 from processes import free_port
 from ranks import run_ranks
+from services.trainer.megatron.checkpoint_pieces import Piece
+from services.trainer.megatron.checkpoint_reader import CheckpointReader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lora")
+
+
+@pytest.fixture(scope="module")
+def ranks(directory: Path) -> list[dict[str, Any]]:
     """What each of two ranks found."""
-    directory = tmp_path_factory.mktemp("lora")
     lora_states_side.make_models(directory)
     return run_ranks(lora_states_side.work, 2, free_port(), directory, timeout_s=800)
 
@@ -36,6 +46,27 @@ def test_adams_count_is_kept_though_the_first_stage_trains_nothing(found: dict[s
     losses = found["one stage"]
     assert losses["read"] == pytest.approx(losses["itself"], rel=1e-6)
     assert losses["itself"][0] != pytest.approx(losses["itself"][1], rel=1e-3)
+
+
+def whole_tensors(path: Path) -> dict[str, torch.Tensor]:
+    reader = CheckpointReader(path)
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in reader.tensors.items()}
+    reader.read([
+        Piece(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor, writes=True) for name, tensor in tensors.items()
+    ])  # fmt: skip
+    return tensors
+
+
+@pytest.mark.usefixtures("found")
+def test_a_checkpoint_of_adapters_is_resharded_bit_for_bit(directory: Path) -> None:
+    (source,), target = (directory / "adapter").glob("step-*"), directory / "deep"
+    ckpt.reshard(source, target, tensor=1, pipeline=2, data=1)
+    marker, expected = read_marker(target), read_marker(source)
+    assert marker["layout"] == {"tensor": 1, "pipeline": 2, "data": 1} != expected["layout"]
+    assert marker["roles"] == expected["roles"]
+    before, after = whole_tensors(source), whole_tensors(target)
+    assert any("lora_A" in name for name in before) and set(after) == set(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_checkpoint_of_adapters_holds_nothing_of_the_base(found: dict[str, Any]) -> None:

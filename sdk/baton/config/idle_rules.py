@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from baton.config.algorithm import DpoConfig
+from baton.config.lora import LoraConfig
 from baton.config.policy_gradient import GrpoConfig, PolicyGradientConfig
 from baton.config.ppo import PpoConfig
 from baton.config.problems import problem
@@ -69,6 +70,11 @@ _IDLE = (
     _Idle(
         TrainableConfig, ("min_lr", "lr_decay_iters"), lambda trained: trained.lr_decay_style == "constant",
         "with lr_decay_style: constant", "write lr_decay_style: cosine, or linear",
+    ),
+    _Idle(
+        LoraConfig, tuple(name for name in LoraConfig.model_fields if name != "enable_lora"),
+        lambda lora: "enable_lora" not in lora.model_fields_set, "without enable_lora: all weights are trained",
+        "write enable_lora: true",
     ),
 )  # fmt: skip
 

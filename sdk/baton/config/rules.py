@@ -180,6 +180,11 @@ def _models(run: RunConfig) -> Iterator[str]:
             "needs models.ppo_policy.lora.sync merged: a run that goes on from merged weights has another base to send",
             "set both to merged, or both to adapter",
         )
+    if models.ppo_value and models.ppo_value.lora.sync != "adapter":
+        yield problem(
+            "models.ppo_value.lora.sync", models.ppo_value.lora.sync, "has no effect: nothing of the critic is sent",
+            "leave it out",
+        )  # fmt: skip
 
 
 def _optimizers(run: RunConfig) -> Iterator[str]:
@@ -187,6 +192,7 @@ def _optimizers(run: RunConfig) -> Iterator[str]:
         if trainer is None:
             continue
         yield from idle_problems(f"models.{name}", trainer)
+        yield from idle_problems(f"models.{name}.lora", trainer.lora)
         if trainer.dtype == "float16":
             yield problem(
                 f"models.{name}.dtype",

@@ -228,6 +228,12 @@ class RunConfig(Section):
         """What whoever starts the run should know: options that do nothing, and what has the policy begin elsewhere than
         the model that it is compared with."""
         lines = [f"{option} has no effect: {reason}" for option, reason in self.inert_options().items()]
+        for name, role in self.models.roles().items():
+            if name.startswith("ppo_") and {"enable_lora"} < role.lora.model_fields_set and not role.lora.enable_lora:
+                lines.append(
+                    f"models.{name}.lora.enable_lora is false: all weights are trained, and the section's other options "
+                    "have no effect"
+                )
         others = {"reference": "the divergence from it does not begin at zero"} if self.models.reference else {}
         if not self.is_offline:
             others["policy"] = "it samples from other probabilities than those that are trained"

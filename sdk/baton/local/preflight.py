@@ -68,9 +68,10 @@ def _missing_directories(config: RunConfig) -> Iterator[str]:
     for role, model in config.models.roles().items():
         if not _loads_here(config, role):
             continue
-        for option in ("model", "tokenizer", "load"):
-            name = getattr(model, option)
-            if name is None or (option != "load" and not _is_path(name)):
+        named = {option: getattr(model, option) for option in ("model", "tokenizer", "load")}
+        named["lora.load"] = model.lora.load if model.lora.enable_lora else None
+        for option, name in named.items():
+            if name is None or (option in ("model", "tokenizer") and not _is_path(name)):
                 continue
             if not Path(name).expanduser().is_dir():
                 yield (

@@ -94,7 +94,8 @@ class Engine(HostedModel):
         convert_layer_to_lora(self.policy, config=self.lora, seed=self._seed)
         require_adapters(self.policy, self.lora, option)
         if self.lora.load:
-            load_adapter(self.policy, Path(self.lora.load), self.lora, self.base, f"{option}.load")
+            start = Path(self.lora.load).expanduser()
+            load_adapter(self.policy, start, self.lora, directory, self.base, f"{option}.load")
 
     @property
     def saves_optimizer(self) -> bool:

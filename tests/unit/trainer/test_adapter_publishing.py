@@ -37,8 +37,6 @@ def test_an_adapter_is_sent_only_to_those_that_hold_the_base_that_this_process_h
     assert contents.chosen(asking(OWN, OWN)) == ADAPTER
     assert contents.chosen(asking(OWN, "")) == BASE
     assert contents.chosen(asking(OWN, OTHER)) == BASE
-    contents.forget()
-    assert contents.chosen(asking(OWN)) == BASE
 
 
 def test_an_adapters_group_says_what_it_is_for_and_its_digest_is_of_both() -> None:

@@ -4,6 +4,7 @@ Each rank writes its rectangles into a file of its own, out of which one rank ma
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ from baton.config.lora import LoraConfig
 from baton.errors import ConfigError
 from services.trainer.megatron.family import ModelShape
 from services.trainer.megatron.heads import SCORE
+from services.trainer.megatron.lora.base import base_fingerprint
 from services.trainer.megatron.lora.factors import factors_of
 from services.trainer.megatron.lora.merged import merged_weight
 from services.trainer.megatron.model import PolicyModel
 from services.trainer.megatron.parallel import Layout
 
+log = logging.getLogger(__name__)
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE, _RECTANGLES = "baton_base", "rectangles"
@@ -34,6 +37,13 @@ _NEEDED = {
     "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False, "layer_replication": None,
 }  # fmt: skip
 """Options of PEFT that mean another adapter if they are set otherwise."""
+_NO_VARIANT = _NEEDED | {"use_qalora": False} | dict.fromkeys((
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "target_parameters",
+    "trainable_token_indices", "use_bdlora",
+))  # fmt: skip
+"""With those that only newer releases of PEFT know, so that they are not written."""
+_PLAIN_STARTS = True, False, None, "gaussian", "eva", "orthogonal", "mica"
+"""Values of `init_lora_weights` that leave the model's own weights as they are; others change them whenever PEFT loads."""
 
 
 def write_part(model: PolicyModel, layout: Layout, partial: Path) -> int:
@@ -95,32 +105,63 @@ def _targets(modules: list[str], layers: int) -> list[str]:
 
 
 @torch.no_grad()
-def load_adapter(model: PolicyModel, directory: Path, config: LoraConfig, base: str, option: str) -> None:
+def load_adapter(
+    model: PolicyModel, directory: Path, config: LoraConfig, source: Path, base: str, option: str
+) -> None:  # fmt: skip
     """Fills the model's factors from a PEFT directory; projections that it does not have stay fresh. A collective over the
-    pipeline. `base` is the fingerprint of the model's weights, `option` what names the directory, for messages.
+    pipeline. `base` is the fingerprint of the model's weights, which are those in `source`; `option` is what names the
+    directory, for messages.
 
     Raises ConfigError, naming cause and fix, if the adapters have another shape, scale or base model than the model's, or
     are of modules that have none here.
     """
     if not (directory / WEIGHTS).is_file() or not (directory / CONFIG).is_file():
         raise ConfigError(f"{option}: {directory} lacks {CONFIG} or {WEIGHTS}; name a directory that PEFT or Baton wrote")
-    for problem in _config_problems(json.loads((directory / CONFIG).read_text()), config):
-        raise ConfigError(f"{option}: {directory}: {problem}")
+    found, where = json.loads((directory / CONFIG).read_text()), f"{option}: {directory}"
+    for problem in config_problems(found, config):
+        raise ConfigError(f"{where}: {problem}")
     with safe_open(directory / WEIGHTS, "pt") as file:
-        told = (file.metadata() or {}).get(_BASE, base)
-        if told != base:
-            raise ConfigError(
-                f"{option}: {directory} holds adapters of another base model than this run's; take the model that they were "
-                f"trained on"
-            )
+        told = (file.metadata() or {}).get(_BASE)
+        remark = base_remark(told, found.get("base_model_name_or_path"), source, base, where)
+        if remark and dist.get_rank() == 0:
+            log.warning("%s", remark)
         names = {name for name in file.keys() if ".base_layer." not in name}  # noqa: SIM118 - no dictionary
-        _refuse_unknown(names, set(_filled(model, file, names, f"{option}: {directory}")), option, directory)
+        _refuse_unknown(names, set(_filled(model, file, names, where)), option, directory)
 
 
-def _config_problems(found: dict[str, Any], config: LoraConfig) -> Iterator[str]:
-    for name, needed in _NEEDED.items():
+def base_remark(told: str | None, name: str | None, source: Path, base: str, where: str) -> str:
+    """What is to be said of adapters whose base model is perhaps not that in `source`, of fingerprint `base`; "": nothing.
+    `told` is the fingerprint that Baton writes with them, `name` what PEFT calls their base. `where` is for messages.
+
+    Raises ConfigError if their base is another model for sure, by `told` or by the directory that `name` is.
+    """
+    if told is None and name and any(Path(name).glob("*.safetensors")):
+        told = base_fingerprint(Path(name))
+    if told not in (None, base):
+        raise ConfigError(
+            f"{where} holds adapters of another base model ({name}) than this run's ({source}); take the model that they "
+            "were trained on"
+        )
+    if told is not None or not name or _is_called(source, name):
+        return ""
+    return f"{where} holds adapters of {name}, and this run's model is {source}: whether these are the same cannot be seen"
+
+
+def _is_called(source: Path, name: str) -> bool:
+    """Whether the directory has the name, or is that of the name in the hub's cache."""
+    return source.name.lower() == Path(name).name.lower() or f"models--{name.replace('/', '--')}" in source.parts
+
+
+def config_problems(found: dict[str, Any], config: LoraConfig) -> Iterator[str]:
+    """What keeps an adapter of PEFT's config `found` from being one of `config`; nothing if it can be loaded."""
+    for name, needed in _NO_VARIANT.items():
         if found.get(name) not in (needed, None):
             yield f"{name} is {found[name]!r}, and only {needed!r} can be loaded; save the adapter so"
+    if (start := found.get("init_lora_weights")) not in _PLAIN_STARTS:
+        yield (
+            f"init_lora_weights is {start!r}: such an adapter is of weights that PEFT changes before it adds it; have PEFT "
+            "make plain LoRA of it (save_pretrained, path_initial_model_for_weight_conversion), or take the merged model"
+        )
     if found.get("r") != config.lora_dim:
         yield f"its rank r is {found.get('r')} and lora_dim is {config.lora_dim}; make lora_dim the same"
     if found.get("lora_alpha") != config.lora_scaling:

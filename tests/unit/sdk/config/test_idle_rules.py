@@ -53,6 +53,40 @@ def test_the_end_of_a_decay_is_refused_where_nothing_decays(error_of, run_of, ro
     run_of(models={role: {"lr": 5, option: 1, "lr_decay_style": "linear"}})
 
 
+LORA = {
+    "part_module_name": "self_attn", "lora_dim": 16, "lora_dropout": 0.1, "lora_scaling": 2.0, "lora_layer": "LinearLayer",
+    "column_only_qkv": True, "load": "an/adapter", "sync": "merged", "checkpoint": "merged",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", LORA)
+def test_an_option_of_adapters_is_refused_where_nothing_is_said_of_training_any(error_of, run_of, option):
+    lora = ({"sync": "merged"} if option == "checkpoint" else {}) | {option: LORA[option]}
+    problems = error_of(models={"ppo_policy": {"lora": lora}}).splitlines()[1:]
+    cause = "has no effect without enable_lora: all weights are trained; leave it out, or write enable_lora: true"
+    assert [problem.strip().partition(":")[0] for problem in problems] == [f"models.ppo_policy.lora.{name}" for name in lora]
+    assert all(problem.endswith(cause) for problem in problems)
+    run_of(models={"ppo_policy": {"lora": {"enable_lora": True} | lora}})
+
+
+def test_a_section_of_adapters_that_is_turned_off_is_remarked(run_of):
+    def remarks(**lora):
+        return run_of(models={"ppo_policy": {"lora": lora}, "ppo_value": {"lora": lora}}).remarks()
+
+    told = "enable_lora is false: all weights are trained, and the section's other options have no effect"
+    expected = [f"models.{role}.lora.{told}" for role in ("ppo_policy", "ppo_value")]
+    assert remarks(enable_lora=False, lora_dim=16) == expected
+    assert remarks(enable_lora=False) == remarks(enable_lora=True, lora_dim=16) == remarks() == []
+
+
+def test_what_the_rollout_gets_of_a_critics_adapter_is_refused_as_it_gets_nothing(error_of, run_of):
+    (problem,) = error_of(models={"ppo_value": {"lora": {"enable_lora": True, "sync": "merged"}}}).splitlines()[1:]
+    assert problem.strip() == (
+        'models.ppo_value.lora.sync: got "merged"; has no effect: nothing of the critic is sent; leave it out'
+    )
+    run_of(models={"ppo_value": {"lora": {"enable_lora": True, "sync": "adapter"}}})
+
+
 def test_what_the_others_give_an_effect_loads_and_so_does_what_is_off(run_of):
     run_of(algorithm=PPO | {"fix_kl_coef": False, "target": 1.0, "horizon": 9.0, "whiten_padding": True})
     run_of(algorithm=PPO | {"clipped_value_only": False, "whiten_advantages": False, "whiten_padding": False})

@@ -27,6 +27,15 @@ def test_a_model_directory_that_does_not_exist_is_named_with_its_option(name):
         preflight.check(run(models={"policy": {"model": name}}), app=None)
 
 
+def test_an_adapter_to_start_from_that_does_not_exist_is_named_before_a_trainer_starts():
+    lora = {"enable_lora": True, "load": "/no/such/adapter"}
+    models = {"policy": {}, "ppo_policy": {"lora": lora}}
+    with pytest.raises(ConfigError, match=r"models\.ppo_policy\.lora\.load: got '/no/such/adapter'; must be a directory"):
+        preflight.check(run(models=models), app=None)
+    services = {"trainer_address": "gpu-host:1", "buffer_address": "store-host:4"}
+    preflight.check(run(models=models, services=services), app=None)
+
+
 ELSEWHERE = {
     "trainer_address": "gpu-host:1", "rollout_addresses": ["gpu-host:2"], "group_addresses": {"scorers": "gpu-host:3"},
 }  # fmt: skip
