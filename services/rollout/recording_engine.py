@@ -97,18 +97,18 @@ class RecordingEngine:
 
     async def _sample(
         self, outputs: asyncio.Queue[RequestOutput | None], group_id: str, prompt: Any, params: SamplingParams,
-        request_id: str, options: dict[str, Any], asked_for: Asked,
+        request_id: str, options: dict[str, Any], asked: Asked,
     ) -> None:  # fmt: skip
-        asked = params.clone()
-        asked.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
-        asked.logprobs, asked.flat_logprobs = (params.logprobs or 0) + OTHERS, True
+        wanted = params.clone()
+        wanted.stop_token_ids = [*params.stop_token_ids, *self._engine.stops.token_ids(params.stop)]
+        wanted.logprobs, wanted.flat_logprobs = (params.logprobs or 0) + OTHERS, True
         responses: dict[int, _Response] = {}
         try:
-            self._replica.check_version(asked_for.exact_version)
+            self._replica.check_version(asked.exact_version)
             with self._engine.under_way(group_id, request_id) as adapter:
                 load = adapter and adapter.load
                 options["lora_request"] = adapter and adapter.request
-                async for output in self._engine.llm.generate(prompt, asked, request_id, **options):
+                async for output in self._engine.llm.generate(prompt, wanted, request_id, **options):
                     for piece in output.outputs:
                         flat = piece.logprobs[: len(piece.token_ids)]  # vLLM 0.26 ends an aborted stream with all it had
                         responses.setdefault(piece.index, _Response()).take(piece, flat, self._engine.loads, load)
@@ -119,7 +119,7 @@ class RecordingEngine:
             completions = [response.completion(load) for _, response in sorted(responses.items())]
             samples = self._replica.samples(group_id, 0, output.prompt_token_ids, completions, params.temperature)
             answered = Answered(samples, [completion.text for completion in completions])
-            self._recordings.add(group_id, answered, alone=not asked_for.group_id)
+            self._recordings.add(group_id, answered, alone=not asked.group_id)
         finally:
             outputs.put_nowait(None)
 

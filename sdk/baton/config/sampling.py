@@ -49,8 +49,7 @@ class SamplingConfig(RoleConfig):
 
     use_beam_search: bool = False
     """Search for the `n` likeliest responses instead of sampling; the temperature is then 0. An evaluation takes the first
-    of them. Not with
-    what changes the distribution (top_p, top_k, penalties), stop texts or prompt_logprobs."""
+    of them. Not with what changes the distribution (top_p, top_k, penalties), stop texts or prompt_logprobs."""
 
     presence_penalty: Penalty = 0.0
     """Subtracted from the logit of every token that the response has. 0: none."""
